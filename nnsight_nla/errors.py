@@ -1,0 +1,25 @@
+"""What can go wrong, under one root.
+
+Every error raised on what a user passed is an `NLAError`, so one ``except`` catches them all. Its
+message says what arrived, what was expected and what to type next.
+"""
+
+
+class NLAError(Exception):
+    """The root of every error that nnsight_nla raises on purpose."""
+
+
+class CheckpointError(NLAError):
+    """A checkpoint's sidecar, tokenizer, weights or prompt cannot be used as they are."""
+
+
+class InjectionError(NLAError):
+    """A vector cannot be written where the verbalizer expects it, or not read where it should be."""
+
+
+class VerbalizationError(NLAError):
+    """Some vectors have no text: they are unusable themselves, or generating for them failed."""
+
+
+class NLAWarning(UserWarning):
+    """Something a careful reader of an explanation should know."""

@@ -1,0 +1,168 @@
+"""How a vector is written into the verbalizer: pure tensor maths.
+
+A verbalizer reads its vector at one marker token. Two ways of writing it there are published:
+
+* ``add`` at a block's output (norm-matched): ``h'_p = h_p + c * |h_p| * v / |v|``. The direction comes
+  from the vector, the length from the residual that is already there.
+  Source: Karvonen et al. 2025, *Activation Oracles*, eq. 1.
+* ``replace`` at the embedding's output: ``h'_p = scale * v / |v|``. Source: the NLA paper's verbalizers.
+
+>>> import torch
+>>> hidden, vector = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+>>> norm_matched_add(hidden, vector)
+tensor([[3., 9.]])
+>>> scaled_replacement(vector, scale=7.0)
+tensor([[0., 7.]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .errors import CheckpointError
+
+Operation = Literal["add", "replace"]
+Site = Literal["block", "embedding"]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Where and how a vector is written into the verbalizer."""
+
+    operation: Operation = "add"
+    """``add`` (norm-matched, Karvonen et al. 2025) or ``replace`` (rescaled to `scale`)."""
+    site: Site = "block"
+    """``block``: the output of block `layer`; ``embedding``: the output of the embedding module."""
+    layer: int | None = 1
+    """The block whose output is written, counted from 0; ``None`` at the embedding."""
+    scale: float | None = None
+    """``add``: the coefficient of eq. 1 (``None`` is 1); ``replace``: the L2 norm the vector gets."""
+
+    def __post_init__(self) -> None:
+        """Refuse a combination that no verbalizer was trained with."""
+        if self.operation not in ("add", "replace") or self.site not in ("block", "embedding"):
+            raise CheckpointError(
+                f"Injection(operation={self.operation!r}, site={self.site!r}): operation is 'add' or "
+                "'replace', site is 'block' or 'embedding'."
+            )
+        if self.site == "block" and not _is_index(self.layer):
+            raise CheckpointError(
+                f"Injection(site='block', layer={self.layer!r}): say at which block's output the "
+                "vector is written, e.g. Injection(layer=1)."
+            )
+        if self.site == "embedding" and self.layer is not None:
+            raise CheckpointError(
+                f"Injection(site='embedding', layer={self.layer!r}): the embedding has no block "
+                "number; write layer=None."
+            )
+        if self.scale is not None and not (_is_number(self.scale) and 0 < self.scale < float("inf")):
+            raise CheckpointError(
+                f"Injection(scale={self.scale!r}): a scale is a positive, finite number."
+            )
+        if self.operation == "replace" and self.scale is None:
+            raise CheckpointError(
+                "Injection(operation='replace') needs the scale that the vector is brought to (an "
+                "absent scale is never read as 'raw'): Injection('replace', 'embedding', None, 150.0)."
+            )
+
+
+def norm_matched_add(
+    hidden: Float[Tensor, "*rows d_model"],
+    vector: Float[Tensor, "*rows d_model"],
+    coefficient: float = 1.0,
+) -> Float[Tensor, "*rows d_model"]:
+    """Add `vector`'s direction at `hidden`'s own length (Karvonen et al. 2025, eq. 1).
+
+    Args:
+        hidden: The residual at the marker, as the model computed it.
+        vector: The vector to verbalize, of any length but zero.
+        coefficient: The multiple of ``|hidden|`` that is added; 1 in the paper.
+
+    Returns:
+        A new tensor in `hidden`'s dtype; norms are taken in float32.
+    """
+    wide = hidden.float()
+    return (wide + coefficient * _norm(wide) * _unit(vector.to(wide.device))).to(hidden.dtype)
+
+
+def scaled_replacement(
+    vector: Float[Tensor, "*rows d_model"], scale: float
+) -> Float[Tensor, "*rows d_model"]:
+    """Bring `vector` to the L2 norm `scale`, in float32."""
+    return scale * _unit(vector)
+
+
+def write(
+    hidden: Float[Tensor, "batch seq d_model"],
+    vectors: Float[Tensor, "batch d_model"],
+    position: int,
+    injection: Injection,
+    given: Bool[Tensor, "batch"] | None = None,  # noqa: UP037
+) -> Float[Tensor, "batch seq d_model"]:
+    """Write one vector per row at `position`, leaving `hidden` itself untouched.
+
+    Args:
+        hidden: The output of the injection site; never edited in place (it may be under autograd).
+        vectors: What to write, one vector per row of the batch, raw (any length but zero).
+        position: The marker's position, the same in every row.
+        injection: The operation and its scale.
+        given: Rows that get their vector. The others keep the marker's own residual, which is the
+            ``null`` control. All rows when ``None``.
+
+    Returns:
+        A new tensor, bit-identical to `hidden` at every other position.
+    """
+    marker = hidden[:, position]
+    if injection.operation == "add":
+        scale = 1.0 if injection.scale is None else injection.scale
+        written = norm_matched_add(marker, vectors, scale)
+    else:
+        assert injection.scale is not None  # noqa: S101  (Injection refuses it; this tells pyright)
+        written = scaled_replacement(vectors.to(hidden.device), injection.scale).to(hidden.dtype)
+    if given is not None:
+        written = torch.where(rearrange(given.to(hidden.device), "row -> row 1"), written, marker)
+    result = hidden.clone()
+    result[:, position] = written
+    return result
+
+
+def unusable(vectors: Float[Tensor, "rows d_model"]) -> dict[int, str]:
+    """Name the rows that have no direction to write: zero, NaN or infinite.
+
+    Returns:
+        Row number to the reason, empty when every row can be written.
+    """
+    finite = torch.isfinite(vectors).all(dim=-1).cpu()
+    nonzero = (vectors != 0).any(dim=-1).cpu()
+    reasons: dict[int, str] = {}
+    for row in torch.nonzero(~(finite & nonzero)).flatten().tolist():
+        if nonzero[row] and bool(torch.isnan(vectors[row]).any()):
+            reasons[row] = "has NaN in it"
+        else:
+            reasons[row] = "is infinite" if nonzero[row] else "is zero, it has no direction"
+    return reasons
+
+
+def _norm(vector: Tensor) -> Tensor:
+    return vector.float().norm(dim=-1, keepdim=True)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    # The largest entry first: a float32 norm of entries near 1e20 (or 1e-25) would overflow (vanish).
+    wide = vector.float()
+    wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return wide / _norm(wide).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
