@@ -61,7 +61,9 @@ class Injection:
                 f"Injection(site='embedding', layer={self.layer!r}): the embedding has no block "
                 "number; write layer=None."
             )
-        if self.scale is not None and not (_is_number(self.scale) and 0 < self.scale < float("inf")):
+        if self.scale is not None and not (
+            _is_number(self.scale) and 0 < self.scale < float("inf")
+        ):
             raise CheckpointError(
                 f"Injection(scale={self.scale!r}): a scale is a positive, finite number."
             )

@@ -47,8 +47,6 @@ def variance(vectors: Float[Tensor, "rows d_model"]) -> float:
     return (scaled - scaled.mean(dim=0)).pow(2).mean().item()
 
 
-def fve(
-    mse: Float[Tensor, "*shape"], denominator: float
-) -> Float[Tensor, "*shape"]:
+def fve(mse: Float[Tensor, "*shape"], denominator: float) -> Float[Tensor, "*shape"]:
     """The fraction of variance explained: ``1 - mse / denominator``."""
     return 1 - mse / denominator
