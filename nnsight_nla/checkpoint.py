@@ -1,9 +1,10 @@
 """What a verbalizer was trained with: the sidecar's dialects, read into one frozen `Checkpoint`.
 
-A checkpoint folder carries ``nla_meta.yaml`` beside its weights (some a home-made ``nla_meta.json``). The
-projects that write it disagree on where a field stands, so every field has a list of places here;
-places that contradict each other are an error, and `Checkpoint.source` says where each value came from.
-Nothing defaults silently: above all the *injection* (how the vector is written) is never guessed.
+A checkpoint folder carries ``nla_meta.yaml`` beside its weights (some a home-made
+``nla_meta.json``). The projects that write it disagree on where a field stands, so every field has
+a list of places here; places that contradict each other are an error, and `Checkpoint.source` says
+where each value came from. Nothing defaults silently: above all the *injection* (how the vector is
+written) is never guessed.
 
 >>> checkpoint = Checkpoint.preset("ceselder/nanonla-l24-av-qwen3-8b")
 >>> checkpoint.layer, checkpoint.d_model, checkpoint.injection.operation
@@ -36,8 +37,8 @@ SIDECARS = ("nla_meta.yaml", "nla_meta.json")
 AV_TEMPLATE = (
     "You are a meticulous AI researcher conducting an important investigation into activation "
     "vectors from a language model. Your overall task is to describe the semantic content of that "
-    "activation vector.\n\nWe will pass the vector enclosed in <concept> tags into your context. You "
-    "must then produce an explanation for the vector, enclosed within <explanation> tags. The "
+    "activation vector.\n\nWe will pass the vector enclosed in <concept> tags into your context. "
+    "You must then produce an explanation for the vector, enclosed within <explanation> tags. The "
     "explanation consists of 2-3 text snippets describing that vector.\n\nHere is the vector:\n\n"
     "<concept>{injection_char}</concept>\n\nPlease provide an explanation."
 )
@@ -78,7 +79,7 @@ class Checkpoint:
     """What a verbalizer and its reconstructor were trained with, checked field by field."""
 
     layer: int
-    """K: the vector is the output of block K of the target, counted from 0 (``hidden_states[K+1]``)."""
+    """K: the vector is the output of the target's block K, from 0 (``hidden_states[K+1]``)."""
     d_model: int
     """The width of the residual stream, in entries."""
     template: str
@@ -91,7 +92,7 @@ class Checkpoint:
     """The id of the token before the marker; ``None`` until it is read off the live prompt."""
     right_id: int | None = None
     """The id of the token after the marker; ``None`` until it is read off the live prompt."""
-    injection: Injection = Injection()
+    injection: Injection = field(default_factory=Injection)
     """How the vector is written."""
     ar_template: str | None = None
     """The reconstructor's prompt, with ``{explanation}`` where the text goes."""
@@ -115,7 +116,7 @@ class Checkpoint:
             ("left_id", "a token id", 0),
             ("right_id", "a token id", 0),
         ):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             optional = name in ("left_id", "right_id") and value is None
             if not optional and (not _is_int(value) or value < least):
                 raise CheckpointError(f"{self._where(name)} is {value!r}, expected {kind}.")
@@ -140,8 +141,8 @@ class Checkpoint:
         """Read a checkpoint's sidecar from a local folder or a Hub repository.
 
         Args:
-            path_or_id: A folder with an ``nla_meta.yaml``, such a file itself, or ``org/name`` on the Hub.
-                A known repository without a sidecar gets its built-in preset, and `source` says so.
+            path_or_id: A folder with an ``nla_meta.yaml``, such a file itself, or ``owner/name`` on
+                the Hub. A known repository without a sidecar gets its preset; `source` says so.
             injection: How the vector is written, where you know better than the sidecar.
 
         Raises:
@@ -225,8 +226,9 @@ class Checkpoint:
         others = sorted(set(re.findall(r"\{\w+\}", template)) - {slot})
         if others:
             raise CheckpointError(
-                f"{self._where(name)} has slots that nnsight_nla does not know: {', '.join(others)}. "
-                "Fill them in and pass NLA(..., checkpoint=Checkpoint(template=...))."
+                f"{self._where(name)} has slots that nnsight_nla does not know: "
+                f"{', '.join(others)}. Fill them in and pass "
+                "NLA(..., checkpoint=Checkpoint(template=...))."
             )
 
     def _where(self, name: str) -> str:
@@ -258,8 +260,8 @@ def parse_sidecar(
     norm = _get(tree, "extraction.norm")
     if norm not in (None, "none"):
         raise CheckpointError(
-            f"{file}: extraction.norm is {norm!r}. This verbalizer was trained on {norm} vectors, and "
-            "nnsight_nla serves raw residuals only: its texts would be wrong without a warning."
+            f"{file}: extraction.norm is {norm!r}. This verbalizer was trained on {norm} vectors, "
+            "and nnsight_nla serves raw residuals only: its texts would be wrong without a warning."
         )
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
@@ -320,13 +322,14 @@ def _find_sidecar(name: str) -> Path | None:
             if (path / file).is_file():
                 return path / file
         raise CheckpointError(
-            f"{path} has no {' or '.join(SIDECARS)}. Use the folder that ships with the checkpoint, "
-            "or describe it: NLA(..., checkpoint=Checkpoint(layer=..., d_model=..., ...))."
+            f"{path} has no {' or '.join(SIDECARS)}. Use the folder that ships with the "
+            "checkpoint, or describe it: "
+            "NLA(..., checkpoint=Checkpoint(layer=..., d_model=..., ...))."
         )
     if not is_hub_id(name):
         raise CheckpointError(
-            f"{name!r} is neither a folder on this machine (looked at {path.absolute()}) nor a Hub id "
-            "of the form 'owner/name'."
+            f"{name!r} is neither a folder on this machine (looked at {path.absolute()}) nor a Hub "
+            "id of the form 'owner/name'."
         )
     return _download_sidecar(name)
 
@@ -334,34 +337,31 @@ def _find_sidecar(name: str) -> Path | None:
 def _download_sidecar(name: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
     )
 
     for file in SIDECARS:
         try:
             return Path(hf_hub_download(name, file))
+        except RemoteEntryNotFoundError:
+            continue
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            absent = isinstance(error, EntryNotFoundError) and not isinstance(
-                error, LocalEntryNotFoundError
-            )
-            if absent:
-                continue
             if name in PRESETS:
                 return None
             raise CheckpointError(
                 f"{name!r}: {file} is not in the local Hub cache and could not be fetched "
-                f"({type(error).__name__}). With no network, download the repository elsewhere and "
-                f"pass its folder: NLA('/path/to/{name.split('/')[-1]}'). For the embedded pair that "
+                f"({type(error).__name__}). With no network, download the repository elsewhere "
+                f"and pass its folder: NLA('/path/to/{name.split('/')[-1]}'). The embedded pair "
                 "needs no network: nnsight_nla.tiny.load()."
             ) from error
     if name in PRESETS:
         return None
     raise CheckpointError(
-        f"The Hub repository {name!r} has no {' or '.join(SIDECARS)} and nnsight_nla has no preset for "
-        f"it (it has {', '.join(sorted(PRESETS))}). Describe it: NLA({name!r}, "
+        f"The Hub repository {name!r} has no {' or '.join(SIDECARS)} and nnsight_nla has no preset "
+        f"for it (it has {', '.join(sorted(PRESETS))}). Describe it: NLA({name!r}, "
         "checkpoint=Checkpoint(layer=..., d_model=..., ...))."
     )
 

@@ -14,7 +14,7 @@ class CheckpointError(NLAError):
 
 
 class InjectionError(NLAError):
-    """A vector cannot be written where the verbalizer expects it, or not read where it should be."""
+    """A vector cannot be read where it should be, or not written where the verbalizer wants it."""
 
 
 class VerbalizationError(NLAError):

@@ -2,10 +2,11 @@
 
 A verbalizer reads its vector at one marker token. Two ways of writing it there are published:
 
-* ``add`` at a block's output (norm-matched): ``h'_p = h_p + c * |h_p| * v / |v|``. The direction comes
-  from the vector, the length from the residual that is already there.
+* ``add`` at a block's output (norm-matched): ``h'_p = h_p + c * |h_p| * v / |v|``. The direction
+  comes from the vector, the length from the residual that is already there.
   Source: Karvonen et al. 2025, *Activation Oracles*, eq. 1.
-* ``replace`` at the embedding's output: ``h'_p = scale * v / |v|``. Source: the NLA paper's verbalizers.
+* ``replace`` at the embedding's output: ``h'_p = scale * v / |v|``.
+  Source: the verbalizers of the NLA paper.
 
 >>> import torch
 >>> hidden, vector = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
@@ -17,12 +18,13 @@ tensor([[0., 7.]])
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -42,14 +44,14 @@ class Injection:
     layer: int | None = 1
     """The block whose output is written, counted from 0; ``None`` at the embedding."""
     scale: float | None = None
-    """``add``: the coefficient of eq. 1 (``None`` is 1); ``replace``: the L2 norm the vector gets."""
+    """``add``: the coefficient of eq. 1 (``None`` is 1); ``replace``: the vector's new L2 norm."""
 
     def __post_init__(self) -> None:
         """Refuse a combination that no verbalizer was trained with."""
         if self.operation not in ("add", "replace") or self.site not in ("block", "embedding"):
             raise CheckpointError(
-                f"Injection(operation={self.operation!r}, site={self.site!r}): operation is 'add' or "
-                "'replace', site is 'block' or 'embedding'."
+                f"Injection(operation={self.operation!r}, site={self.site!r}): operation is 'add' "
+                "or 'replace', site is 'block' or 'embedding'."
             )
         if self.site == "block" and not _is_index(self.layer):
             raise CheckpointError(
@@ -61,16 +63,15 @@ class Injection:
                 f"Injection(site='embedding', layer={self.layer!r}): the embedding has no block "
                 "number; write layer=None."
             )
-        if self.scale is not None and not (
-            _is_number(self.scale) and 0 < self.scale < float("inf")
-        ):
+        if self.scale is not None and not _is_positive(self.scale):
             raise CheckpointError(
                 f"Injection(scale={self.scale!r}): a scale is a positive, finite number."
             )
         if self.operation == "replace" and self.scale is None:
             raise CheckpointError(
-                "Injection(operation='replace') needs the scale that the vector is brought to (an "
-                "absent scale is never read as 'raw'): Injection('replace', 'embedding', None, 150.0)."
+                "Injection(operation='replace') needs the L2 norm that the vector is brought to; "
+                "an absent scale is never read as 'raw'. For example: "
+                "Injection('replace', 'embedding', None, 150.0)."
             )
 
 
@@ -125,8 +126,8 @@ def write(
         scale = 1.0 if injection.scale is None else injection.scale
         written = norm_matched_add(marker, vectors, scale)
     else:
-        assert injection.scale is not None  # noqa: S101  (Injection refuses it; this tells pyright)
-        written = scaled_replacement(vectors.to(hidden.device), injection.scale).to(hidden.dtype)
+        scale = cast("float", injection.scale)  # Injection refuses a replacement without one.
+        written = scaled_replacement(vectors.to(hidden.device), scale).to(hidden.dtype)
     if given is not None:
         written = torch.where(rearrange(given.to(hidden.device), "row -> row 1"), written, marker)
     result = hidden.clone()
@@ -156,7 +157,7 @@ def _norm(vector: Tensor) -> Tensor:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    # The largest entry first: a float32 norm of entries near 1e20 (or 1e-25) would overflow (vanish).
+    # The largest entry first: the float32 norm of entries near 1e20 (1e-25) overflows (vanishes).
     wide = vector.float()
     wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return wide / _norm(wide).clamp_min(torch.finfo(torch.float32).tiny)
@@ -166,5 +167,5 @@ def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,9 +1,9 @@
 """The verbalizer's fixed prompt, the marker in it, and the explanation in what it writes back.
 
-The prompt is the same for every vector; only the residual at the marker differs. It is rendered in two
-steps (chat template to text, text to ids) because one-step tokenization has split markers, and a second
-BOS token would move everything by one. The marker is found by its id *and* both neighbours, so the same
-character in other text is not a site.
+The prompt is the same for every vector; only the residual at the marker differs. It is rendered in
+two steps (chat template to text, text to ids) because one-step tokenization has split markers, and
+a second BOS token would move everything by one. The marker is found by its id *and* both
+neighbours, so the same character in other text is not a site.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Prompt:
         _check_marker(checkpoint, tokenizer)
         if getattr(tokenizer, "chat_template", None) is None:
             raise CheckpointError(
-                "The tokenizer has no chat template, so the verbalizer's prompt cannot be rendered. "
-                "Use the tokenizer that ships with the checkpoint or with its base model."
+                "The tokenizer has no chat template, so the verbalizer's prompt cannot be "
+                "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
             )
         content = checkpoint.template.replace(MARKER_SLOT, checkpoint.marker)
         text = tokenizer.apply_chat_template(
@@ -72,7 +72,8 @@ class Prompt:
             raise CheckpointError(
                 f"The verbalizer's prompt has {len(sites)} places where {checkpoint.marker!r} "
                 f"({checkpoint.marker_id}) stands between {checkpoint.left_id} and "
-                f"{checkpoint.right_id}, expected exactly 1. Beside it stand: {beside or 'nothing'}. "
+                f"{checkpoint.right_id}, expected exactly 1. "
+                f"Beside it stand: {beside or 'nothing'}. "
                 "Use the tokenizer and template that ship with the checkpoint."
             )
         position = sites[0]
@@ -90,7 +91,7 @@ def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 
 def _sites(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[int]:
-    """Positions of the marker between its two neighbours; a neighbour that is not known is not asked."""
+    """Positions of the marker between its two neighbours, as far as these are known."""
     return [
         i
         for i in range(1, len(ids) - 1)
@@ -101,11 +102,11 @@ def _sites(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[int]:
 
 
 def extract(raw: str) -> tuple[str, bool]:
-    """The explanation inside a verbalizer's reply, and whether its closing tag came.
+    r"""The explanation inside a verbalizer's reply, and whether its closing tag came.
 
     A reply without the tags is not lost: what there is counts as the text.
 
-    >>> extract("<explanation>\\nAbout Paris.\\n</explanation>")
+    >>> extract("<explanation>\nAbout Paris.\n</explanation>")
     ('About Paris.', True)
     >>> extract("<explanation>About Par")
     ('About Par', False)
@@ -116,11 +117,11 @@ def extract(raw: str) -> tuple[str, bool]:
 
 
 def snippets(text: str) -> tuple[str, ...]:
-    """The explanation's snippets: its paragraphs, or its lines where it has one paragraph only.
+    r"""The explanation's snippets: its paragraphs, or its lines where it has one paragraph only.
 
-    >>> snippets("A city.\\n\\nIts language.")
+    >>> snippets("A city.\n\nIts language.")
     ('A city.', 'Its language.')
-    >>> snippets("A city.\\nIts language.")
+    >>> snippets("A city.\nIts language.")
     ('A city.', 'Its language.')
     """
     parts = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]

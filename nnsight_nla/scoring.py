@@ -1,9 +1,9 @@
 """How close a reconstruction is to a vector: pure tensor maths.
 
-As in the NLA paper, only directions count: both sides are L2-normalised to ``sqrt(d_model)``, so the
-mean squared error per element is ``2 * (1 - cosine)``. The fraction of variance explained (FVE) divides
-that error by the variance of a named data set of vectors; between models this denominator ranges from
-0.03 to 0.92, so an FVE without it says nothing.
+As in the NLA paper, only directions count: both sides are L2-normalised to ``sqrt(d_model)``, so
+the mean squared error per element is ``2 * (1 - cosine)``. The fraction of variance explained (FVE)
+divides that error by the variance of a named data set of vectors; between models this denominator
+ranges from 0.03 to 0.92, so an FVE without it says nothing.
 
 >>> import torch
 >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
@@ -42,7 +42,7 @@ def direction_mse(
 
 
 def variance(vectors: Float[Tensor, "rows d_model"]) -> float:
-    """The FVE's denominator: the mean squared distance per element to the normalised vectors' mean."""
+    """The FVE's denominator: the mean squared distance per element to the normalised mean."""
     scaled = normalise(vectors)
     return (scaled - scaled.mean(dim=0)).pow(2).mean().item()
 
