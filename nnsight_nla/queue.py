@@ -1,0 +1,168 @@
+"""The queue of handles that still wait for their text, and how it is worked off.
+
+It holds handles weakly: what nobody can reach any more is never verbalized. Batches settle one by
+one, so after an exception, an out-of-memory error or Ctrl-C the settled rows keep their text and
+the rest stay pending with their vectors. One lock per verbalizer: a second thread waits its turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import hosts
+from .capture import Capture, Receipt
+from .errors import NLAError, NLAWarning, VerbalizationError
+from .explanation import Explanation
+from .injection import unusable
+
+if TYPE_CHECKING:
+    from .sampling import Sampling
+    from .verbalizer import Verbalizer
+
+Job = tuple[Capture, int, int]
+"""One reply to make: the capture, the row, the sample's number."""
+
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_MANY = 1000
+
+
+class Queue:
+    """Pending handles of one verbalizer, in the order they were made."""
+
+    def __init__(self, verbalizer: Verbalizer, batch_size: int) -> None:
+        """Share one lock among all queues of the same verbalizer model."""
+        self._verbalizer = verbalizer
+        self._batch_size = batch_size
+        self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()
+        self._number = itertools.count()
+        self._lock = _LOCKS.setdefault(verbalizer.av, threading.RLock())
+
+    def add(self, handle: Explanation) -> None:
+        """Let `handle` wait for its text, without keeping it alive."""
+        self._handles[next(self._number)] = handle
+
+    def pending(self) -> list[Explanation]:
+        """The reachable handles with rows that are not settled, oldest first."""
+        waiting: list[Explanation] = []
+        for number, handle in sorted(self._handles.items()):
+            if handle.resolved:
+                self._handles.pop(number, None)
+            else:
+                waiting.append(handle)
+        return waiting
+
+    def resolve(self, first: Iterable[Explanation], *, implicit: bool = False) -> None:
+        """Verbalize `first`, then every other pending handle.
+
+        Args:
+            first: Handles whose rows come first.
+            implicit: A ``.text`` asked, not a ``resolve()``; say so when that means much work.
+
+        Raises:
+            VerbalizationError: Generating failed; what had settled keeps its text.
+        """
+        with self._lock:
+            jobs = _jobs([*first, *self.pending()])
+            if implicit and len(jobs) >= _MANY:
+                warnings.warn(
+                    f"Reading one text verbalizes everything that is pending: {len(jobs):,} rows. "
+                    "Call nla.resolve(handle) to do one handle only.",
+                    NLAWarning,
+                    stacklevel=4,
+                )
+            self._work(jobs)
+
+    def resolve_only(self, handles: Iterable[Explanation]) -> None:
+        """Verbalize these handles and nothing else."""
+        with self._lock:
+            self._work(_jobs(handles))
+
+    def receipt(self, capture: Capture) -> Receipt:
+        """The part of the receipt that is the same for every row."""
+        checkpoint, prompt = self._verbalizer.checkpoint, self._verbalizer.prompt
+        layer = checkpoint.injection.layer
+        k = checkpoint.layer
+        return Receipt(
+            verbalizer=hosts.describe(self._verbalizer.av),
+            marker_position=prompt.marker_position,
+            site="embedding" if layer is None else f"block {layer}",
+            operation="none" if capture.null else checkpoint.injection.operation,
+            scale=checkpoint.injection.scale,
+            layer_convention=f"output of block {k}, counted from 0 (hidden_states[{k + 1}])",
+            dtype=str(self._verbalizer.av._module.dtype).removeprefix("torch."),
+            sampling=capture.sampling,
+            sidecar_hash=checkpoint.sidecar_hash,
+            prompt_hash=prompt.hash,
+        )
+
+    def _work(self, jobs: list[Job]) -> None:
+        by_sampling: dict[Sampling, list[Job]] = {}
+        for job in jobs:
+            by_sampling.setdefault(job[0].sampling, []).append(job)
+        with _progress(len(jobs)) as bar:
+            for sampling, group in by_sampling.items():
+                for start in range(0, len(group), self._batch_size):
+                    batch = group[start : start + self._batch_size]
+                    self._settle(batch, sampling, done=bar.n if bar else 0, of=len(jobs))
+                    if bar:
+                        bar.update(len(batch))
+
+    def _settle(self, batch: list[Job], sampling: Sampling, *, done: int, of: int) -> None:
+        try:
+            replies = self._verbalizer.verbalize(
+                torch.stack([capture.vectors[row].float().cpu() for capture, row, _ in batch]),
+                torch.tensor([not capture.null for capture, _, _ in batch]),
+                [sample for _, _, sample in batch],
+                sampling,
+            )
+        except NLAError:
+            raise
+        except Exception as error:
+            raise VerbalizationError(
+                f"Verbalizing stopped with {type(error).__name__}: {error}. {of - done} of {of} "
+                "rows are still pending with their vectors; call nla.resolve() to go on."
+            ) from error
+        for (capture, row, sample), reply in zip(batch, replies, strict=True):
+            capture.replies[row, sample] = reply
+
+
+def _jobs(handles: Iterable[Explanation]) -> list[Job]:
+    """The replies to make for `handles`, each once; unusable rows are recorded and left out."""
+    rows: dict[int, tuple[Capture, dict[int, None]]] = {}
+    for handle in handles:
+        capture = handle._capture
+        if capture.vectors is not None:
+            _, wanted = rows.setdefault(id(capture), (capture, {}))
+            wanted.update((row, None) for row in handle._each if not capture.settled(row))
+    jobs: list[Job] = []
+    for capture, wanted in rows.values():
+        listed = list(wanted)
+        if not capture.null and listed:
+            bad = unusable(capture.vectors[torch.tensor(listed)])
+            capture.errors.update((listed[place], reason) for place, reason in bad.items())
+        jobs += [
+            (capture, row, sample)
+            for row in listed
+            if row not in capture.errors
+            for sample in range(capture.samples)
+            if (row, sample) not in capture.replies
+        ]
+    return jobs
+
+
+def _progress(total: int) -> Any:
+    """A bar on standard error, once a second has passed; none where nobody watches."""
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        return nullcontext()
+    from tqdm.std import tqdm
+
+    return tqdm(total=total, desc="verbalizing", unit="text", delay=1, leave=False)
