@@ -77,7 +77,8 @@ class Verbalizer:
         if len(prompt.ids) >= self.context:
             raise CheckpointError(
                 f"The verbalizer's prompt has {len(prompt.ids)} tokens, {name} reads "
-                f"{self.context} at most. Shorten the template: NLA(..., checkpoint=Checkpoint(template=...))."
+                f"{self.context} at most. Shorten the template: "
+                "NLA(..., checkpoint=Checkpoint(template=...))."
             )
 
     @property

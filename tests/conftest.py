@@ -1,0 +1,69 @@
+"""Fixtures that every test may use: the trained tiny pair, and random-weight models."""
+
+# beartype must be imported before nnsight, which mounts `.save` on every object.
+import beartype  # noqa: F401
+from jaxtyping import install_import_hook
+
+# Shapes are checked at run time here and nowhere else: in the modules of pure tensor maths and in
+# the two model graphs. The facade is left out, so that its own errors are what a bad input meets.
+_CHECKED = ("injection", "scoring", "verbalizer", "reconstructor")
+install_import_hook([f"nnsight_nla.{name}" for name in _CHECKED], "beartype.beartype")
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import gc
+import warnings
+
+import pytest
+import torch
+
+from nnsight_nla import NLA, tiny
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Host libraries warn about themselves; only ours and the user's are errors."""
+    for line in (
+        # numpy and torch reload each other's C extensions under pytest's import mode.
+        "ignore:.*NumPy module was reloaded.*:UserWarning",
+        # torch's own deprecations, raised from transformers and accelerate.
+        "ignore::DeprecationWarning:torch.*",
+        "ignore::DeprecationWarning:transformers.*",
+        "ignore::FutureWarning:transformers.*",
+    ):
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """The trained target and its NLA, loaded once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tiny.load()
+
+
+@pytest.fixture
+def model(pair):
+    """The trained tiny target; nothing of a test may stay on it."""
+    model = pair[0]
+    yield model
+    assert not model.interleaver.mediators
+    assert not model.interleaver.interleaving
+
+
+@pytest.fixture
+def nla(pair) -> NLA:
+    """The trained tiny NLA with nothing pending."""
+    gc.collect()
+    nla = pair[1]
+    nla.resolve()
+    return nla
+
+
+@pytest.fixture
+def residuals(model, nla) -> torch.Tensor:
+    """``[seq, d_model]``: layer K of a sentence that the tiny world knows."""
+    with model.trace("What a lovely day! People in Paris speak"):
+        found = nla.layer(model).output[0].detach().save()
+    return found
