@@ -1,0 +1,139 @@
+"""The main job on the embedded pair: read sentences token by token, patch a fact, show the truth.
+
+Everything here is what a user would write: an nnsight trace of the target, ``nla.explain`` inside
+it, and the text read afterwards. The truth beside it comes from the world, which the verbalizer
+never sees.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .documents import sample
+from .explanations import explain, parse
+from .facts import held_out_pairs
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
+    from ..explanation import Explanation
+    from ..nla import NLA
+
+_PATCH_LAYER = 0
+_UNSURE_BELOW = 0.5
+
+
+@dataclass(frozen=True)
+class Read:
+    """One token of a sentence."""
+
+    token: str
+    """The token the residual stands at."""
+    expected: str
+    """What the target expects next, ``unsure`` below a probability of one half."""
+    explanation: str
+    """What the verbalizer says of the residual."""
+    truth: str
+    """What a perfect verbalizer would say."""
+    slots_right: int
+    """How many of the explanation's six slots are the truth's."""
+
+
+@dataclass(frozen=True)
+class Patched:
+    """One prompt with another's subject patched into it."""
+
+    prompt: str
+    """The prompt that was run."""
+    donor: str
+    """The prompt whose residual was patched in."""
+    where: str
+    """The site of the patch."""
+    predicted: tuple[str, str]
+    """The target's next word, before and after."""
+    explanation: tuple[str, str]
+    """The verbalizer's text at the last position, before and after."""
+
+
+def read_sentences(
+    model: TransformersModel, nla: NLA, count: int = 3, seed: int = 3
+) -> list[list[Read]]:
+    """Read `count` documents about combinations that no training has seen.
+
+    Args:
+        model: The tiny target.
+        nla: Its NLA.
+        count: How many documents.
+        seed: Which ones.
+    """
+    rng = random.Random(seed)
+    pairs = sorted(held_out_pairs())
+    documents = [sample(rng, *rng.choice(pairs)) for _ in range(count)]
+    readings: list[tuple[Explanation, list[str]]] = []
+    for document in documents:
+        with model.trace(document.text):
+            thoughts = nla.explain(nla.layer(model).output[0])
+            logits = model.lm_head.output[0].detach().save()
+        readings.append((thoughts, _expected(model, logits)))
+    return [
+        [
+            _row(word, text, expected)
+            for word, text, expected in zip(document.words, thoughts.text, words, strict=True)
+        ]
+        for document, (thoughts, words) in zip(documents, readings, strict=True)
+    ]
+
+
+def patch_fact(
+    model: TransformersModel,
+    nla: NLA,
+    prompt: str = "What a lovely day! People in Rome speak",
+    donor: str = "What a lovely day! People in Paris speak",
+) -> Patched:
+    """Patch the donor's subject into `prompt` at block 0 and explain the last position at K.
+
+    Args:
+        model: The tiny target.
+        nla: Its NLA.
+        prompt: The prompt that is run twice, as it is and patched.
+        donor: A prompt that differs from it in one token.
+    """
+    first, second = nla.positions(model, [prompt, donor])
+    (where,) = [
+        i for i, pair in enumerate(zip(first.ids, second.ids, strict=True)) if len({*pair}) > 1
+    ]
+    block = model.model.layers[_PATCH_LAYER]
+    with model.trace(donor):
+        subject = block.output[0, where].save()
+    with model.trace(prompt):
+        before = nla.explain(nla.layer(model).output[0, -1])
+        clean = model.lm_head.output[0, -1:].detach().save()
+    with model.trace(prompt):
+        block.output[0, where] = subject
+        after = nla.explain(nla.layer(model).output[0, -1])
+        patched = model.lm_head.output[0, -1:].detach().save()
+    return Patched(
+        prompt,
+        donor,
+        f"block {_PATCH_LAYER}, position {where} ({first.tokens[where].strip()} -> "
+        f"{second.tokens[where].strip()})",
+        (_expected(model, clean)[0], _expected(model, patched)[0]),
+        (before.text, after.text),
+    )
+
+
+def _row(word: object, text: str, expected: str) -> Read:
+    truth = explain(word.truth, word.text, expected)
+    said, known = vars(parse(text)), vars(parse(truth))
+    right = sum(said[slot] == known[slot] for slot in known)
+    return Read(word.text, expected, text, truth, right)
+
+
+def _expected(model: TransformersModel, logits: object) -> list[str]:
+    probability, token = logits.float().softmax(dim=-1).max(dim=-1)
+    return [
+        "unsure" if p < _UNSURE_BELOW else model.tokenizer.decode([i]).strip()
+        for p, i in zip(probability.tolist(), token.tolist(), strict=True)
+    ]

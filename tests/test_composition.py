@@ -1,0 +1,367 @@
+"""`explain()` inside every kind of nnsight block equals the same vector explained outside."""
+
+import gc
+import threading
+import weakref
+
+import nnsight
+import pytest
+import torch
+
+from nnsight_nla import NLA, tiny
+
+PARIS = "What a lovely day! People in Paris speak"
+ROME = "What a lovely day! People in Rome speak"
+SHORT = "The cow lives in the"
+
+
+def outside(nla, vector):
+    """The text of one vector explained with no trace around."""
+    return nla.explain(vector).text
+
+
+@pytest.fixture
+def paris(model, nla):
+    """The residual and the text of Paris' last position, read by plain means."""
+    with model.trace(PARIS):
+        vector = nla.layer(model).output[0, -1].detach().clone().save()
+    return vector, outside(nla, vector)
+
+
+def test_trace(model, nla, paris):
+    with model.trace(PARIS):
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    assert not thought.resolved
+    assert thought.shape == ()
+    assert torch.equal(thought.vectors, paris[0])
+    assert thought.text == paris[1]
+    assert "Paris" in thought.text
+
+
+def test_the_models_output_is_the_same_bit_for_bit_with_explain_in_the_trace(model, nla):
+    with model.trace(PARIS):
+        without = model.lm_head.output.save()
+    with model.trace(PARIS):
+        thought = nla.explain(nla.layer(model).output)
+        deferred = model.lm_head.output.save()
+    with model.trace(PARIS):
+        text = nnsight.save(nla.explain(nla.layer(model).output[0, -1]).text)
+        closed = model.lm_head.output.save()
+    assert torch.equal(without, deferred)
+    assert torch.equal(without, closed)
+    assert text == thought.text[0][-1]
+
+
+def test_invokes_of_unequal_length_read_real_positions(model, nla, paris):
+    long, short = nla.positions(model, [PARIS, SHORT])
+    with model.trace() as tracer:
+        with tracer.invoke(PARIS):
+            first = nla.explain(nla.layer(model).output[0, long.slice], positions=long.positions)
+        with tracer.invoke(SHORT):
+            padded = nla.layer(model).output[0, 0].save()
+            second = nla.explain(
+                nla.layer(model).output[0, short.slice],
+                tokens=short.tokens,
+                positions=short.positions,
+            )
+    with model.trace(SHORT):
+        alone = nla.layer(model).output[0].save()
+    assert second.shape == (len(short.ids),)
+    torch.testing.assert_close(second.vectors, alone.detach(), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(padded, alone[0], atol=1e-2), (
+        "output[0, 0] of a short prompt is a pad"
+    )
+    assert first[-1].text == paris[1]
+    assert second[-1].text == outside(nla, alone[-1])
+    assert "cow" in second[-1].text
+    assert second.tokens[-1].strip() == "the"
+
+
+def test_generation_steps(model, nla):
+    with model.generate(PARIS, max_new_tokens=3) as tracer:
+        steps = nnsight.save([])
+        vectors = nnsight.save([])
+        for _ in tracer.iter[:3]:
+            residual = nla.layer(model).output[0, -1]
+            steps.append(nla.explain(residual))
+            vectors.append(residual.detach().clone())
+    assert [step.text for step in steps] == [outside(nla, vector) for vector in vectors]
+    assert len({step.text for step in steps}) > 1
+
+
+def test_session(model, nla, paris):
+    with model.session():
+        with model.trace(PARIS):
+            residual = nla.layer(model).output[0, -1]
+            first = nla.explain(residual)
+        with model.trace(ROME):
+            nla.layer(model).output[0, -1] = residual
+            second = nla.explain(nla.layer(model).output[0, -1])
+    assert first.text == second.text == paris[1]
+
+
+def test_a_patch_before_the_line_reaches_the_handle(model, nla, paris):
+    with model.trace(ROME):
+        nla.layer(model).output[0, -1] = paris[0]
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    assert thought.text == paris[1]
+
+
+def test_a_patch_of_the_subject_below_k_makes_the_explanation_the_donors(model, nla):
+    where = nla.positions(model, PARIS)[0].tokens.index(" Paris")
+    with model.trace(PARIS):
+        donor = model.model.layers[0].output[0, where].save()
+    with model.trace(ROME):
+        model.model.layers[0].output[0, where] = donor
+        patched = nla.explain(nla.layer(model).output[0, -1])
+    with model.trace(ROME):
+        clean = nla.explain(nla.layer(model).output[0, -1])
+    assert "Rome" in clean.text
+    assert "Paris" in patched.text
+    assert "Rome" not in patched.text
+
+
+@pytest.mark.parametrize("edit", ["patch", "zero", "steer", "in place"])
+def test_an_edit_after_the_line_does_not_reach_the_handle(model, nla, paris, edit):
+    with model.trace(PARIS):
+        residual = nla.layer(model).output
+        thought = nla.explain(residual[0, -1])
+        if edit == "patch":
+            nla.layer(model).output[0, -1] = torch.randn(128)
+        elif edit == "zero":
+            nla.layer(model).output = torch.zeros_like(residual)
+        elif edit == "steer":
+            nla.layer(model).output = residual + 10
+        else:
+            residual[:] = 0
+        after = model.lm_head.output.save()
+    with model.trace(PARIS):
+        clean = model.lm_head.output.save()
+    assert torch.equal(thought.vectors, paris[0])
+    assert thought.text == paris[1]
+    assert not torch.equal(after, clean), "the edit itself did happen"
+
+
+def test_zero_ablation_of_block_k_is_recorded_and_everything_else_gets_its_text(model, nla, paris):
+    with model.trace(PARIS):
+        kept = nla.explain(nla.layer(model).output[0, -1])
+        nla.layer(model).output[:] = 0
+        gone = nla.explain(nla.layer(model).output[0])
+        logits = model.lm_head.output.save()
+    assert set(gone.errors) == {(i,) for i in range(len(gone))}
+    assert "is zero" in gone.errors[0,]
+    assert kept.text == paris[1]
+    assert logits.shape[1] == len(gone)
+
+
+def test_steering_before_the_line_is_what_is_explained(model, nla):
+    direction = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    with model.trace(PARIS):
+        nla.layer(model).output[0, -1] += direction
+        steered = nla.layer(model).output[0, -1].detach().clone().save()
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    assert torch.equal(thought.vectors, steered)
+    assert thought.text == outside(nla, steered)
+
+
+def test_gradients_flow_as_without_and_none_reaches_the_handle(model, nla, paris):
+    with model.trace(PARIS):
+        residual = nla.layer(model).output
+        residual.requires_grad_(True)
+        thought = nla.explain(residual[0, -1])
+        loss = model.lm_head.output[0, -1].logsumexp(dim=-1)
+        with loss.backward():
+            gradient = residual.grad.save()
+    with model.trace(PARIS):
+        residual = nla.layer(model).output
+        residual.requires_grad_(True)
+        loss = model.lm_head.output[0, -1].logsumexp(dim=-1)
+        with loss.backward():
+            reference = residual.grad.save()
+    assert torch.equal(gradient, reference)
+    assert thought.vectors.grad_fn is None
+    assert not thought.vectors.requires_grad
+    assert thought.text == paris[1]
+    model.zero_grad()
+
+
+def test_scan_gives_a_handle_with_a_shape_and_no_text(model, nla):
+    with model.scan(PARIS):
+        thought = nla.explain(nla.layer(model).output)
+        last = thought[0, -1]
+    assert len(thought.shape) == 2
+    assert last.shape == ()
+    assert not thought.resolved
+    with pytest.raises(Exception, match="scan"):
+        _ = thought.text
+    assert nla.pending == ()
+
+
+def test_a_batch_of_prompts(model, nla, paris):
+    with model.trace([PARIS, ROME]):
+        thought = nla.explain(nla.layer(model).output[:, -1])
+    assert thought.shape == (2,)
+    assert thought.text[0] == paris[1]
+    assert "Rome" in thought.text[1]
+    assert [part.text for part in thought] == thought.text
+
+
+def test_two_nlas_in_one_trace(model, nla, paris):
+    other = NLA(tiny.paths()["av"], dtype=torch.float32)
+    with model.trace(PARIS):
+        mine = nla.explain(nla.layer(model).output[0, -1])
+        theirs = other.explain(other.layer(model).output[0, -1])
+    assert other.pending == (theirs,)
+    assert nla.pending == (mine,)
+    assert mine.text == theirs.text == paris[1]
+
+
+def test_parts_taken_in_the_block_survive_it(model, nla, paris):
+    with model.trace(PARIS):
+        whole = nla.explain(nla.layer(model).output)
+        last = whole[0, -1]
+        tail = whole[0, -2:]
+    assert whole.shape[0] == 1
+    assert last.text == paris[1] == whole.text[0][-1] == tail.text[1]
+
+
+def test_a_part_alone_verbalizes_its_own_row_only(model, nla, paris, monkeypatch):
+    sizes = []
+    real = nla._verbalizer.verbalize
+    monkeypatch.setattr(
+        nla._verbalizer, "verbalize", lambda v, *rest: sizes.append(len(v)) or real(v, *rest)
+    )
+    with model.trace(PARIS):
+        last = nla.explain(nla.layer(model).output)[0, -1]
+    assert last.text == paris[1]
+    assert sizes == [1]
+
+
+def test_a_block_that_raises_leaves_nothing_pending(model, nla, paris):
+    def run():
+        with model.trace(PARIS):
+            nla.explain(nla.layer(model).output)
+            raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="the user's own"):
+        run()
+    gc.collect()
+    assert nla.pending == ()
+    with model.trace(PARIS):
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    assert thought.text == paris[1]
+
+
+def test_a_replayed_edit_block_leaves_nothing_pending(model, nla):
+    with model.edit() as (_, edited):
+        nla.explain(nla.layer(edited).output)
+    for _ in range(3):
+        with edited.trace(PARIS):
+            logits = edited.lm_head.output.save()
+    gc.collect()
+    assert nla.pending == ()
+    with model.trace(PARIS):
+        plain = model.lm_head.output.save()
+    assert torch.equal(logits, plain)
+
+
+def test_the_closed_loop(model, nla):
+    """`.text`, read at K inside the block, decides what is done at a later layer of this forward."""
+
+    def run(prompt):
+        with model.trace(prompt):
+            thought = nla.explain(nla.layer(model).output[0, -1])
+            if "Paris" in thought.text:
+                model.model.layers[5].output[:] = 0
+            logits = model.lm_head.output.save()
+        return thought.text, logits
+
+    with model.trace(ROME):
+        untouched = model.lm_head.output.save()
+    text, silenced = run(PARIS)
+    assert "Paris" in text
+    assert silenced.abs().max() == 0
+    text, logits = run(ROME)
+    assert "Rome" in text
+    assert torch.equal(logits, untouched)
+
+
+def test_text_inside_a_trace_of_the_verbalizer_itself_says_what_to_write_instead(nla):
+    with (
+        pytest.raises(Exception, match="one trace per model at a time") as caught,
+        nla.av.trace("a b c"),
+    ):
+        thought = nla.explain(nla.av.model.layers[3].output[0, -1])
+        _ = thought.text
+    assert "after the `with` block" in str(caught.value)
+    del caught
+    with nla.av.trace("a b c"):
+        thought = nla.explain(nla.av.model.layers[3].output[0, -1])
+    assert isinstance(thought.text, str)
+
+
+def test_a_verbalizer_that_is_the_target_works_with_the_text_read_after_the_block(model):
+    same = NLA(model, checkpoint=tiny.paths()["av"])
+    assert same.av is model
+    with model.trace(PARIS):
+        thought = same.explain(same.layer(model).output[0, -1])
+    assert isinstance(thought.text, str)
+    with pytest.raises(Exception, match="one trace per model"), model.trace(PARIS):
+        _ = same.explain(same.layer(model).output[0, -1]).text
+
+
+def test_two_threads_wait_for_each_other(nla, residuals):
+    expected = [outside(nla, vector) for vector in residuals]
+    found: dict[int, list[str]] = {}
+
+    def work(number: int) -> None:
+        handles = [nla.explain(vector) for vector in residuals]
+        found[number] = [handle.text for handle in handles]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(4), expected)
+
+
+def test_target_in_one_thread_and_verbalizer_in_another(model, nla, residuals):
+    expected = [outside(nla, vector) for vector in residuals]
+    stop = threading.Event()
+    traced: list[torch.Tensor] = []
+
+    def trace() -> None:
+        while not stop.is_set():
+            with model.trace(PARIS):
+                traced.append(model.lm_head.output.save())
+
+    thread = threading.Thread(target=trace)
+    thread.start()
+    try:
+        texts = [nla.explain(vector).text for vector in residuals]
+    finally:
+        stop.set()
+        thread.join()
+    assert texts == expected
+    assert len(traced) > 0
+    assert all(torch.equal(traced[0], each) for each in traced)
+
+
+def test_nothing_is_left_behind(model, nla):
+    """No hook, no gradient, no reference to the trace or to the live activation."""
+    hooks = [len(module._forward_hooks) for module in model._module.modules()]
+    with model.trace(PARIS):
+        residual = nla.layer(model).output
+        alive = nnsight.save([weakref.ref(residual)])
+        thought = nla.explain(residual[0])
+    _ = thought.text
+    gc.collect()
+    assert alive[0]() is None
+    assert [len(module._forward_hooks) for module in model._module.modules()] == hooks
+    assert all(each.grad is None for each in model._module.parameters())
+    assert all(each.grad is None for each in nla.av._module.parameters())
+    capture = weakref.ref(thought._capture)
+    del thought
+    gc.collect()
+    assert capture() is None
