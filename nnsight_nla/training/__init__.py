@@ -1,0 +1,41 @@
+"""The supervised warm start of a verbalizer and a reconstructor, for any causal language model.
+
+Both halves of an NLA start from the target itself and learn from the same rows,
+``(activation_vector, explanation)``, in the published schema (`Row`)::
+
+    AV   vector -> text    next-token loss on the response alone; the vector is written at the
+    marker by
+                           the same `injection.write` that inference uses
+    AR   text -> vector    blocks 0..K, no final norm, a bias-free head that starts as the
+    identity, read
+                           at the last token; mean squared error between L2-normalised vectors
+
+A training from rows to folders that ``NLA(av, ar=ar)`` loads::
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    checkpoint = describe(tokenizer, layer=24, d_model=4096, base_model=base)
+    av = train_verbalizer(model, tokenizer, rows, checkpoint, Settings(steps=1000, batch_size=64))
+    save_verbalizer("av", av, tokenizer, checkpoint)
+
+The stages that follow a warm start (reinforcement learning on the round trip) are not here.
+"""
+
+from .reconstructor import Reconstructor, train_reconstructor
+from .rows import INJECT, Row, TrainingError
+from .saving import describe, save_reconstructor, save_verbalizer
+from .settings import Lora, Settings
+from .verbalizer import train_verbalizer
+
+__all__ = [
+    "INJECT",
+    "Lora",
+    "Reconstructor",
+    "Row",
+    "Settings",
+    "TrainingError",
+    "describe",
+    "save_reconstructor",
+    "save_verbalizer",
+    "train_reconstructor",
+    "train_verbalizer",
+]
