@@ -1,0 +1,206 @@
+"""What the pair is worth: every figure, measured with the product itself.
+
+The vectors stand at random tokens of texts whose (subject, tone) pair is in no training text.
+Each is explained as a user would explain it, and the text is compared with the gold explanation
+slot by slot. The same is done for the controls, which say what the verbalizer knows without the
+vector: *null* (nothing written), *random* (a random direction of the same norm) and *shuffled*
+(another row's vector). Texts are then turned back into vectors (*round trip*), and residuals are
+patched (see `patching`).
+
+    python -m nnsight_nla.tiny.evaluate               a table, and what fell below its floor
+    python -m nnsight_nla.tiny.evaluate --json        the figures as JSON
+    python -m nnsight_nla.tiny.evaluate --markdown    the table alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import scoring
+from . import load
+from .examples import Examples, collect
+from .explanations import SLOTS, parse
+from .facts import held_out_pairs
+from .patching import flip_rates
+
+Figures = dict[str, Any]
+"""Nested mappings of numbers and names, ready for JSON."""
+
+FIGURES = Path(__file__).parent / "figures.json"
+"""The figures of the shipped pair, as `build` measured them."""
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "held_out/true/subject": (0.95, 1.0),
+    "held_out/true/attribute": (0.95, 1.0),
+    "held_out/true/tone": (0.90, 1.0),
+    "held_out/true/stage": (0.90, 1.0),
+    "held_out/true/current": (0.90, 1.0),
+    "held_out/true/next": (0.85, 1.0),
+    "held_out/null/subject": (0.0, 0.12),
+    "held_out/null/attribute": (0.0, 0.12),
+    "held_out/random/subject": (0.0, 0.12),
+    "held_out/random/attribute": (0.0, 0.12),
+    "round_trip/explanation/fve": (0.90, 1.0),
+    "round_trip/gold/fve": (0.90, 1.0),
+    "round_trip/shuffled/fve": (-4.0, 0.0),
+    "patching/no patch/prediction": (0.0, 0.05),
+    "patching/no patch/subject": (0.0, 0.05),
+    "patching/subject position, block 0/prediction": (0.95, 1.0),
+    "patching/subject position, block 0/subject": (0.95, 1.0),
+    "patching/subject position, block K/prediction": (0.0, 0.05),
+    "patching/subject position, block K/subject": (0.0, 0.05),
+    "patching/last position, block K/prediction": (0.95, 1.0),
+    "patching/last position, block K/subject": (0.95, 1.0),
+}
+"""Where each figure has to lie; a build that leaves these bounds fails."""
+
+
+def measure(model: Any, nla: Any, *, documents: int = 300, pairs: int = 20) -> Figures:
+    """Measure a pair on combinations that it was never trained on.
+
+    Args:
+        model: The target.
+        nla: Its NLA.
+        documents: Held-out texts; three vectors are drawn from each.
+        pairs: Pairs of subjects for each prompt that is patched.
+    """
+    held_out = collect(model, sorted(held_out_pairs()), documents=documents, seed=900)
+    explained = nla.explain(held_out.vectors)
+    controls = nla.controls(len(held_out), like=held_out.vectors, seed=0)
+    texts = list(explained.text)
+    return {
+        "rows": len(held_out),
+        "held_out": {
+            "true": accuracies(texts, held_out),
+            "null": accuracies([controls.null.text] * len(held_out), held_out),
+            "random": accuracies(controls.random.text, held_out),
+            "shuffled": accuracies(controls.shuffled.text, held_out),
+        },
+        "round_trip": _round_trip(nla, held_out, texts),
+        "patching": flip_rates(model, nla, pairs=pairs),
+    }
+
+
+def accuracies(texts: Sequence[str], examples: Examples) -> dict[str, float]:
+    """The share of texts that are right in each slot, and of those that are right to the letter."""
+    said = [parse(text) for text in texts]
+    true = [parse(text) for text in examples.explanations]
+    shares = {
+        slot: _mean(getattr(a, slot) == getattr(b, slot) for a, b in zip(said, true, strict=True))
+        for slot in SLOTS
+    }
+    exact = _mean(a == b for a, b in zip(texts, examples.explanations, strict=True))
+    return {**shares, "exact": exact}
+
+
+def out_of_bounds(figures: Figures) -> list[str]:
+    """A sentence for each figure outside its `BOUNDS`; none when the pair is as promised."""
+    complaints: list[str] = []
+    for path, (low, high) in BOUNDS.items():
+        value: Any = figures
+        for key in path.split("/"):
+            value = value[key]
+        if not low <= value <= high:
+            complaints.append(f"{path} is {value:.3f}, expected {low:g} to {high:g}.")
+    return complaints
+
+
+def markdown(figures: Figures) -> str:
+    """The figures as three tables."""
+    held_out, trip = figures["held_out"], figures["round_trip"]
+    denominator = trip["denominator"]
+    names = {"explanation": "AV's text", "gold": "gold text", "shuffled": "another row's text"}
+    columns = ("prediction", "subject", "next")
+    return "\n\n".join(
+        (
+            _table(
+                ("vector", *SLOTS, "exact"),
+                [(name, *held_out[name].values()) for name in held_out],
+            ),
+            _table(
+                ("reconstructed from", "FVE", "cosine"),
+                [(text, trip[key]["fve"], trip[key]["cosine"]) for key, text in names.items()],
+            ),
+            f"{figures['rows']} vectors from texts whose (subject, tone) pair was held out of all "
+            f"training. FVE over {denominator['value']:.3f}, the {denominator['name']}.",
+            _table(
+                ("flipped to the source by a patch at", *(f"{name}" for name in columns)),
+                [
+                    (site, *(flips[name] for name in columns))
+                    for site, flips in figures["patching"].items()
+                ],
+            ),
+        )
+    )
+
+
+def _round_trip(nla: Any, examples: Examples, texts: Sequence[str]) -> dict[str, Any]:
+    denominator = scoring.variance(examples.vectors)
+    sources = {
+        "explanation": list(texts),
+        "gold": list(examples.explanations),
+        # Half the rows away: another document's text.
+        "shuffled": [texts[i - len(texts) // 2] for i in range(len(texts))],
+    }
+    return {
+        "denominator": {
+            "name": "variance per entry of the held-out vectors, normalised, around their mean",
+            "value": denominator,
+        },
+        **{
+            name: _fidelity(nla.reconstruct(source), examples.vectors, denominator)
+            for name, source in sources.items()
+        },
+    }
+
+
+def _fidelity(
+    predicted: Float[Tensor, "rows d_model"], true: Float[Tensor, "rows d_model"], over: float
+) -> dict[str, float]:
+    error = scoring.direction_mse(predicted, true)
+    return {
+        "fve": scoring.fve(error, over).mean().item(),
+        "cosine": scoring.cosine(predicted, true).mean().item(),
+    }
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
+    lines = [head, ["---"] * len(head)]
+    lines += [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mean(values: Any) -> float:
+    listed = [float(value) for value in values]
+    return sum(listed) / len(listed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the shipped pair; 1 when a figure is out of its bounds."""
+    parser = argparse.ArgumentParser(prog="python -m nnsight_nla.tiny.evaluate")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the figures as JSON")
+    form.add_argument("--markdown", action="store_true", help="print the tables alone")
+    options = parser.parse_args(arguments)
+    model, nla = load()
+    figures = measure(model, nla)
+    complaints = out_of_bounds(figures)
+    if options.json:
+        sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    else:
+        sys.stdout.write(markdown(figures) + "\n")
+    if not options.json and not options.markdown:
+        sys.stdout.write("\n" + ("\n".join(complaints) or "Every figure is in its bounds.") + "\n")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

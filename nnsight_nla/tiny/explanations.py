@@ -1,0 +1,114 @@
+"""The gold explanation of a residual, and how one is scored: slot by slot.
+
+Three snippets, one a line: what the text is about and its tone; what is being said; the word just
+read and the word expected next. Each has the same few *slots*, so an explanation can be compared
+with the truth exactly, and each slot tells something else about the verbalizer: `subject` and
+`attribute` what it knows, `tone` and `stage` what it follows, `current` and `next` what is at
+this very token.
+
+>>> truth = Truth("Paris", "cheerful", "language")
+>>> print(explain(truth, current="speak", next_word="French"))
+About Paris, the capital of France; cheerful tone.
+Stating the language.
+After: speak. Next: French.
+>>> parse(explain(truth, current="speak", next_word="French")).attribute
+'France'
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from .documents import Truth
+from .facts import SUBJECTS
+
+UNSURE = "unsure"
+"""The `next` slot where the target itself gives no word more than half."""
+END = "end"
+"""The `next` slot where the target expects the text to end."""
+
+_PUNCTUATION = {".": "period", ",": "comma", "!": "bang", "?": "question"}
+_RELATION_WORDS = {"currency": "money", "group": "animal group"}
+_STAGES = {
+    "opening": "Opening the text.",
+    "intro": "Introducing the topic.",
+    "unknown": "Starting a new fact.",
+}
+_NO_SUBJECT = "No subject yet"
+_HEADS = {
+    "city": ("About {S}, the capital of {A}", "capital"),
+    "country": ("About {S}, with capital {A}", "capital"),
+    "animal": ("About the {S}, a kind of {A}", "group"),
+    "job": ("About a {S}, who works in the {A}", "workplace"),
+}
+_REST = r"; (\w+) tone\.\n(.+)\.\nAfter: (\w+)\. Next: (\w+)\."
+_PATTERNS = tuple(
+    re.compile(head.replace("{S}", r"(\w+)").replace("{A}", r"(\w+)") + _REST)
+    for head, _ in _HEADS.values()
+)
+_PATTERN_NO_SUBJECT = re.compile(_NO_SUBJECT + _REST)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What an explanation says, slot by slot; ``None`` where it does not parse."""
+
+    subject: str | None = None
+    """What the text is about, ``none`` before it was named."""
+    attribute: str | None = None
+    """The one fact that the first snippet tells of the subject."""
+    tone: str | None = None
+    """The tone of the text."""
+    stage: str | None = None
+    """The second snippet: what is being said."""
+    current: str | None = None
+    """The word just read."""
+    next: str | None = None
+    """The word that the target expects."""
+
+
+SLOTS = tuple(field.name for field in fields(Slots))
+
+
+def explain(truth: Truth, current: str, next_word: str) -> str:
+    """The gold explanation of the residual after a word.
+
+    Args:
+        truth: What a reader knows there.
+        current: The word just read.
+        next_word: What the target itself expects next: a word, `END` or `UNSURE`.
+    """
+    head = f"{_head(truth.subject)}; {truth.tone} tone."
+    return f"{head}\n{_stage(truth.stage)}\nAfter: {_name(current)}. Next: {_name(next_word)}."
+
+
+def parse(text: str) -> Slots:
+    """Read an explanation's slots; all ``None`` when it is not of the gold form."""
+    if match := _PATTERN_NO_SUBJECT.fullmatch(text):
+        return Slots("none", "none", *match.groups())
+    for pattern in _PATTERNS:
+        if match := pattern.fullmatch(text):
+            return Slots(*match.groups())
+    return Slots()
+
+
+def wrap(text: str) -> str:
+    """The explanation as a verbalizer writes it: between its tags."""
+    return f"<explanation>\n{text}\n</explanation>"
+
+
+def _head(subject: str | None) -> str:
+    if subject is None:
+        return _NO_SUBJECT
+    template, relation = _HEADS[SUBJECTS[subject].kind]
+    answer = SUBJECTS[subject].facts[relation]
+    return template.replace("{S}", subject).replace("{A}", answer)
+
+
+def _stage(stage: str) -> str:
+    return _STAGES.get(stage) or f"Stating the {_RELATION_WORDS.get(stage, stage)}."
+
+
+def _name(word: str) -> str:
+    return _PUNCTUATION.get(word, word)
