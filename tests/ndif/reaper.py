@@ -53,11 +53,15 @@ def main() -> None:
 
 
 def end(sessions: set[int], grace: float = _GRACE) -> None:
-    """End every process of these sessions: first asked, after `grace` seconds made to."""
-    _signal(sessions, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while members(sessions) and time.monotonic() < deadline:
-        time.sleep(_POLL)
+    """End every process of these sessions: first asked, after `grace` seconds made to.
+
+    With no grace they are not asked at all: it is a crash.
+    """
+    if grace > 0:
+        _signal(sessions, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while members(sessions) and time.monotonic() < deadline:
+            time.sleep(_POLL)
     # More than once: a process may start another between the look and the signal.
     for _ in range(20):
         if not members(sessions):

@@ -21,10 +21,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -33,10 +34,11 @@ from .reaper import Reaper, end
 
 _HERE = Path(__file__).resolve().parent
 _START_LIMIT = 180.0
-_POLL = 0.1
+_POLL = 0.25
 _PORTS = (
     "redis", "store", "api", "ray", "ray_client", "ray_dashboard", "ray_agent", "ray_agent_http",
-    "ray_metrics", "ray_objects", "ray_node", "ray_environments",
+    "ray_metrics", "ray_objects", "ray_node", "ray_environments", "ray_autoscaler_metrics",
+    "ray_dashboard_metrics",
 )  # fmt: skip
 
 TRUSTED_KEY = "00000000-0000-0000-0000-000000000001"
@@ -83,6 +85,8 @@ class NdifServer:
         self._environment = self._make_environment(python_path)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._reaper: Reaper | None = None
+        # A test may stop the API from a thread, below a request that is running.
+        self._api_changes = threading.Lock()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -127,16 +131,29 @@ class NdifServer:
 
     def stop_api(self) -> None:
         """Kill the API and its dispatcher, as a crash would; the cluster and its models stay."""
-        process = self._processes.pop("api")
-        end({process.pid}, grace=0)
-        process.wait()
-        # The dispatcher's own word that it is connected, which it could not take back.
-        self._redis("DEL ray:connected")
+        with self._api_changes:
+            process = self._processes.pop("api")
+            end({process.pid}, grace=0)
+            process.wait()
+            # The dispatcher's own word that it is connected, which it could not take back.
+            self._redis("DEL ray:connected")
 
     def start_api(self) -> None:
         """Start the API again at the same url, and wait until it is connected."""
-        self._spawn_api()
-        self._wait("api", self._is_connected)
+        with self._api_changes:
+            if "api" in self._processes:
+                raise ServerError("The API has not been stopped.")
+            self._spawn_api()
+            self._wait("api", self._is_connected)
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """The API is gone inside the block and back after it, whatever happens in between."""
+        self.stop_api()
+        try:
+            yield
+        finally:
+            self.start_api()
 
     def tail(self, lines: int = 30) -> str:
         """The last lines of every log, the newest log last."""
@@ -163,6 +180,8 @@ class NdifServer:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Its name says little: "0" is what makes Ray take 127.0.0.1 for its own address.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "AUTOSCALER_METRIC_PORT": str(ports["ray_autoscaler_metrics"]),
+            "DASHBOARD_METRIC_PORT": str(ports["ray_dashboard_metrics"]),
             "NDIF_HOME": str(self.logs),
             "NDIF_REDIS_URL": f"redis://127.0.0.1:{ports['redis']}",
             "NDIF_OBJECT_STORE_URL": f"http://127.0.0.1:{ports['store']}",
@@ -232,7 +251,9 @@ class NdifServer:
 
     def _spawn_api(self) -> None:
         command = [self._binary("gunicorn"), "--config", "python:ndif.services.api.gunicorn_conf"]
-        self._spawn("api", [*command, "--bind", f"127.0.0.1:{self._ports['api']}", "gate:app"])
+        bind = f"127.0.0.1:{self._ports['api']}"
+        # It would otherwise open one in ~/.gunicorn, the same for every server of this user.
+        self._spawn("api", [*command, "--bind", bind, "--no-control-socket", "gate:app"])
 
     def _spawn(
         self, name: str, command: Sequence[str], environment: dict[str, str] | None = None
