@@ -6,6 +6,7 @@ where the vectors were read (``explain(..., tokens=, positions=)``); else they s
 
 from __future__ import annotations
 
+import math
 import re
 from statistics import median
 
@@ -16,7 +17,8 @@ EARLY = 10
 OUTLIER = 5.0
 """A norm this many times above or below the median of its prompt is far outside the bulk."""
 _BULK = 8
-_CJK = re.compile("[\u3040-\u30ff\u3200-\u32ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_CJK = re.compile("[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_FRAGMENT = "\ufffd"  # What a token decodes to that is part of a character only.
 _QUOTE = re.compile('"([^"\n]{3,200})"|\u201c([^\u201d\n]{3,200})\u201d')
 
 
@@ -71,12 +73,16 @@ def _outliers(capture: Capture) -> dict[int, str]:
         return {}
     norms = capture.vectors.float().norm(dim=-1).tolist()
     found: dict[int, str] = {}
-    for start in range(0, capture.count, capture.width):
-        prompt = norms[start : start + capture.width]
+    for start in range(0, capture.count, max(capture.width, 1)):
+        prompt = {
+            row: norm
+            for row, norm in enumerate(norms[start : start + capture.width], start)
+            if math.isfinite(norm)
+        }
         if len(prompt) < _BULK:
             continue
-        bulk = median(prompt)
-        for row, norm in enumerate(prompt, start):
+        bulk = median(prompt.values())
+        for row, norm in prompt.items():
             if norm > OUTLIER * bulk or norm < bulk / OUTLIER:
                 found[row] = f"its norm {norm:.4g} is far from the prompt's median {bulk:.4g}"
     return found
@@ -89,7 +95,8 @@ def _context(capture: Capture, row: int) -> str | None:
     start = row - row % capture.width
     if capture.positions[start : row + 1] != list(range(row - start + 1)):
         return None
-    return _plain("".join(capture.tokens[start : row + 1]))
+    text = "".join(capture.tokens[start : row + 1])
+    return None if _FRAGMENT in text else _plain(text)
 
 
 def _quotes(texts: list[str]) -> list[str]:
@@ -98,4 +105,5 @@ def _quotes(texts: list[str]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    """`text` without what a tokenizer or a writer may change: case, white space, end marks."""
+    return "".join(text.casefold().split()).rstrip(".,;:!?\u2026")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,7 @@ _REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
 _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
 _MODE_LAYER = "training.injection_layer"
+_COEFFICIENT = "training.injection_coefficient"
 _ADD_MODES = ("karvonen_add_norm_matched", "karvonen", "norm_matched_add")
 _REPLACE_MODES = ("replace_embedding", "replace")
 
@@ -117,8 +119,9 @@ class Checkpoint:
             ("right_id", "a token id", 0),
         ):
             value: Any = getattr(self, name)
-            optional = name in ("left_id", "right_id") and value is None
-            if not optional and (not _is_int(value) or value < least):
+            if value is None and name in ("left_id", "right_id"):
+                continue
+            if not _is_int(value) or value < least:
                 raise CheckpointError(f"{self._where(name)} is {value!r}, expected {kind}.")
         if not isinstance(self.marker, str) or len(self.marker) != 1:  # pyright: ignore
             raise CheckpointError(
@@ -129,6 +132,12 @@ class Checkpoint:
         self._check_template("template", MARKER_SLOT)
         if self.ar_template is not None:
             self._check_template("ar_template", EXPLANATION_SLOT)
+        if self.base_model is not None and not (
+            isinstance(self.base_model, str) and self.base_model  # pyright: ignore
+        ):
+            raise CheckpointError(
+                f"{self._where('base_model')} is {self.base_model!r}, expected a model's name."
+            )
         if self.ar_suffix_ids is not None and not (
             isinstance(self.ar_suffix_ids, tuple) and all(map(_is_int, self.ar_suffix_ids))  # pyright: ignore
         ):
@@ -182,7 +191,13 @@ class Checkpoint:
             role: ``"av"`` or ``"ar"``.
             extra: More top-level entries, such as ``stage`` or ``trained_on``.
         """
-        replaces = self.injection.operation == "replace"
+        injection = self.injection
+        replaces = injection.operation == "replace"
+        if replaces != (injection.site == "embedding"):
+            raise CheckpointError(
+                f"{injection} has no sidecar: a sidecar says either 'add' at a block or 'replace' "
+                "at the embedding."
+            )
         tokens: dict[str, Any] = {
             "injection_char": self.marker,
             "injection_token_id": self.marker_id,
@@ -203,7 +218,7 @@ class Checkpoint:
                 "base_model": self.base_model,
                 "layer_index": self.layer,
                 "norm": "none",
-                "injection_scale": self.injection.scale,
+                "injection_scale": injection.scale if replaces else None,
                 "mse_scale": "sqrt_d_model",
             },
             "tokens": tokens,
@@ -211,7 +226,8 @@ class Checkpoint:
             "critic": {"extraction_layer_index": self.layer},
             "training": {
                 "injection_mode": _REPLACE_MODES[0] if replaces else _ADD_MODES[0],
-                "injection_layer": self.injection.layer,
+                "injection_layer": injection.layer,
+                "injection_coefficient": None if replaces else injection.scale,
             },
             **extra,
         }
@@ -276,24 +292,27 @@ def parse_sidecar(
     missing = [f"{key} (at {' or '.join(_PLACES[key])})" for key in _REQUIRED if key not in values]
     if missing:
         raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
-    values["injection"], source["injection"] = _injection(tree, file, name, injection)
+    values["injection"], source["injection"] = _injection(
+        tree, file, name, injection, values["d_model"]
+    )
     return Checkpoint(**values, source=source)
 
 
 def _injection(
-    tree: dict[str, Any], file: str, name: str, given: Injection | None
+    tree: dict[str, Any], file: str, name: str, given: Injection | None, d_model: Any
 ) -> tuple[Injection, str]:
     """The injection and where it came from, in the documented order of precedence."""
     if given is not None:
         return given, "the caller"
     mode = _get(tree, _MODE)
-    scale = _get(tree, "extraction.injection_scale")
+    scale: Any = _get(tree, "extraction.injection_scale")
     if mode in _ADD_MODES:
-        layer = _get(tree, _MODE_LAYER)
-        if layer is None:
-            return Injection("add", "block", 1), f"{_MODE} in {file} (layer 1, as published)"
-        return Injection("add", "block", layer), f"{_MODE} in {file}"
+        layer, coefficient = _get(tree, _MODE_LAYER), _get(tree, _COEFFICIENT)
+        where = f"{_MODE} in {file}" + (" (layer 1, as published)" if layer is None else "")
+        return Injection("add", "block", 1 if layer is None else layer, coefficient), where
     if mode in _REPLACE_MODES:
+        if scale == "sqrt_d_model" and _is_int(d_model) and 0 < d_model < 1 << 30:
+            scale = math.sqrt(d_model)
         return Injection("replace", "embedding", None, scale), f"{_MODE} in {file}"
     if mode is not None:
         known = ", ".join((*_ADD_MODES, *_REPLACE_MODES))
@@ -302,7 +321,7 @@ def _injection(
         return PRESETS[name].injection, f"preset {name}"
     if isinstance(scale, int | float) and not isinstance(scale, bool):
         return (
-            Injection("replace", "embedding", None, float(scale)),
+            Injection("replace", "embedding", None, scale),
             f"extraction.injection_scale in {file}",
         )
     raise CheckpointError(
@@ -335,30 +354,39 @@ def _find_sidecar(name: str) -> Path | None:
 
 
 def _download_sidecar(name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RemoteEntryNotFoundError,
     )
 
+    unreachable: Exception | None = None
     for file in SIDECARS:
         try:
             return Path(hf_hub_download(name, file))
         except RemoteEntryNotFoundError:
             continue
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            if name in PRESETS:
-                return None
-            raise CheckpointError(
-                f"{name!r}: {file} is not in the local Hub cache and could not be fetched "
-                f"({type(error).__name__}). With no network, download the repository elsewhere "
-                f"and pass its folder: NLA('/path/to/{name.split('/')[-1]}'). The embedded pair "
-                "needs no network: nnsight_nla.tiny.load()."
-            ) from error
+        except (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            OSError,
+        ) as error:
+            unreachable = unreachable or error
     if name in PRESETS:
         return None
+    if unreachable is not None:
+        raise CheckpointError(
+            f"{name!r}: {' or '.join(SIDECARS)} is not in the local Hub cache "
+            f"({constants.HF_HUB_CACHE}) and could not be fetched ({type(unreachable).__name__}). "
+            "With no network, download the repository elsewhere and pass its folder: "
+            f"NLA('/path/to/{name.split('/')[-1]}'). The embedded pair needs no network: "
+            "nnsight_nla.tiny.load()."
+        ) from unreachable
     raise CheckpointError(
         f"The Hub repository {name!r} has no {' or '.join(SIDECARS)} and nnsight_nla has no preset "
         f"for it (it has {', '.join(sorted(PRESETS))}). Describe it: NLA({name!r}, "
@@ -373,9 +401,9 @@ def is_hub_id(name: str) -> bool:
 
 def _parse_text(raw: bytes, file: Path) -> object:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
         return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # yaml passes on what int(), datetime() and deep nesting raise.
         kind = "JSON" if file.suffix == ".json" else "YAML"
         raise CheckpointError(f"{file} is not readable as {kind}: {error}") from error
 

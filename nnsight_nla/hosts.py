@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -90,6 +90,7 @@ def block(model: TransformersModel, layer: int) -> Any:
 
 def embedding(model: TransformersModel) -> Any:
     """The envoy (or module) of the token embedding."""
+    text_config(model)
     module = _module(model)
     table = module.get_input_embeddings()
     path = next(name for name, each in module.named_modules() if each is table)
@@ -104,12 +105,12 @@ def width(model: TransformersModel) -> int:
 def text_config(model: TransformersModel) -> Any:
     """The configuration of `model`'s language model."""
     config = getattr(_module(model), "config", None)
-    if config is None:
+    if not hasattr(config, "get_text_config"):
         raise InjectionError(
             f"Expected an nnsight TransformersModel, got {type(model).__name__}. Write: from "
             "nnsight import TransformersModel; TransformersModel(name, task='text-generation')."
         )
-    return config.get_text_config()
+    return cast("Any", config).get_text_config()
 
 
 def describe(model: TransformersModel) -> str:

@@ -18,7 +18,6 @@ tensor([[0., 7.]])
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -91,14 +90,24 @@ def norm_matched_add(
         A new tensor in `hidden`'s dtype; norms are taken in float32.
     """
     wide = hidden.float()
-    return (wide + coefficient * _norm(wide) * _unit(vector.to(wide.device))).to(hidden.dtype)
+    added = coefficient * wide.norm(dim=-1, keepdim=True) * unit(vector.to(wide.device))
+    return (wide + added).to(hidden.dtype)
 
 
 def scaled_replacement(
     vector: Float[Tensor, "*rows d_model"], scale: float
 ) -> Float[Tensor, "*rows d_model"]:
     """Bring `vector` to the L2 norm `scale`, in float32."""
-    return scale * _unit(vector)
+    return scale * unit(vector)
+
+
+def unit(vectors: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    """Bring every vector to the L2 norm 1, in float32; a zero vector stays zero."""
+    # The largest entry first: the float32 norm of entries near 1e20 (1e-25) overflows (vanishes).
+    least = torch.finfo(torch.float32).tiny
+    wide = vectors.float()
+    wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(least)
+    return wide / wide.norm(dim=-1, keepdim=True).clamp_min(least)
 
 
 def write(
@@ -141,6 +150,7 @@ def unusable(vectors: Float[Tensor, "rows d_model"]) -> dict[int, str]:
     Returns:
         Row number to the reason, empty when every row can be written.
     """
+    vectors = vectors.float()  # As they will be written: float64 reaches further.
     finite = torch.isfinite(vectors).all(dim=-1).cpu()
     nonzero = (vectors != 0).any(dim=-1).cpu()
     reasons: dict[int, str] = {}
@@ -152,20 +162,10 @@ def unusable(vectors: Float[Tensor, "rows d_model"]) -> dict[int, str]:
     return reasons
 
 
-def _norm(vector: Tensor) -> Tensor:
-    return vector.float().norm(dim=-1, keepdim=True)
-
-
-def _unit(vector: Tensor) -> Tensor:
-    # The largest entry first: the float32 norm of entries near 1e20 (1e-25) overflows (vanishes).
-    wide = vector.float()
-    wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return wide / _norm(wide).clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    largest = torch.finfo(torch.float32).max
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= largest

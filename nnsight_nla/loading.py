@@ -30,11 +30,16 @@ def load_tokenizer(source: str | Path | TransformersModel, checkpoint: Checkpoin
     from transformers import AutoTokenizer
 
     tried: list[str] = []
-    for name in dict.fromkeys(filter(None, [str(source), checkpoint.base_model])):
+    for name in dict.fromkeys(filter(None, [_place(source), checkpoint.base_model])):
         try:
-            return AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # tokenizers raises plain Exceptions on a damaged file.
             tried.append(f"{name}: {_first_line(error)}")
+            continue
+        # From a folder with a config.json only, transformers 5 makes an empty tokenizer.
+        if set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+            return tokenizer
+        tried.append(f"{name}: no tokenizer files")
     raise CheckpointError(
         f"No tokenizer for {source}. Tried {'; '.join(tried)}. Put the base model's tokenizer "
         "files into the checkpoint's folder, or pass a TransformersModel(..., tokenizer=...)."
@@ -61,17 +66,24 @@ def load_model(
                 "TransformersModel(..., peft=...), or pass its path instead."
             )
         return source
+    from huggingface_hub.errors import StrictDataclassError
     from nnsight import TransformersModel
 
     try:
         return TransformersModel(
-            str(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
+            _place(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
         )
-    except OSError as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(
             f"The configuration of {str(source)!r} could not be read: {_first_line(error)} With no "
             "network, download the repository elsewhere and pass its folder."
         ) from error
+
+
+def _place(source: str | Path) -> str:
+    """A folder's path with ``~`` written out, or the Hub id as it is."""
+    folder = Path(source).expanduser()
+    return str(folder if folder.exists() else source)
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,9 +58,15 @@ class Prompt:
                 "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
             )
         content = checkpoint.template.replace(MARKER_SLOT, checkpoint.marker)
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # A chat template is a program: whatever its author raises.
+            raise CheckpointError(
+                f"The tokenizer's chat template does not render one user message: {error}. "
+                "Use the tokenizer that ships with the checkpoint."
+            ) from error
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         sites = _sites(ids, checkpoint)
         if len(sites) != 1:
@@ -71,8 +77,8 @@ class Prompt:
             )
             raise CheckpointError(
                 f"The verbalizer's prompt has {len(sites)} places where {checkpoint.marker!r} "
-                f"({checkpoint.marker_id}) stands between {checkpoint.left_id} and "
-                f"{checkpoint.right_id}, expected exactly 1. "
+                f"({checkpoint.marker_id}) stands between {_any(checkpoint.left_id)} and "
+                f"{_any(checkpoint.right_id)}, expected exactly 1. "
                 f"Beside it stand: {beside or 'nothing'}. "
                 "Use the tokenizer and template that ship with the checkpoint."
             )
@@ -99,6 +105,10 @@ def _sites(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[int]:
         and checkpoint.left_id in (None, ids[i - 1])
         and checkpoint.right_id in (None, ids[i + 1])
     ]
+
+
+def _any(token_id: int | None) -> str:
+    return "any token" if token_id is None else str(token_id)
 
 
 def extract(raw: str) -> tuple[str, bool]:

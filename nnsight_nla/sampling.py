@@ -76,7 +76,7 @@ class Sampling:
         """
         if self.greedy:
             return LogitsProcessorList()
-        chain = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
+        chain = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         if self.top_k > 0:
             chain.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
@@ -109,7 +109,8 @@ def draw_seed(seed: int, vector: Tensor, sample: int) -> int:
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and -math.inf < value < math.inf
 
 
 def _whole(value: object) -> bool:

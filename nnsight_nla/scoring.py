@@ -15,16 +15,15 @@ ranges from 0.03 to 0.92, so an FVE without it says nothing.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from .injection import unit
 
 
 def normalise(vectors: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape d_model"]:
     """Bring every vector to the L2 norm ``sqrt(d_model)``, in float32; a zero vector stays zero."""
-    wide = vectors.float()
-    length = wide.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return wide / length * wide.shape[-1] ** 0.5
+    return unit(vectors) * vectors.shape[-1] ** 0.5
 
 
 def cosine(

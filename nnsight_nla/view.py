@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -30,7 +31,11 @@ def explanation(records: Sequence[Mapping[str, Any]]) -> str:
             else [", ".join(map(str, record["index"]))]
         )
         cells = [*place, _body(record)]
-        lines += ["<tr>", *(f'<td style="{_CELL}">{cell}</td>' for cell in cells), "</tr>"]
+        lines += [
+            "<tr>",
+            *(f'<td dir="auto" style="{_CELL}">{cell}</td>' for cell in cells),
+            "</tr>",
+        ]
     return "".join([*lines, "</tbody></table>"])
 
 
@@ -46,8 +51,12 @@ def _body(record: Mapping[str, Any]) -> str:
 
 
 def _visible(token: Any) -> str:
-    """A token with its white space shown."""
-    return _plain(token).replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
+    """A token with its white space shown, and what would be invisible or turn the text around."""
+    shown = _plain(token).replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
+    return "".join(
+        f"\\u{ord(char):04x}" if unicodedata.category(char) in ("Cc", "Cf") else char
+        for char in shown
+    )
 
 
 def _plain(value: Any) -> str:
