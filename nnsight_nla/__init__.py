@@ -1,6 +1,6 @@
 """Natural Language Autoencoders as ordinary values of an nnsight experiment."""
 
-# from . import tiny
+from . import tiny
 from .capture import Receipt
 from .checkpoint import Checkpoint
 from .controls import Controls

@@ -119,9 +119,8 @@ class Checkpoint:
             ("right_id", "a token id", 0),
         ):
             value: Any = getattr(self, name)
-            if value is None and name in ("left_id", "right_id"):
-                continue
-            if not _is_int(value) or value < least:
+            absent = name in ("left_id", "right_id") and value is None
+            if not absent and not _is_int(value, least):
                 raise CheckpointError(f"{self._where(name)} is {value!r}, expected {kind}.")
         if not isinstance(self.marker, str) or len(self.marker) != 1:  # pyright: ignore
             raise CheckpointError(
@@ -305,14 +304,16 @@ def _injection(
     if given is not None:
         return given, "the caller"
     mode = _get(tree, _MODE)
-    scale: Any = _get(tree, "extraction.injection_scale")
+    scale = _get(tree, "extraction.injection_scale")
     if mode in _ADD_MODES:
         layer, coefficient = _get(tree, _MODE_LAYER), _get(tree, _COEFFICIENT)
         where = f"{_MODE} in {file}" + (" (layer 1, as published)" if layer is None else "")
         return Injection("add", "block", 1 if layer is None else layer, coefficient), where
     if mode in _REPLACE_MODES:
-        if scale == "sqrt_d_model" and _is_int(d_model) and 0 < d_model < 1 << 30:
-            scale = math.sqrt(d_model)
+        if str(scale) == "sqrt_d_model" and _is_int(d_model, 1) and d_model < 1 << 30:
+            return Injection("replace", "embedding", None, math.sqrt(d_model)), (
+                f"{_MODE} and d_model in {file}"
+            )
         return Injection("replace", "embedding", None, scale), f"{_MODE} in {file}"
     if mode is not None:
         known = ", ".join((*_ADD_MODES, *_REPLACE_MODES))
@@ -422,8 +423,8 @@ def _fields_set(checkpoint: Checkpoint) -> list[str]:
     return [name for name in names if getattr(checkpoint, name) is not None]
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_int(value: object, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _brief(value: object) -> str:

@@ -13,7 +13,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,15 +107,16 @@ class Queue:
         by_sampling: dict[Sampling, list[Job]] = {}
         for job in jobs:
             by_sampling.setdefault(job[0].sampling, []).append(job)
-        with _progress(len(jobs)) as bar:
+        left = len(jobs)
+        with _progress(left) as bar:
             for sampling, group in by_sampling.items():
                 for start in range(0, len(group), self._batch_size):
                     batch = group[start : start + self._batch_size]
-                    self._settle(batch, sampling, done=bar.n if bar else 0, of=len(jobs))
-                    if bar:
-                        bar.update(len(batch))
+                    self._settle(batch, sampling, left, len(jobs))
+                    left -= len(batch)
+                    bar.update(len(batch))
 
-    def _settle(self, batch: list[Job], sampling: Sampling, *, done: int, of: int) -> None:
+    def _settle(self, batch: list[Job], sampling: Sampling, left: int, of: int) -> None:
         try:
             replies = self._verbalizer.verbalize(
                 torch.stack([capture.vectors[row].float().cpu() for capture, row, _ in batch]),
@@ -128,7 +128,7 @@ class Queue:
             raise
         except Exception as error:
             raise VerbalizationError(
-                f"Verbalizing stopped with {type(error).__name__}: {error}. {of - done} of {of} "
+                f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {of} "
                 "rows are still pending with their vectors; call nla.resolve() to go on."
             ) from error
         for (capture, row, sample), reply in zip(batch, replies, strict=True):
@@ -160,9 +160,8 @@ def _jobs(handles: Iterable[Explanation]) -> list[Job]:
 
 
 def _progress(total: int) -> Any:
-    """A bar on standard error, once a second has passed; none where nobody watches."""
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        return nullcontext()
+    """A bar on standard error, once a second has passed; silent where nobody watches."""
     from tqdm.std import tqdm
 
-    return tqdm(total=total, desc="verbalizing", unit="text", delay=1, leave=False)
+    unseen = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(total=total, desc="verbalizing", unit="text", delay=1, leave=False, disable=unseen)

@@ -350,14 +350,19 @@ def test_target_in_one_thread_and_verbalizer_in_another(model, nla, residuals):
 
 def test_nothing_is_left_behind(model, nla):
     """No hook, no gradient, no reference to the trace or to the live activation."""
+
+    def run():
+        with model.trace(PARIS):
+            residual = nla.layer(model).output
+            alive = nnsight.save([weakref.ref(residual)])
+            thought = nla.explain(residual[0])
+        return alive[0], thought
+
     hooks = [len(module._forward_hooks) for module in model._module.modules()]
-    with model.trace(PARIS):
-        residual = nla.layer(model).output
-        alive = nnsight.save([weakref.ref(residual)])
-        thought = nla.explain(residual[0])
-    _ = thought.text
+    activation, thought = run()
+    assert thought.text
     gc.collect()
-    assert alive[0]() is None
+    assert activation() is None
     assert [len(module._forward_hooks) for module in model._module.modules()] == hooks
     assert all(each.grad is None for each in model._module.parameters())
     assert all(each.grad is None for each in nla.av._module.parameters())

@@ -96,13 +96,13 @@ def test_examples_are_the_residuals_of_their_own_prompts(model, nla):
 
 def test_an_explanation_follows_a_patch(model, nla):
     with model.trace("People in Paris speak"):
-        paris = model.model.layers[1].output[0, 2].save()
+        paris = model.model.layers[0].output[0, 2].save()
     with model.trace("People in Tokyo speak"):
         before = nla.explain(nla.layer(model).output[0, -1])
     with model.trace("People in Tokyo speak"):
-        residual = model.model.layers[1].output.clone()
+        residual = model.model.layers[0].output.clone()
         residual[0, 2] = paris
-        model.model.layers[1].output = residual
+        model.model.layers[0].output = residual
         after = nla.explain(nla.layer(model).output[0, -1])
     assert (parse(before.text).subject, parse(before.text).next) == ("Tokyo", "Japanese")
     assert (parse(after.text).subject, parse(after.text).next) == ("Paris", "French")
