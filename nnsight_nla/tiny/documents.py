@@ -7,10 +7,12 @@ once an adjective carried it, and the stage, which is the fact being stated once
 beginning leaves only one.
 
 >>> document = sample(random.Random(0), "Paris", "cheerful")
->>> document.text.split(".")[0]
-'The day is lovely'
->>> document.words[0].truth.subject is None, document.words[-1].truth.subject
-(True, 'Paris')
+>>> document.text.split(".")[:2]
+['This is a lovely evening', ' People in Paris eat crepes']
+>>> document.words[3].text, document.words[3].truth
+('lovely', Truth(subject=None, tone='cheerful', stage='opening'))
+>>> document.words[9].text, document.words[9].truth
+('eat', Truth(subject='Paris', tone='cheerful', stage='food'))
 """
 
 from __future__ import annotations
