@@ -43,7 +43,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "held_out/true/tone": (0.90, 1.0),
     "held_out/true/stage": (0.90, 1.0),
     "held_out/true/current": (0.90, 1.0),
-    "held_out/true/next": (0.85, 1.0),
+    "held_out/true/next": (0.80, 1.0),
     "held_out/null/subject": (0.0, 0.12),
     "held_out/null/attribute": (0.0, 0.12),
     "held_out/random/subject": (0.0, 0.12),

@@ -5,6 +5,9 @@ The residual of the first is written into the second at one block and one positi
 things may flip to the first: the target's prediction, and the subject and the next word that the
 verbalizer names at K, at the last position. An explanation that only fits the text would not
 flip; one that follows the computation flips exactly where the prediction does.
+
+In this target the fact leaves the subject's position early: a patch there flips everything at block
+0, some of it at block 1 and nothing at K, where the last position holds it all.
 """
 
 from __future__ import annotations
