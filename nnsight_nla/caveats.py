@@ -17,7 +17,8 @@ EARLY = 10
 OUTLIER = 5.0
 """A norm this many times above or below the median of its prompt is far outside the bulk."""
 _BULK = 8
-_CJK = re.compile("[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+# Compiled when first used (`re` keeps it): so wide a class takes longer than all else here to load.
+_CJK = "[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 _FRAGMENT = "\ufffd"  # What a token decodes to that is part of a character only.
 _QUOTE = re.compile('"([^"\n]{3,200})"|\u201c([^\u201d\n]{3,200})\u201d')
 
@@ -42,7 +43,7 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
             )
         elif reply.finish == "eos":
             found[row].append(f"{where}ended without a closing </explanation> tag")
-    if texts and all(_CJK.search(text) for each in texts.values() for text in each):
+    if texts and all(re.search(_CJK, text) for each in texts.values() for text in each):
         for row in rows:
             found[row].append(
                 "CJK text in every output: the marker itself is being verbalized; the vector may "

@@ -14,12 +14,13 @@ the residual of a *pad* token. `positions` says which are real::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from . import wire
 from .errors import InjectionError
 
 if TYPE_CHECKING:
@@ -60,8 +61,12 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
     from nnsight.modeling.processing import preprocess_invoke
 
     found: list[Positions] = []
-    for prompt in [prompts] if isinstance(prompts, str) else prompts:
-        rows, _ = preprocess_invoke(model, prompt, {})
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    for prompt in prompts if several else [prompts]:
+        try:
+            rows, _ = preprocess_invoke(model, prompt, {})
+        except (TypeError, ValueError):  # Raised deep in transformers on what is no text.
+            rows = None
         if rows is None or len(rows) != 1:
             raise InjectionError(
                 f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id "
@@ -130,11 +135,8 @@ def _envoy(model: Any, path: str) -> Any:
 
 
 def _blocks(model: TransformersModel) -> tuple[str, nn.ModuleList]:
-    depth = text_config(model).num_hidden_layers
-    for path, module in _module(model).named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and "vision" not in path:
-            return path, module
-    raise InjectionError(
-        f"No list of {depth} blocks was found in {describe(model)}, "
-        f"a {type(_module(model)).__name__}."
-    )
+    text_config(model)
+    try:
+        return wire.find_blocks(_module(model))
+    except LookupError as error:
+        raise InjectionError(f"{describe(model)}: {error.args[0]}.") from error

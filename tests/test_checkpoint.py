@@ -232,8 +232,8 @@ REFUSED = [
     ),
     (
         sidecar(d_model=None, prompt_templates="none"),
-        "meta: missing d_model (at d_model or extraction.d_model), template (at prompt_templates.av "
-        "or prompt_templates.actor or prompt_templates.verbalizer).",
+        "meta: missing d_model (at d_model or extraction.d_model), template (at "
+        "prompt_templates.av or prompt_templates.actor or prompt_templates.verbalizer).",
     ),
     (
         sidecar(tokens__injection_token_id="7"),

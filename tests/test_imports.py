@@ -35,6 +35,7 @@ LEVELS = (
     ("sampling",),
     ("view",),
     ("wire",),
+    ("ndif",),
     ("scoring",),
     ("injection",),
     ("errors",),

@@ -140,13 +140,13 @@ def test_no_site_when_other_tokens_stand_beside_the_marker(live):
 
 def test_with_unknown_neighbours_a_second_marker_is_ambiguous(live):
     template = f"{MARKER} is: <concept>{{injection_char}}</concept>."
-    with pytest.raises(CheckpointError, match="has 2 places .* between any token and any token"):
+    with pytest.raises(CheckpointError, match=r"has 2 places .* between any token and any token"):
         Prompt.render(checkpoint(live, template, left_id=None, right_id=None), live)
 
 
 def test_a_chat_template_that_drops_the_message():
     live = tokenizer(chat="{{ bos_token }}<|assistant|>")
-    with pytest.raises(CheckpointError, match="has 0 places .* Beside it stand: nothing"):
+    with pytest.raises(CheckpointError, match=r"has 0 places .* Beside it stand: nothing"):
         Prompt.render(checkpoint(live), live)
 
 
@@ -204,7 +204,7 @@ def test_a_chat_template_that_fails(chat):
 def test_a_templates_format_tricks_are_never_evaluated(live, trick):
     template = f"{trick} <concept>{{injection_char}}</concept>."
     if trick == "{{injection_char}}":
-        with pytest.raises(CheckpointError, match="has 2 times {injection_char}"):
+        with pytest.raises(CheckpointError, match=r"has 2 times \{injection_char\}"):
             checkpoint(live, template)
         return
     prompt = Prompt.render(checkpoint(live, template), live)
