@@ -4,7 +4,14 @@ from . import tiny
 from .capture import Receipt
 from .checkpoint import Checkpoint
 from .controls import Controls
-from .errors import CheckpointError, InjectionError, NLAError, NLAWarning, VerbalizationError
+from .errors import (
+    CheckpointError,
+    HostError,
+    InjectionError,
+    NLAError,
+    NLAWarning,
+    VerbalizationError,
+)
 from .explanation import Explanation
 from .hosts import Positions
 from .injection import Injection
@@ -18,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "Controls",
     "Explanation",
+    "HostError",
     "Injection",
     "InjectionError",
     "NLAError",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from uuid import uuid4
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +21,9 @@ from .sampling import Sampling
 
 class Waiting(Protocol):
     """The queue that a capture's handles wait in."""
+
+    owner: Any
+    """The NLA whose queue it is, ``None`` where it is not in this process."""
 
     def add(self, handle: Any) -> None:
         """Let a handle wait for its text."""
@@ -108,6 +112,8 @@ class Capture:
     """The position each row was read at, where the caller said."""
     width: int = 1
     """The length of the last axis, along which `positions` run."""
+    uid: str = field(default_factory=lambda: uuid4().hex)
+    """Its name on the wire."""
     replies: dict[tuple[int, int], Reply] = field(default_factory=dict[tuple[int, int], Reply])
     """(row, sample) to the reply, filled in as batches settle."""
     errors: dict[int, str] = field(default_factory=dict[int, str])

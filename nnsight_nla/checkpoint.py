@@ -308,13 +308,13 @@ def _injection(
     if mode in _ADD_MODES:
         layer, coefficient = _get(tree, _MODE_LAYER), _get(tree, _COEFFICIENT)
         where = f"{_MODE} in {file}" + (" (layer 1, as published)" if layer is None else "")
-        return Injection("add", "block", 1 if layer is None else layer, coefficient), where
+        return Injection("add", "block", 1 if layer is None else layer, _real(coefficient)), where
     if mode in _REPLACE_MODES:
         if str(scale) == "sqrt_d_model" and _is_int(d_model, 1) and d_model < 1 << 30:
             return Injection("replace", "embedding", None, math.sqrt(d_model)), (
                 f"{_MODE} and d_model in {file}"
             )
-        return Injection("replace", "embedding", None, scale), f"{_MODE} in {file}"
+        return Injection("replace", "embedding", None, _real(scale)), f"{_MODE} in {file}"
     if mode is not None:
         known = ", ".join((*_ADD_MODES, *_REPLACE_MODES))
         raise CheckpointError(f"{file}: {_MODE} is {mode!r}, expected one of {known}.")
@@ -322,7 +322,7 @@ def _injection(
         return PRESETS[name].injection, f"preset {name}"
     if isinstance(scale, int | float) and not isinstance(scale, bool):
         return (
-            Injection("replace", "embedding", None, scale),
+            Injection("replace", "embedding", None, _real(scale)),
             f"extraction.injection_scale in {file}",
         )
     raise CheckpointError(
@@ -425,6 +425,11 @@ def _fields_set(checkpoint: Checkpoint) -> list[str]:
 
 def _is_int(value: object, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _real(value: Any) -> Any:
+    """A whole number as a float where it can be one; all else as it is, to be refused by name."""
+    return float(value) if _is_int(value) and value < 1 << 127 else value
 
 
 def _brief(value: object) -> str:

@@ -185,17 +185,15 @@ def _wanted(position: str, length: int) -> list[int]:
 
 def _sentence_table(rows: list[Read]) -> Table:
     table = Table(title=" ".join(row.token for row in rows), title_justify="left", pad_edge=False)
-    for name in ("token", "target expects", "explanation of the residual", "truth", "right"):
+    for name in ("token", "expects", "explanation of the residual", "truth", "right"):
         table.add_column(name, overflow="fold")
     for row in rows:
         style = "green" if row.slots_right == 6 else "yellow" if row.slots_right >= 4 else "red"
-        table.add_row(
-            row.token,
-            row.expected,
-            _one_line(row.explanation),
-            _one_line(row.truth),
-            Text(f"{row.slots_right}/6", style=style),
-        )
+        right = Text(f"{row.slots_right}/6", style=style)
+        said, true = row.explanation.splitlines(), row.truth.splitlines()
+        differs = [line for line in true if line not in said]
+        truth = Text("\n".join(differs), style=style) if differs else Text("the same", "green")
+        table.add_row(row.token, row.expected, _one_line(row.explanation), truth, right)
     return table
 
 

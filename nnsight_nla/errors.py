@@ -21,5 +21,9 @@ class VerbalizationError(NLAError):
     """Some vectors have no text: they are unusable themselves, or generating for them failed."""
 
 
+class HostError(NLAError):
+    """An NDIF host stayed away, or a request failed there."""
+
+
 class NLAWarning(UserWarning):
     """Something a careful reader of an explanation should know."""

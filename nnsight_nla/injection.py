@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -138,7 +137,7 @@ def write(
         scale = cast("float", injection.scale)  # Injection refuses a replacement without one.
         written = scaled_replacement(vectors.to(hidden.device), scale).to(hidden.dtype)
     if given is not None:
-        written = torch.where(rearrange(given.to(hidden.device), "row -> row 1"), written, marker)
+        written = torch.where(given.to(hidden.device)[:, None], written, marker)
     result = hidden.clone()
     result[:, position] = written
     return result

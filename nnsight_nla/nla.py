@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import controls as _controls
 from . import hosts
+from . import remote as _remote
 from .capture import Capture
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, InjectionError, NLAWarning, VerbalizationError
@@ -39,6 +40,8 @@ from .verbalizer import Verbalizer
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
+    from .ndif import HostStatus
+
 _AUTO_BATCH = 64
 
 
@@ -52,6 +55,7 @@ class NLA:
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
         peft: str | None = None,
+        remote: bool = False,
         sampling: Sampling | None = None,
         batch_size: int | Literal["auto"] = "auto",
         **load: Any,
@@ -64,6 +68,7 @@ class NLA:
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (how the vector is
                 written, no more), or where another sidecar lies.
             peft: The verbalizer as an adapter (id or folder) on the base model `av`.
+            remote: Run the verbalizer on the configured NDIF host; its weights stay there.
             sampling: The default for every `explain`; greedy, 200 new tokens.
             batch_size: Vectors per verbalizer batch.
             load: Goes to nnsight's `TransformersModel` as it is (``dtype=``, ``device_map=``, ...).
@@ -78,11 +83,23 @@ class NLA:
         self.prompt = Prompt.render(described, tokenizer)
         self.checkpoint = _with_neighbours(described, self.prompt)
         self.av = load_model(av, tokenizer, peft, load)
-        self._verbalizer = Verbalizer(self.av, self.checkpoint, self.prompt)
-        self._queue = Queue(self._verbalizer, _batch_size(batch_size))
+        self.remote = remote
+        self._verbalizer = Verbalizer(self.av, self.checkpoint, self.prompt, remote=remote)
+        self._queue = Queue(self, self._verbalizer, _batch_size(batch_size))
         self._ar_source, self._load = ar, load
         self._reconstructor: Reconstructor | None = None
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.spec = _spec(
+            av=av,
+            ar=ar,
+            checkpoint=checkpoint,
+            peft=peft,
+            remote=remote,
+            sampling=sampling,
+            batch_size=batch_size,
+            **load,
+        )
+        self.uid = _remote.enter(self)
 
     @property
     def hook_name(self) -> str:
@@ -168,27 +185,10 @@ class NLA:
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
         """
         _check_vectors(vectors, self.checkpoint.d_model)
-        chosen = _sampling(sampling) or self.sampling
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:  # pyright: ignore
-            raise VerbalizationError(f"samples={samples!r}: expected a whole number from 1.")
-        if samples > 1 and chosen.greedy:
-            raise VerbalizationError(
-                f"samples={samples} at temperature 0 would give the same text {samples} times. Add "
-                "sampling=Sampling(temperature=1.0)."
-            )
         shape = tuple(vectors.shape[:-1])
         fake = isinstance(vectors, FakeTensor)
         flat = None if fake else vectors.detach().reshape(-1, vectors.shape[-1]).clone()
-        capture = Capture(
-            self._queue,
-            flat,
-            math.prod(shape),
-            samples,
-            chosen,
-            tokens=self._words(provenance(tokens, shape, "tokens")),
-            positions=_whole(provenance(positions, shape, "positions")),
-            width=shape[-1] if shape else 1,
-        )
+        capture = self._capture(flat, shape, tokens, positions, samples, sampling)
         return Explanation(capture, captured_rows(shape))
 
     def explain_nothing(self) -> Explanation:
@@ -263,8 +263,17 @@ class NLA:
             "source": dict(self.checkpoint.source),
         }
 
+    def status(self) -> HostStatus:
+        """What the configured NDIF host can do for this NLA right now, in `str()` and as data."""
+        from .ndif import status
+
+        return status(self.av, self.checkpoint.base_model)
+
     def __repr__(self) -> str:
-        loaded = "loaded" if self.av.dispatched else "not loaded"
+        if self.av is None:
+            return f"<NLA of another process, layer={self.checkpoint.layer}>"
+        here = "loaded" if self.av.dispatched else "not loaded"
+        loaded = "remote" if self.remote else here
         layer, d_model = self.checkpoint.layer, self.checkpoint.d_model
         return f"<NLA {hosts.describe(self.av)!r} layer={layer} d_model={d_model} {loaded}>"
 
@@ -273,6 +282,35 @@ class NLA:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NLA:
         return self
+
+    def _capture(
+        self,
+        flat: Tensor | None,
+        shape: tuple[int, ...],
+        tokens: Any = None,
+        positions: Any = None,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+    ) -> Capture:
+        """Check the options of one ``explain()`` call and record what it took."""
+        chosen = _sampling(sampling) or self.sampling
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:  # pyright: ignore
+            raise VerbalizationError(f"samples={samples!r}: expected a whole number from 1.")
+        if samples > 1 and chosen.greedy:
+            raise VerbalizationError(
+                f"samples={samples} at temperature 0 would give the same text {samples} times. Add "
+                "sampling=Sampling(temperature=1.0)."
+            )
+        return Capture(
+            self._queue,
+            flat,
+            math.prod(shape),
+            samples,
+            chosen,
+            tokens=self._words(provenance(tokens, shape, "tokens")),
+            positions=_whole(provenance(positions, shape, "positions")),
+            width=shape[-1] if shape else 1,
+        )
 
     def _reconstruct(self) -> Reconstructor:
         if self._reconstructor is None:
@@ -373,3 +411,13 @@ def _flat_texts(text: Any) -> tuple[list[str], tuple[int, ...]]:
         raise VerbalizationError(f"The nested lists of texts are ragged: {sorted(shapes)}.")
     inner = shapes.pop() if shapes else ()
     return [one for flat, _ in parts for one in flat], (len(parts), *inner)
+
+
+def _spec(**given: Any) -> dict[str, Any] | None:
+    """The arguments an NLA can be rebuilt from elsewhere; ``None`` where one is a live model."""
+    plain = (str, Path, int, float, bool, Checkpoint, Injection, Sampling, type(None))
+    models = (given["av"], given["ar"])
+    return given if all(isinstance(each, plain) for each in models) else None
+
+
+_remote.join_requests(NLA)

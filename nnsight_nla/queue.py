@@ -37,8 +37,9 @@ _MANY = 1000
 class Queue:
     """Pending handles of one verbalizer, in the order they were made."""
 
-    def __init__(self, verbalizer: Verbalizer, batch_size: int) -> None:
+    def __init__(self, owner: Any, verbalizer: Verbalizer, batch_size: int) -> None:
         """Share one lock among all queues of the same verbalizer model."""
+        self.owner = owner
         self._verbalizer = verbalizer
         self._batch_size = batch_size
         self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()

@@ -92,9 +92,12 @@ class GumbelNoise(LogitsProcessor):
     """
 
     def __init__(self, row_seeds: list[int]) -> None:
-        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in row_seeds]
+        self.seeds = row_seeds
+        self.generators: list[torch.Generator] = []  # made where they run: they may travel
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002, D102
+        if not self.generators:
+            self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
         noise = torch.empty(scores.shape, dtype=torch.float32)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import GenerationConfig
 
 from . import hosts
 from .capture import Reply
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, VerbalizationError
 from .injection import write
+from .ndif import send
 from .prompting import CLOSE, Prompt, extract
 from .sampling import Sampling, draw_seed
 from .scoring import cosine
@@ -52,13 +53,21 @@ _NEUTRAL: dict[str, Any] = {
 class Verbalizer:
     """An AV, its prompt and its injection site."""
 
-    def __init__(self, av: TransformersModel, checkpoint: Checkpoint, prompt: Prompt) -> None:
+    def __init__(
+        self,
+        av: TransformersModel,
+        checkpoint: Checkpoint,
+        prompt: Prompt,
+        *,
+        remote: bool = False,
+    ) -> None:
         """Check that `av` fits `checkpoint`; loads no weights.
 
         Raises:
             CheckpointError: Another width, no such injection layer, or too short a context.
         """
         self.av = av
+        self.remote = remote
         self.checkpoint = checkpoint
         self.prompt = prompt
         config = hosts.text_config(av)
@@ -109,7 +118,8 @@ class Verbalizer:
             VerbalizationError: The verbalizer is in use by a trace, or the reply cannot fit.
         """
         self._check_free()
-        self.av.dispatch()
+        if not self.remote:
+            self.av.dispatch()
         start = len(self.prompt.ids)
         if start + sampling.max_new_tokens > self.context:
             raise VerbalizationError(
@@ -125,20 +135,41 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
-        position, injection = self.prompt.marker_position, self.checkpoint.injection
-        site = self.site
-        with self.av.generate(
-            torch.tensor([self.prompt.ids]).expand(len(vectors), -1),
-            generation_config=self._generation_config(sampling),
-            logits_processor=sampling.processors(seeds),
-            stopping_criteria=StoppingCriteriaList([StopStringCriteria(self.av.tokenizer, CLOSE)]),
-        ) as tracer:
+        settings = {
+            "generation_config": self._generation_config(sampling),
+            "logits_processor": sampling.processors(seeds),
+            "tokenizer": self.av.tokenizer,
+        }
+        if self.remote:
+            what = f"The request to verbalize {len(vectors)} vectors with {hosts.describe(self.av)}"
+            vectors = vectors.float().cpu().clone()
+            sequences, marker = send(
+                lambda: self._generate(vectors, given, {**settings, "remote": True}), what
+            )
+        else:
+            sequences, marker = self._generate(vectors, given, settings)
+        return self._replies(sequences[:, start:], marker, vectors.float().cpu(), given)
+
+    def _generate(
+        self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """One batch through the graph: the sequences, and the marker's residual before and after.
+
+        The block is shipped as it stands where it runs remotely, so it names nothing of `self`.
+        """
+        position, injection, site = (
+            self.prompt.marker_position,
+            self.checkpoint.injection,
+            self.site,
+        )
+        ids = torch.tensor([self.prompt.ids]).expand(len(vectors), -1).contiguous()
+        with self.av.generate(ids, **settings) as tracer:
             before = site.output
             after = write(before, vectors, position, injection, given)
             site.output = after
             marker = torch.stack([before[:, position], after[:, position]]).float().cpu().save()
             sequences = tracer.result.cpu().save()
-        return self._replies(sequences[:, start:], marker, vectors.float().cpu(), given)
+        return sequences, marker
 
     def _check_free(self) -> None:
         if self.av.interleaver.interleaving:
@@ -167,6 +198,7 @@ class Verbalizer:
         return GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
+            stop_strings=[CLOSE],
             eos_token_id=ends or None,
             pad_token_id=pad if pad is not None else (ends or [0])[0],
             **leaks,

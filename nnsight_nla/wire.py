@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import pydoc
+import uuid
 from typing import Any
 
 import nnsight
@@ -33,6 +34,8 @@ class Located:
         self.name = name
 
     def __call__(self, *args: Any) -> Any:
+        """Nothing is called on the server."""
+        del args
         raise RuntimeError(f"{self.name} is called where the result is read, not here")
 
     def __reduce__(self) -> Any:
@@ -60,7 +63,8 @@ class RemoteCapture:
         self.options = options
 
     def __reduce__(self) -> Any:
-        vectors = self.vectors.detach().cpu().clone()
+        vectors = self.vectors
+        vectors = None if vectors is None else vectors.detach().cpu().clone()
         return (Located(CAPTURE), (self.nla, self.uid, vectors, self.options))
 
 
@@ -107,6 +111,11 @@ class RemoteExplanation:
         return held[self.rows.reshape(-1).tolist()].reshape(*self.shape, held.shape[-1])
 
 
+def handle(capture: RemoteCapture, rows: list[int], shape: tuple[int, ...]) -> RemoteExplanation:
+    """A client's handle, as the server sees it."""
+    return RemoteExplanation(capture, np.array(rows, dtype=np.int64).reshape(shape))
+
+
 class RemoteNLA:
     """The stand-in for an `NLA` in a remote block."""
 
@@ -119,8 +128,8 @@ class RemoteNLA:
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(
-            f"{name}: inside a remote block an NLA has layer() and explain(); do the rest before or "
-            "after the block."
+            f"{name}: inside a remote block an NLA has layer() and explain(); do the rest before "
+            "or after the block."
         )
 
     def layer(self, model: Any) -> Any:
@@ -128,7 +137,8 @@ class RemoteNLA:
         path, blocks = find_blocks(model._module)
         if self.block >= len(blocks):
             raise ValueError(
-                f"the served model has blocks 0 to {len(blocks) - 1}, block {self.block} was asked for"
+                f"the served model has blocks 0 to {len(blocks) - 1}, "
+                f"block {self.block} was asked for"
             )
         envoy = model
         for name in path.split("."):
@@ -155,10 +165,10 @@ class RemoteNLA:
         for name in places:
             if hasattr(places[name], "tolist"):
                 places[name] = places[name].tolist()
-        options = {"samples": samples, "sampling": sampling, "width": shape[-2] if shape[1:] else 1}
+        options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **places}
         flat = vectors.detach().reshape(-1, self.d_model).clone()
-        uid = f"{self.uid}:{id(flat)}:{id(options)}"
-        capture = RemoteCapture(self.uid, uid, flat, {**options, **places, "shape": shape[:-1]})
+        uid = uuid.uuid4().hex
+        capture = RemoteCapture(self.uid, uid, flat, options)
         rows = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])
         return nnsight.save(RemoteExplanation(capture, rows))
 

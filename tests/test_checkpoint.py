@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import huggingface_hub
 import hypothesis.strategies as st
+import jaxtyping
 import pytest
 import yaml
 from huggingface_hub.errors import (
@@ -60,6 +61,12 @@ def sidecar(**changes) -> dict:
         else:
             node[last] = value
     return tree
+
+
+@pytest.fixture
+def as_users_run_it(monkeypatch):
+    """Without the tests' own shape checks, which would refuse a wrong type before we do."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def refused(message: str):
@@ -199,6 +206,7 @@ def test_an_injection_is_never_guessed(scale):
 
 
 @pytest.mark.parametrize("scale", [None, "raw", 0, -1.0, math.nan, math.inf, 10**400])
+@pytest.mark.usefixtures("as_users_run_it")
 def test_a_replacement_without_a_length_is_refused(scale):
     tree = sidecar(training__injection_mode="replace", extraction__injection_scale=scale)
     with pytest.raises(CheckpointError, match=r"^Injection\((operation='replace'|scale=)"):
@@ -253,6 +261,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("tree", "message"), REFUSED)
+@pytest.mark.usefixtures("as_users_run_it")
 def test_what_a_sidecar_is_refused_for(tree, message):
     with refused(message):
         parse_sidecar(tree, "meta")
@@ -616,10 +625,12 @@ def test_no_mapping_raises_anything_but_our_errors(changes, more):
         if isinstance(node, dict):
             node[last] = value
     for candidate in ({**tree, **more}, more):
-        try:
-            found = parse_sidecar(candidate, "meta", "some/one")
-        except NLAError:
-            continue
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # As users run it.
+            try:
+                found = parse_sidecar(candidate, "meta", "some/one")
+            except NLAError:
+                continue
         assert isinstance(found, Checkpoint)
         assert isinstance(found.injection, Injection)
 

@@ -4,6 +4,7 @@ import math
 import re
 
 import hypothesis.strategies as st
+import jaxtyping
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -20,6 +21,12 @@ from nnsight_nla.injection import (
 
 ADD = Injection("add", "block", 1)
 REPLACE = Injection("replace", "embedding", None, 150.0)
+
+
+@pytest.fixture
+def as_users_run_it(monkeypatch):
+    """Without the tests' own shape checks, which would refuse a wrong type before we do."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def plain_add(hidden: torch.Tensor, vector: torch.Tensor, coefficient: float = 1.0) -> torch.Tensor:
@@ -223,6 +230,7 @@ def test_a_zero_vector_has_no_direction_and_an_empty_batch_is_fine():
         ),
     ],
 )
+@pytest.mark.usefixtures("as_users_run_it")
 def test_what_an_injection_refuses(arguments, message):
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         Injection(**arguments)
