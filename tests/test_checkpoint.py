@@ -189,7 +189,7 @@ def test_who_decides_the_injection():
     assert known.injection == PRESETS[PUBLISHED].injection
     assert known.source["injection"] == f"preset {PUBLISHED}"
     replaced = parse_sidecar(silent, "meta", "some/one")
-    assert replaced.injection == Injection("replace", "embedding", None, 80000)
+    assert replaced.injection == Injection("replace", "embedding", None, 80000.0)
     assert replaced.source["injection"] == "extraction.injection_scale in meta"
 
 
