@@ -266,7 +266,7 @@ def test_a_replayed_edit_block_leaves_nothing_pending(model, nla):
 
 
 def test_the_closed_loop(model, nla):
-    """`.text`, read at K inside the block, decides what is done at a later layer of this forward."""
+    """`.text`, read at K inside the block, decides what a later layer of this forward does."""
 
     def run(prompt):
         with model.trace(prompt):

@@ -130,7 +130,7 @@ SIDECARS = {
     ),
     "marker id": (
         lambda s: s["tokens"].update(injection_token_id=7),
-        r"tokenizes to \[\d+\], but .*injection_token_id.* says \[7\]. Use the tokenizer that ships",
+        r"tokenizes to \[\d+\], but .*injection_token_id.* says \[7\]. Use the tokenizer",
     ),
     "neighbour": (
         lambda s: s["tokens"].update(injection_left_neighbor_id=7),

@@ -11,7 +11,11 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .documents import sample
+from jaxtyping import Float
+from torch import Tensor
+
+from .documents import Word, sample
+from .examples import expected_word
 from .explanations import explain, parse
 from .facts import held_out_pairs
 
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
     from ..nla import NLA
 
 _PATCH_LAYER = 0
-_UNSURE_BELOW = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,16 +127,16 @@ def patch_fact(
     )
 
 
-def _row(word: object, text: str, expected: str) -> Read:
+def _row(word: Word, text: str, expected: str) -> Read:
     truth = explain(word.truth, word.text, expected)
     said, known = vars(parse(text)), vars(parse(truth))
     right = sum(said[slot] == known[slot] for slot in known)
     return Read(word.text, expected, text, truth, right)
 
 
-def _expected(model: TransformersModel, logits: object) -> list[str]:
+def _expected(model: TransformersModel, logits: Float[Tensor, "seq vocab"]) -> list[str]:
     probability, token = logits.float().softmax(dim=-1).max(dim=-1)
     return [
-        "unsure" if p < _UNSURE_BELOW else model.tokenizer.decode([i]).strip()
+        expected_word(model.tokenizer, i, p)
         for p, i in zip(probability.tolist(), token.tolist(), strict=True)
     ]

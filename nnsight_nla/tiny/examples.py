@@ -93,14 +93,21 @@ def _read(model: Any, documents: Sequence[Document]) -> tuple[list[Tensor], list
         residuals.append(residual[row, real].float())
         expected.append(
             [
-                _expected(model.tokenizer, i, p)
+                expected_word(model.tokenizer, i, float(p))
                 for i, p in zip(token[row, real].tolist(), probability[row, real], strict=True)
             ]
         )
     return residuals, expected
 
 
-def _expected(tokenizer: Any, token: int, probability: Tensor) -> str:
+def expected_word(tokenizer: Any, token: int, probability: float) -> str:
+    """The `next` slot's truth: the target's own best word, where it is more likely than not.
+
+    Args:
+        tokenizer: The target's.
+        token: The most likely next token's id.
+        probability: The target's probability of it.
+    """
     if probability < 0.5:
         return UNSURE
     return END if token == tokenizer.eos_token_id else tokenizer.decode([token]).strip() or END

@@ -18,7 +18,7 @@ SHORT = "The cow lives in the"
 
 @pytest.fixture(autouse=True)
 def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules by value unasked; an installed package is not helped so."""
+    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
     monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
 
 
