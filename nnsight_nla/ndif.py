@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .errors import HostError
-
-if TYPE_CHECKING:
-    from nnsight import TransformersModel
 
 T = TypeVar("T")
 
@@ -118,7 +115,7 @@ RUNNING = "RUNNING"
 _ABSENT = "absent"
 
 
-def status(av: TransformersModel, base_model: str | None) -> HostStatus:
+def status(av: Any, base_model: str | None) -> HostStatus:
     """Ask the configured host whether it runs the target and the verbalizer.
 
     Args:

@@ -6,10 +6,13 @@ from jaxtyping import install_import_hook
 
 # Shapes are checked at run time here and nowhere else: in the modules of pure tensor maths and in
 # the two model graphs. The facade is left out, so that its own errors are what a bad input meets.
-_CHECKED = ("injection", "scoring", "verbalizer", "reconstructor")
-install_import_hook([f"nnsight_nla.{name}" for name in _CHECKED], "beartype.beartype")
-
+# Not for remote runs: they ship functions as source, and a decorated one has another's.
 import os
+import sys
+
+_CHECKED = ("injection", "scoring", "verbalizer", "reconstructor")
+if not any("ndif" in argument for argument in sys.argv):
+    install_import_hook([f"nnsight_nla.{name}" for name in _CHECKED], "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
