@@ -119,14 +119,14 @@ def test_a_short_prompt_has_no_bulk():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("place", [0, 4, 8])
+@pytest.mark.parametrize("place", [0, 4, 7])
 def test_unusable_rows_do_not_move_the_median(bad, place):
-    lengths = [1.0, 1.1, 0.9, 1.0, 1.2, 1.0, 50.0, 1.0, 1.0]
+    lengths = [1.0] * 8 + [50.0]  # In order, so that a NaN in the middle would be the median.
     made = capture(["A"] * 9, vectors=norms(*lengths), positions=list(range(20, 29)))
     made.vectors[place, 0] = bad
     del made.replies[place, 0]
     made.errors[place] = "has NaN in it"
-    assert set(caveats(made)) == {6}
+    assert set(caveats(made)) == {8}
 
 
 def test_an_empty_batch_with_positions():

@@ -138,6 +138,12 @@ def test_no_site_when_other_tokens_stand_beside_the_marker(live):
         Prompt.render(checkpoint(live, "Explain {injection_char} now."), live)
 
 
+@pytest.mark.parametrize("side", ["left_id", "right_id"])
+def test_each_neighbour_counts(live, side):
+    with pytest.raises(CheckpointError, match="has 0 places"):
+        Prompt.render(checkpoint(live, **{side: one(live, "x")}), live)
+
+
 def test_with_unknown_neighbours_a_second_marker_is_ambiguous(live):
     template = f"{MARKER} is: <concept>{{injection_char}}</concept>."
     with pytest.raises(CheckpointError, match=r"has 2 places .* between any token and any token"):
