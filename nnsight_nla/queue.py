@@ -19,7 +19,7 @@ import torch
 
 from . import hosts
 from .capture import Capture, Receipt
-from .errors import NLAError, NLAWarning, VerbalizationError
+from .errors import NLAWarning, VerbalizationError
 from .explanation import Explanation
 from .injection import unusable
 
@@ -125,7 +125,7 @@ class Queue:
                 [sample for _, _, sample in batch],
                 sampling,
             )
-        except NLAError:
+        except VerbalizationError:
             raise
         except Exception as error:
             raise VerbalizationError(
