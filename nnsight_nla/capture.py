@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
-from jaxtyping import Float
 from torch import Tensor
 
 from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Waiting(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from statistics import median
 
 from .capture import Capture
 
@@ -70,6 +69,8 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
 
 def _outliers(capture: Capture) -> dict[int, str]:
     """Rows whose norm is far from the median of their prompt (the last axis)."""
+    from statistics import median
+
     if capture.vectors is None:
         return {}
     norms = capture.vectors.float().norm(dim=-1).tolist()

@@ -7,14 +7,16 @@ random direction, or with nothing written at all, is reciting.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .errors import VerbalizationError
 from .explanation import Explanation
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Explains(Protocol):

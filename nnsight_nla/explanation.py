@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import nnsight
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from . import view
 from .capture import Capture, Receipt, Reply
 from .caveats import caveats
 from .errors import VerbalizationError
@@ -35,6 +33,7 @@ from .prompting import snippets
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jaxtyping import Float
 
 
 T = TypeVar("T")
@@ -210,11 +209,12 @@ class Explanation:
         if self._capture.vectors is None:
             return repr(self)
         return "\n\n".join(
-            " ".join(filter(None, [_place(record), record["text"] or f"[{record['error']}]"]))
-            for record in self._records()
+            " ".join(filter(None, [_place(record), _shown(record)])) for record in self._records()
         )
 
     def _repr_html_(self) -> str:
+        from . import view
+
         return view.explanation(self._records())
 
     def __copy__(self) -> Explanation:
@@ -321,6 +321,10 @@ def _index(key: Any) -> Any:
 
 def _named(index: Sequence[int]) -> str:
     return str(index[0]) if len(index) == 1 else str(tuple(index))
+
+
+def _shown(record: dict[str, Any]) -> str:
+    return f"[{record['error']}]" if record["text"] is None else record["text"]
 
 
 def _place(record: dict[str, Any]) -> str:

@@ -19,13 +19,15 @@ tensor([[0., 7.]])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 Operation = Literal["add", "replace"]
 Site = Literal["block", "embedding"]
@@ -114,7 +116,7 @@ def write(
     vectors: Float[Tensor, "batch d_model"],
     position: int,
     injection: Injection,
-    given: Bool[Tensor, "batch"] | None = None,  # noqa: UP037
+    given: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch seq d_model"]:
     """Write one vector per row at `position`, leaving `hidden` itself untouched.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -38,6 +38,7 @@ from .sampling import Sampling
 from .verbalizer import Verbalizer
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from nnsight import TransformersModel
 
     from .ndif import HostStatus
@@ -187,7 +188,7 @@ class NLA:
         _check_vectors(vectors, self.checkpoint.d_model)
         shape = tuple(vectors.shape[:-1])
         fake = isinstance(vectors, FakeTensor)
-        flat = None if fake else vectors.detach().reshape(-1, vectors.shape[-1]).clone()
+        flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
         capture = self._capture(flat, shape, tokens, positions, samples, sampling)
         return Explanation(capture, captured_rows(shape))
 
@@ -223,7 +224,7 @@ class NLA:
         vectors = like.vectors if isinstance(like, Explanation) else like
         if vectors is not None:
             _check_vectors(vectors, d_model)
-            vectors = vectors.detach().reshape(-1, d_model)
+            vectors = rearrange(vectors.detach(), "... d -> (...) d")
         return _controls.controls(self, n, d_model, vectors, seed)
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:

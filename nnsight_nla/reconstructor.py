@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from . import hosts
@@ -24,6 +23,7 @@ from .checkpoint import EXPLANATION_SLOT, Checkpoint
 from .errors import CheckpointError, VerbalizationError
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from nnsight import TransformersModel
 
 HEAD = "value_head.safetensors"

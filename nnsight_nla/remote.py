@@ -18,7 +18,7 @@ import types
 import weakref
 from collections import ChainMap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nnsight
 import numpy as np
@@ -35,10 +35,7 @@ from .hosts import Positions
 from .injection import Injection
 from .sampling import Sampling
 
-if TYPE_CHECKING:
-    from .nla import NLA
-
-NLAS: weakref.WeakValueDictionary[str, NLA] = weakref.WeakValueDictionary()
+NLAS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Every NLA of this process, by its uid."""
 _CAPTURES: weakref.WeakValueDictionary[str, Capture] = weakref.WeakValueDictionary()
 """Captures that have crossed the wire, so that one that comes back is the same one."""
@@ -81,7 +78,7 @@ class Unavailable:
         return self._receipt
 
 
-def enter(nla: NLA) -> str:
+def enter(nla: Any) -> str:
     """Register an NLA and name it: the same arguments give the same name in every process."""
     spec = "live model" if nla.spec is None else repr(sorted(nla.spec.items(), key=str))
     stem = hashlib.blake2b(spec.encode(), digest_size=8).hexdigest()
@@ -90,7 +87,7 @@ def enter(nla: NLA) -> str:
     return uid
 
 
-def join_requests(nla_class: type[NLA]) -> None:
+def join_requests(nla_class: type) -> None:
     """Tell each pickler what our values become: nnsight's for requests, and all others."""
     ours = {
         nla_class: _ship_nla,
@@ -109,7 +106,7 @@ def join_requests(nla_class: type[NLA]) -> None:
     copyreg.pickle(Capture, _reduce_capture)
 
 
-def _ship_nla(nla: NLA) -> tuple[Any, ...]:
+def _ship_nla(nla: Any) -> tuple[Any, ...]:
     _check_block(nla)
     return (wire.RemoteNLA, (nla.uid, nla.checkpoint.layer, nla.checkpoint.d_model))
 
@@ -153,7 +150,7 @@ def receive_handle(capture: Capture, rows: Sequence[int], shape: tuple[int, ...]
     return Explanation(capture, np.array(rows, dtype=np.int64).reshape(shape))
 
 
-def _reduce_nla(nla: NLA) -> tuple[Any, ...]:
+def _reduce_nla(nla: Any) -> tuple[Any, ...]:
     """An NLA in an ordinary pickle: its arguments, or the news that it cannot travel."""
     about = None if nla.spec is not None else (nla.checkpoint, nla.prompt, nla.sampling)
     return (_restore_nla, (type(nla), nla.uid, nla.spec, about))
@@ -175,8 +172,8 @@ def _reduce_capture(capture: Capture) -> tuple[Any, ...]:
 
 
 def _restore_nla(
-    kind: type[NLA], uid: str, spec: dict[str, Any] | None, about: tuple[Any, ...] | None
-) -> NLA:
+    kind: type, uid: str, spec: dict[str, Any] | None, about: tuple[Any, ...] | None
+) -> Any:
     if uid in NLAS:
         return NLAS[uid]
     if spec is not None:
@@ -191,7 +188,7 @@ def _restore_nla(
     return nla
 
 
-def _restore_capture(owner: NLA | None, receipt: Receipt | None, state: dict[str, Any]) -> Capture:
+def _restore_capture(owner: Any, receipt: Receipt | None, state: dict[str, Any]) -> Capture:
     queue = Unavailable("The NLA that explained this is not in this process.", receipt)
     if owner is not None:
         queue = owner._queue
@@ -209,7 +206,7 @@ def _values(record: Any) -> tuple[Any, ...]:
     return tuple(vars(record).values())
 
 
-def _check_block(nla: NLA) -> None:
+def _check_block(nla: Any) -> None:
     """Refuse, before anything is sent, what cannot work inside a remote block."""
     tracer = _requested()
     if tracer is None:

@@ -12,19 +12,15 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from .errors import VerbalizationError
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessorList
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,13 @@ class Sampling:
         Args:
             row_seeds: One seed per row of the batch, from `draw_seed`.
         """
+        from transformers import (
+            LogitsProcessorList,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
         if self.greedy:
             return LogitsProcessorList()
         chain = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
@@ -86,7 +89,7 @@ class Sampling:
         return chain
 
 
-class GumbelNoise(LogitsProcessor):
+class GumbelNoise:
     """Adds Gumbel noise to the logits, each row's from a generator of its own.
 
     The noise is drawn on the CPU, so a draw is the same on every device.

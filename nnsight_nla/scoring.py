@@ -15,10 +15,14 @@ ranges from 0.03 to 0.92, so an FVE without it says nothing.
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .injection import unit
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def normalise(vectors: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape d_model"]:

@@ -15,9 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import GenerationConfig
 
 from . import hosts
 from .capture import Reply
@@ -30,7 +28,9 @@ from .sampling import Sampling, draw_seed
 from .scoring import cosine
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
     from nnsight import TransformersModel
+    from transformers import GenerationConfig
 
 
 # Merged checkpoints ship a generation_config; none of it may steer a verbalizer.
@@ -99,7 +99,7 @@ class Verbalizer:
     def verbalize(
         self,
         vectors: Float[Tensor, "rows d_model"],
-        given: Bool[Tensor, rows],
+        given: Bool[Tensor, " rows"],
         samples: list[int],
         sampling: Sampling,
     ) -> list[Reply]:
@@ -187,6 +187,8 @@ class Verbalizer:
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         """The settings of one run; what the checkpoint's own would leak is put back to neutral."""
+        from transformers import GenerationConfig
+
         own = self.av._module.generation_config
         leaks = {
             name: neutral

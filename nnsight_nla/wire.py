@@ -12,7 +12,6 @@ Because it travels as source, nothing here may use decorators other than ``prope
 from __future__ import annotations
 
 import math
-import pydoc
 import uuid
 from typing import Any
 
@@ -39,6 +38,8 @@ class Located:
         raise RuntimeError(f"{self.name} is called where the result is read, not here")
 
     def __reduce__(self) -> Any:
+        import pydoc
+
         return (pydoc.locate, (self.name,))
 
 

@@ -1,18 +1,10 @@
 """Fixtures that every test may use: the trained tiny pair, and random-weight models."""
 
 # beartype must be imported before nnsight, which mounts `.save` on every object.
-# Shapes are checked at run time here and nowhere else: in the modules of pure tensor maths and in
-# the two model graphs. The facade is left out, so that its own errors are what a bad input meets.
-# Not for remote runs: they ship functions as source, and a decorated one has another's.
 import os
 import sys
 
 import beartype  # noqa: F401
-from jaxtyping import install_import_hook
-
-_CHECKED = ("injection", "scoring", "verbalizer", "reconstructor")
-if not any("ndif" in argument for argument in sys.argv):
-    install_import_hook([f"nnsight_nla.{name}" for name in _CHECKED], "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,6 +15,11 @@ import pytest
 import torch
 
 from nnsight_nla import NLA, tiny
+from tests.shapes import check_shapes
+
+# Not for remote runs: they ship functions as source, and a decorated one has another's.
+if not any("ndif" in argument for argument in sys.argv):
+    check_shapes()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -264,3 +264,8 @@ def test_the_vectors_length_does_not_matter(hidden, vector, power):
     # A power of two is exact, so are both results.
     assert torch.equal(norm_matched_add(h, v), norm_matched_add(h, v * 2.0**power))
     assert torch.equal(scaled_replacement(v, 5.0), scaled_replacement(v * 2.0**power, 5.0))
+
+
+def test_shapes_are_checked_at_run_time_here():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        norm_matched_add(torch.ones(2, 3), torch.ones(2, 4))

@@ -87,7 +87,9 @@ def test_a_host_that_has_the_package_too(wheel, expected, tmp_path):
     with NdifServer(install.python(), python_path=[site]) as server:
         has = [install.python(), "-c", "import nnsight_nla; print(nnsight_nla.__file__)"]
         environment = {**os.environ, "PYTHONPATH": str(site)}
-        where = subprocess.run(has, env=environment, capture_output=True, text=True, check=True)
+        where = subprocess.run(
+            has, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
         assert str(site) in where.stdout
         for both in (False, True):
             found = _run(sys.executable, server.url, tmp_path, both=both)
