@@ -25,9 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import controls as _controls
 from . import hosts
 from . import remote as _remote
+from .arguments import batch_rows, check_sampling, check_vectors, count_samples, flat_texts
 from .capture import Capture
 from .checkpoint import Checkpoint
-from .errors import CheckpointError, InjectionError, NLAWarning, VerbalizationError
+from .errors import CheckpointError, InjectionError, NLAWarning
 from .explanation import Explanation, captured_rows, provenance
 from .injection import Injection
 from .loading import load_model, load_tokenizer
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
 
     from .ndif import HostStatus
-
-_AUTO_BATCH = 64
 
 
 class NLA:
@@ -77,16 +76,16 @@ class NLA:
         Raises:
             CheckpointError: The checkpoint cannot be found, read, or served as it is.
         """
-        self.sampling = _sampling(sampling) or Sampling()
+        self.sampling = check_sampling(sampling) or Sampling()
         where = peft or (av if isinstance(av, str | Path) else hosts.describe(av))
         described = _describe(where, checkpoint)
         tokenizer = load_tokenizer(av, described)
         self.prompt = Prompt.render(described, tokenizer)
-        self.checkpoint = _with_neighbours(described, self.prompt)
+        self.checkpoint = _completed(described, self.prompt, tokenizer)
         self.av = load_model(av, tokenizer, peft, load)
         self.remote = remote
         self._verbalizer = Verbalizer(self.av, self.checkpoint, self.prompt, remote=remote)
-        self._queue = Queue(self, self._verbalizer, _batch_size(batch_size))
+        self._queue = Queue(self, self._verbalizer, batch_rows(batch_size))
         self._ar_source, self._load = ar, load
         self._reconstructor: Reconstructor | None = None
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -185,7 +184,7 @@ class NLA:
             InjectionError: `vectors` is no floating-point tensor with values, or of another width.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
         """
-        _check_vectors(vectors, self.checkpoint.d_model)
+        check_vectors(vectors, self.checkpoint.d_model)
         shape = tuple(vectors.shape[:-1])
         fake = isinstance(vectors, FakeTensor)
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
@@ -223,7 +222,7 @@ class NLA:
         d_model = self.checkpoint.d_model
         vectors = like.vectors if isinstance(like, Explanation) else like
         if vectors is not None:
-            _check_vectors(vectors, d_model)
+            check_vectors(vectors, d_model)
             vectors = rearrange(vectors.detach(), "... d -> (...) d")
         return _controls.controls(self, n, d_model, vectors, seed)
 
@@ -240,7 +239,7 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             VerbalizationError: A text is empty.
         """
-        flat, shape = _flat_texts(text)
+        flat, shape = flat_texts(text)
         return self._reconstruct().reconstruct(flat).reshape(*shape, self.checkpoint.d_model)
 
     def info(self) -> dict[str, Any]:
@@ -294,19 +293,12 @@ class NLA:
         sampling: Sampling | None = None,
     ) -> Capture:
         """Check the options of one ``explain()`` call and record what it took."""
-        chosen = _sampling(sampling) or self.sampling
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:  # pyright: ignore
-            raise VerbalizationError(f"samples={samples!r}: expected a whole number from 1.")
-        if samples > 1 and chosen.greedy:
-            raise VerbalizationError(
-                f"samples={samples} at temperature 0 would give the same text {samples} times. Add "
-                "sampling=Sampling(temperature=1.0)."
-            )
+        chosen = check_sampling(sampling) or self.sampling
         return Capture(
             self._queue,
             flat,
             math.prod(shape),
-            samples,
+            count_samples(samples, chosen),
             chosen,
             tokens=self._words(provenance(tokens, shape, "tokens")),
             positions=_whole(provenance(positions, shape, "positions")),
@@ -347,71 +339,21 @@ def _describe(where: str | Path, given: Checkpoint | Injection | str | Path | No
     )
 
 
-def _with_neighbours(checkpoint: Checkpoint, prompt: Prompt) -> Checkpoint:
-    """Fill in the neighbours that a sidecar left out from the live prompt."""
+def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
+    """Fill in the neighbours that a sidecar left out, and say whose tokenizer is used."""
     live = {"left_id": prompt.left_id, "right_id": prompt.right_id}
     absent = {name: value for name, value in live.items() if getattr(checkpoint, name) is None}
-    source = {**checkpoint.source, **dict.fromkeys(absent, "the live tokenizer")}
+    whose = str(getattr(tokenizer, "name_or_path", "") or "a live tokenizer")
+    source = {
+        **checkpoint.source,
+        **dict.fromkeys(absent, "the live tokenizer"),
+        "tokenizer": whose,
+    }
     return replace(checkpoint, **absent, source=source)
-
-
-def _check_vectors(vectors: object, d_model: int) -> None:
-    expected = f"Expected a floating-point tensor of shape [..., {d_model}]"
-    if not isinstance(vectors, Tensor):
-        raise InjectionError(
-            f"{expected}, got {type(vectors).__name__} {str(vectors)[:40]!r}. In a trace: "
-            "nla.explain(nla.layer(model).output[:, -1])."
-        )
-    if not vectors.is_floating_point():
-        raise InjectionError(
-            f"{expected}, got {vectors.dtype}. Pass residuals, not token ids: "
-            "nla.explain(nla.layer(model).output[:, -1])."
-        )
-    if vectors.ndim == 0 or vectors.shape[-1] != d_model:
-        raise InjectionError(
-            f"{expected}, got {list(vectors.shape)}. Read the residual of the model that the "
-            "verbalizer was trained on: nla.layer(model).output."
-        )
-    if vectors.device.type == "meta" and not isinstance(vectors, FakeTensor):
-        raise InjectionError(
-            f"{expected}, got one on the meta device, which has no values. Load the weights first."
-        )
-
-
-def _sampling(given: object) -> Sampling | None:
-    if given is None or isinstance(given, Sampling):
-        return given
-    raise VerbalizationError(
-        f"sampling={given!r}: expected Sampling(...), for example Sampling(temperature=1.0)."
-    )
-
-
-def _batch_size(given: object) -> int:
-    if given == "auto":
-        return _AUTO_BATCH
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
-        return given
-    raise VerbalizationError(f"batch_size={given!r}: expected 'auto' or a whole number from 1.")
 
 
 def _whole(positions: list[Any] | None) -> list[int] | None:
     return None if positions is None else [int(position) for position in positions]
-
-
-def _flat_texts(text: Any) -> tuple[list[str], tuple[int, ...]]:
-    if isinstance(text, str):
-        return [text], ()
-    if not isinstance(text, list | tuple):
-        raise VerbalizationError(
-            f"Expected a string or nested lists of them, got {type(text).__name__}. For a handle, "
-            "pass its text: nla.reconstruct(thought.text)."
-        )
-    parts = [_flat_texts(each) for each in text]
-    shapes = {shape for _, shape in parts}
-    if len(shapes) > 1:
-        raise VerbalizationError(f"The nested lists of texts are ragged: {sorted(shapes)}.")
-    inner = shapes.pop() if shapes else ()
-    return [one for flat, _ in parts for one in flat], (len(parts), *inner)
 
 
 def _spec(**given: Any) -> dict[str, Any] | None:

@@ -25,11 +25,11 @@ from nnsight_nla.checkpoint import (
     AV_TEMPLATE,
     PRESETS,
     Checkpoint,
-    is_hub_id,
     parse_sidecar,
 )
 from nnsight_nla.errors import CheckpointError, NLAError
 from nnsight_nla.injection import Injection
+from nnsight_nla.sidecar import is_hub_id
 
 PUBLISHED = "ceselder/nanonla-l24-av-qwen3-8b"
 TEMPLATE = "Explain <concept>{injection_char}</concept>."

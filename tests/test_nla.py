@@ -205,6 +205,15 @@ def test_missing_neighbours_are_read_off_the_live_prompt(folder, nla):
     assert "injection_token_id in" in found.source["marker_id"]
 
 
+def test_a_checkpoint_without_a_tokenizer_uses_the_base_models_and_says_so(folder):
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / file).unlink(missing_ok=True)
+    base = str(tiny.paths()["target"])
+    rewrite(folder, lambda s: s["extraction"].update(base_model=base))
+    assert NLA(folder).checkpoint.source["tokenizer"] == base
+    assert NLA(tiny.paths()["av"]).checkpoint.source["tokenizer"] == str(tiny.paths()["av"])
+
+
 def test_the_callers_injection_and_checkpoint_win(residuals):
     av = tiny.paths()["av"]
     mine = NLA(av, checkpoint=Injection("add", "block", 0))

@@ -11,9 +11,10 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from ..checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, SIDECARS, Checkpoint
+from ..checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
 from ..injection import Injection
 from ..prompting import Prompt
+from ..sidecar import SIDECARS
 from .reconstructor import Reconstructor
 from .rows import TrainingError
 
