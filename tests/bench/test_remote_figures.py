@@ -70,7 +70,7 @@ def test_what_explain_adds_to_a_request_and_to_its_result(traffic, target):
     assert sent[1] - sent[0] <= 8 * KIB
     assert sent[2] - sent[1] <= 2 * line
     assert received[3] <= 1.1 * vectors + 4 * KIB
-    assert torch.equal(every.vectors[0, -1], last) or torch.allclose(every.vectors[0, -1], last)
+    torch.testing.assert_close(every.vectors[0, -1], last.detach(), atol=1e-3, rtol=1e-3)
 
 
 def test_a_slice_travels_without_the_storage_it_is_a_view_of(traffic, target):
