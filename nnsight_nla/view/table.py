@@ -1,16 +1,23 @@
-"""Plain records to HTML: inline styles, no network, every value escaped."""
+"""A handle's table: inline styles only, so that it looks the same wherever a notebook is shown."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .glyphs import visible
+
 _STYLE = (
-    "border-collapse:collapse;font:14px/1.45 system-ui,sans-serif;text-align:left;max-width:60rem"
+    "border-collapse:collapse;font:14px/1.5 system-ui,sans-serif;text-align:left;max-width:60rem"
 )
-_CELL = "padding:.35rem .7rem;border-top:1px solid #8884;vertical-align:top;text-align:left"
+_CELL = "padding:.45rem .8rem;border-top:1px solid #8884;vertical-align:top;text-align:left"
+_HEAD = f"{_CELL};border-top:0;font-weight:600;font-size:12px;opacity:.65"
+_CHIP = (
+    "font:13px/1.5 ui-monospace,monospace;padding:.1em .35em;border-radius:4px;"
+    "background:#6366f126;white-space:pre-wrap"
+)
+_NOTE = "opacity:.75;font-size:12px;margin-top:.2rem"
 
 
 def explanation(records: Sequence[Mapping[str, Any]]) -> str:
@@ -21,12 +28,12 @@ def explanation(records: Sequence[Mapping[str, Any]]) -> str:
     head = ["position", "token"] if placed else ["index"]
     lines = [
         f'<table style="{_STYLE}"><thead><tr>',
-        *(f'<th scope="col" style="{_CELL}">{name}</th>' for name in (*head, "explanation")),
+        *(f'<th scope="col" style="{_HEAD}">{name}</th>' for name in (*head, "explanation")),
         "</tr></thead><tbody>",
     ]
     for record in records:
         place = (
-            [_plain(record["position"]), f"<code>{_visible(record['token'])}</code>"]
+            [_plain(record["position"]), _chip(record["token"])]
             if placed
             else [", ".join(map(str, record["index"]))]
         )
@@ -44,19 +51,13 @@ def _body(record: Mapping[str, Any]) -> str:
         return f"<em>no text: this vector {escape(record['error'])}</em>"
     text = "<br>".join(escape(line) for line in record["text"].splitlines())
     notes = "".join(
-        f'<div style="opacity:.75;font-size:12px">\u26a0 {escape(note)}</div>'
-        for note in record["warnings"]
+        f'<div style="{_NOTE}">\u26a0 {escape(note)}</div>' for note in record["warnings"]
     )
     return text + notes
 
 
-def _visible(token: Any) -> str:
-    """A token with its white space shown, and what would be invisible or turn the text around."""
-    shown = _plain(token).replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
-    return "".join(
-        f"\\u{ord(char):04x}" if unicodedata.category(char) in ("Cc", "Cf") else char
-        for char in shown
-    )
+def _chip(token: str | None) -> str:
+    return "" if token is None else f'<code style="{_CHIP}">{escape(visible(token))}</code>'
 
 
 def _plain(value: Any) -> str:

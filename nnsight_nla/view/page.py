@@ -1,0 +1,134 @@
+"""The reading page: one HTML file with everything in it, which fetches nothing and trusts nothing.
+
+The readings travel as JSON in a data block; `page.js` makes the elements, from text nodes only.
+The content security policy names the hashes of this package's own script and style and allows
+nothing else, so that even a hole in the escaping would have nothing to run. Without scripts there
+is a table with the same words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .glyphs import readable, visible
+
+_HERE = Path(__file__).parent
+_TOKEN, _TEXT = 200, 20_000
+"""Characters of a token and of an explanation that a page shows; the rest is counted."""
+_TITLE = 80
+
+
+def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bool = True) -> str:
+    """A page with one reading, or with two side by side.
+
+    Args:
+        readings: One or two, each with ``label``, ``target``, ``verbalizer``, ``layer`` and
+            ``records``: a mapping per token of the text, with ``position``, ``token``, ``part``,
+            ``read``, ``explanation``, ``norm``, ``cosine``, ``fve``, ``grade``, ``trust``,
+            ``warnings``, ``error``.
+        title: Of the page; the beginning of the text where it is empty.
+        table: Whether the words are there as a table too, for readers without scripts.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    sides = [_side(each) for each in readings]
+    title = readable(title or _beginning(readings), 200)
+    style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    made = {"title": title, "readings": sides, "pairs": _pairs(readings)}
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("page.html").render(
+        title=title,
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        embedded=_embedded(made),
+        sides=sides if table else [],
+    )
+
+
+def frame(page: str, height: int = 560) -> str:
+    """`page` in a notebook's output: a sandbox that can run its script and reach nothing else.
+
+    Args:
+        page: What `reading` made.
+        height: In CSS pixels.
+    """
+    return (
+        f'<iframe title="reading" sandbox="allow-scripts" srcdoc="{escape(page)}" '
+        f'style="width:100%;height:{height}px;border:0;border-radius:8px"></iframe>'
+    )
+
+
+def _side(given: Mapping[str, Any]) -> dict[str, Any]:
+    about = {name: readable(str(given[name]), 200) for name in ("label", "target", "verbalizer")}
+    return {**about, "layer": given["layer"], "tokens": [_token(each) for each in given["records"]]}
+
+
+def _token(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page needs of one token; what is not there is left out, to keep the page small."""
+    token, text, error = record["token"], record["explanation"], record["error"]
+    found = {
+        "p": record["position"],
+        "t": visible(token[:_TOKEN]),
+        "more": max(0, len(token) - _TOKEN) or None,
+        "br": "\n" in token[:_TOKEN] or None,
+        "part": readable(record["part"], 40),
+        "x": None if text is None else readable(text, _TEXT),
+        "norm": _number(record["norm"]),
+        "cos": _number(record["cosine"]),
+        "fve": _number(record["fve"]),
+        "grade": None if record["grade"] is None else readable(record["grade"], 40),
+        "trust": None if record["trust"] is None else readable(record["trust"], 500),
+        "warn": [readable(each, 500) for each in record["warnings"]] or None,
+        "err": None if error is None else readable(error, 500),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _number(value: float | None) -> float | None:
+    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
+
+
+def _pairs(readings: Sequence[Mapping[str, Any]]) -> list[list[int]] | None:
+    """Which token of the one text stands opposite which of the other, as index pairs."""
+    if len(readings) < 2:
+        return None
+    one, two = ([record["token"] for record in each["records"]] for each in readings)
+    if len(one) == len(two):
+        return [[i, i] for i in range(len(one))]
+    found: list[list[int]] = []
+    for tag, a, a_end, b, b_end in SequenceMatcher(None, one, two).get_opcodes():
+        if tag == "equal" or a_end - a == b_end - b:
+            found += [[a + i, b + i] for i in range(a_end - a)]
+    return found
+
+
+def _beginning(readings: Sequence[Mapping[str, Any]]) -> str:
+    spoken = [
+        r["token"][:_TOKEN]
+        for r in readings[0]["records"]
+        if r["part"] not in ("template", "reply")
+    ]
+    text = " ".join("".join(spoken[:60]).split()) or "Reading"
+    return text if len(text) <= _TITLE else f"{text[:_TITLE]}\u2026"
+
+
+def _embedded(value: Any) -> str:
+    """JSON that ends no script element and opens no comment in one."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
