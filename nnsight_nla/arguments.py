@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .errors import InjectionError, VerbalizationError
+from .errors import InjectionError, ReconstructionError, VerbalizationError
 from .sampling import Sampling
 
 _AUTO_BATCH = 64
@@ -87,18 +87,18 @@ def flat_texts(text: Any) -> tuple[list[str], tuple[int, ...]]:
     """A string or nested lists of them as one flat list, and the shape they had.
 
     Raises:
-        VerbalizationError: It is something else, or ragged.
+        ReconstructionError: It is something else, or ragged.
     """
     if isinstance(text, str):
         return [text], ()
     if not isinstance(text, list | tuple):
-        raise VerbalizationError(
+        raise ReconstructionError(
             f"Expected a string or nested lists of them, got {type(text).__name__}. For a handle, "
             "pass its text: nla.reconstruct(thought.text)."
         )
     parts = [flat_texts(each) for each in text]
     shapes = {shape for _, shape in parts}
     if len(shapes) > 1:
-        raise VerbalizationError(f"The nested lists of texts are ragged: {sorted(shapes)}.")
+        raise ReconstructionError(f"The nested lists of texts are ragged: {sorted(shapes)}.")
     inner = shapes.pop() if shapes else ()
     return [one for flat, _ in parts for one in flat], (len(parts), *inner)

@@ -15,7 +15,9 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from .prompting import proper
 from .sampling import Sampling
+from .trust import Trust
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -120,6 +122,15 @@ class Capture:
     """(row, sample) to the reply, filled in as batches settle."""
     errors: dict[int, str] = field(default_factory=dict[int, str])
     """Row to the reason it can have no text."""
+
+    trust: dict[int, Trust] = field(default_factory=dict[int, Trust])
+    """Row to its trust label, filled in when one is first shown."""
+
+    def failure(self, row: int) -> str | None:
+        """Why a settled row has no proper explanation, ``None`` where it has one."""
+        if row in self.errors:
+            return f"this vector {self.errors[row]}"
+        return proper(self.replies[row, 0].raw)
 
     def settled(self, row: int) -> bool:
         """Whether `row` has all its replies or an error."""

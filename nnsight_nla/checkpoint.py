@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from . import sidecar
-from .errors import CheckpointError
+from .baseline import Baseline
+from .errors import CheckpointError, ReconstructionError
 from .injection import Injection
 from .sidecar import is_int
 
@@ -65,6 +66,8 @@ class Checkpoint:
     """The reconstructor's prompt, with ``{explanation}`` where the text goes."""
     ar_suffix_ids: tuple[int, ...] | None = None
     """The ids that the reconstructor's prompt ends in, where the sidecar says."""
+    baseline: Baseline | None = None
+    """The denominator of an FVE on this model's residuals, where the sidecar says."""
     base_model: str | None = None
     """The model whose residuals these are, by the name the sidecar gives."""
     sidecar_hash: str | None = None
@@ -76,6 +79,8 @@ class Checkpoint:
         """Check every field, whoever filled it in."""
         if isinstance(self.ar_suffix_ids, list):
             object.__setattr__(self, "ar_suffix_ids", tuple(self.ar_suffix_ids))
+        if isinstance(self.baseline, Mapping):
+            object.__setattr__(self, "baseline", self._baseline(self.baseline))
         for name, kind, least in (
             ("layer", "a block number from 0", 0),
             ("d_model", "a width from 1", 1),
@@ -90,6 +95,10 @@ class Checkpoint:
         if not isinstance(self.marker, str) or len(self.marker) != 1:  # pyright: ignore
             raise CheckpointError(
                 f"{self._where('marker')} is {self.marker!r}, expected the one marker character."
+            )
+        if self.baseline is not None and not isinstance(self.baseline, Baseline):  # pyright: ignore
+            raise CheckpointError(
+                f"{self._where('baseline')} is {self.baseline!r}, expected a Baseline(...)."
             )
         if not isinstance(self.injection, Injection):  # pyright: ignore
             raise CheckpointError(f"injection is {self.injection!r}, expected an Injection(...).")
@@ -170,6 +179,15 @@ class Checkpoint:
         }
         if self.ar_suffix_ids is not None:
             tokens["critic_suffix_ids"] = list(self.ar_suffix_ids)
+        extraction: dict[str, Any] = {
+            "base_model": self.base_model,
+            "layer_index": self.layer,
+            "norm": "none",
+            "injection_scale": injection.scale if replaces else None,
+            "mse_scale": "sqrt_d_model",
+        }
+        if self.baseline is not None:
+            extraction["fve_baseline"] = self.baseline.to_dict()
         templates = {"av": self.template}
         if self.ar_template is not None:
             templates["ar"] = self.ar_template
@@ -178,13 +196,7 @@ class Checkpoint:
             "schema_version": 2,
             "role": role,
             "d_model": self.d_model,
-            "extraction": {
-                "base_model": self.base_model,
-                "layer_index": self.layer,
-                "norm": "none",
-                "injection_scale": injection.scale if replaces else None,
-                "mse_scale": "sqrt_d_model",
-            },
+            "extraction": extraction,
             "tokens": tokens,
             "prompt_templates": templates,
             "critic": {"extraction_layer_index": self.layer},
@@ -195,6 +207,12 @@ class Checkpoint:
             },
             **extra,
         }
+
+    def _baseline(self, fields: Mapping[str, Any]) -> Baseline:
+        try:
+            return Baseline(**fields)
+        except (TypeError, ReconstructionError) as error:
+            raise CheckpointError(f"{self._where('baseline')}: {error}") from error
 
     def _check_template(self, name: str, slot: str) -> None:
         template = getattr(self, name)

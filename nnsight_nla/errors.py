@@ -21,6 +21,10 @@ class VerbalizationError(NLAError):
     """Some vectors have no text: they are unusable themselves, or generating for them failed."""
 
 
+class ReconstructionError(NLAError):
+    """A text cannot be turned back into a vector, or not be held against one."""
+
+
 class HostError(NLAError):
     """An NDIF host stayed away, or a request failed there."""
 

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from .capture import Capture, Receipt, Reply
 from .caveats import caveats
-from .errors import VerbalizationError
+from .errors import NLAError, VerbalizationError
 from .prompting import snippets
+from .trust import Trust
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,6 +132,37 @@ class Explanation:
         return self._shaped(lambda row: found.get(row, ()))
 
     @property
+    def trust(self) -> Any:
+        """The trust label of each text (see `trust.Trust`); ``None`` without a reconstructor.
+
+        Raises:
+            NLAError: The reconstructor or its controls cannot be run.
+        """
+        self._resolve()
+        owner = self._capture.queue.owner
+        judged = [row for row in self._each if row not in self._capture.trust]
+        if judged and not getattr(owner, "has_reconstructor", False):
+            return None
+        if judged:
+            owner._judge(self._capture, judged)
+        return self._shaped(lambda row: self._capture.trust[row])
+
+    def extracted(self) -> tuple[list[str | None], dict[int, str]]:
+        """The texts in one flat list (``None`` where there is none), and why some are improper.
+
+        Returns:
+            The texts, and the place in the list of each that has no proper explanation (an unusable
+            vector, a reply without its tags), with the reason.
+        """
+        self._resolve()
+        replies = [self._capture.replies.get((row, 0)) for row in self._each]
+        reasons = {place: self._capture.failure(row) for place, row in enumerate(self._each)}
+        return (
+            [reply.text if reply else None for reply in replies],
+            {place: reason for place, reason in reasons.items() if reason is not None},
+        )
+
+    @property
     def receipt(self) -> Receipt:
         """What was done to make these explanations."""
         self._resolve()
@@ -160,6 +192,7 @@ class Explanation:
         capture = self._capture
         notes = caveats(capture)
         norms = self._norms()
+        labels = self._labels()
         records: list[dict[str, Any]] = []
         for index, each in np.ndenumerate(self._rows):
             row = int(each)
@@ -179,6 +212,7 @@ class Explanation:
                         "marker_norm_after": reply.norm_after if reply else None,
                         "cosine": reply.cosine if reply and not capture.null else None,
                         "warnings": list(notes.get(row, ())),
+                        "trust": labels[row].to_dict() if row in labels else None,
                         "error": capture.errors.get(row),
                     }
                 )
@@ -245,11 +279,7 @@ class Explanation:
 
     def _shaped(self, value: Callable[[int], T]) -> Any:
         """`value` of each row, nested as the shape says."""
-
-        def build(rows: np.ndarray) -> Any:
-            return value(int(rows)) if rows.ndim == 0 else [build(part) for part in rows]
-
-        return build(self._rows)
+        return nested([value(row) for row in self._each], self.shape)
 
     def _values(self, value: Callable[[int], T]) -> Any:
         """`_shaped` once every row is there; raises when a row never will be."""
@@ -269,6 +299,15 @@ class Explanation:
                 f"{len(bad)} of {self._rows.size} vectors can have no text: {shown}{more}.{others}"
             )
         return self._shaped(value)
+
+    def _labels(self) -> dict[int, Trust]:
+        """The labels for a display, which shows the text also where they cannot be measured."""
+        try:
+            self.trust  # noqa: B018
+        except NLAError as error:
+            why = Trust("none", None, reason=f"not measured: {error}")
+            return {row: self._capture.trust.get(row, why) for row in self._each}
+        return self._capture.trust
 
     def _norms(self) -> dict[int, float]:
         held = self._held("no norms")
@@ -304,6 +343,14 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
     return list(array.flat)
 
 
+def nested(values: Sequence[T], shape: tuple[int, ...]) -> Any:
+    """A flat list as nested lists of `shape`; its one value for the shape ``()``."""
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array.reshape(shape).tolist()
+
+
 def captured_rows(shape: tuple[int, ...]) -> np.ndarray:
     """Row numbers 0, 1, ... in `shape`."""
     return np.arange(math.prod(shape)).reshape(shape)
@@ -324,7 +371,10 @@ def _named(index: Sequence[int]) -> str:
 
 
 def _shown(record: dict[str, Any]) -> str:
-    return f"[{record['error']}]" if record["text"] is None else record["text"]
+    if record["text"] is None:
+        return f"[{record['error']}]"
+    label = record["trust"]
+    return record["text"] if label is None else f"{record['text']}\n[{label['line']}]"
 
 
 def _place(record: dict[str, Any]) -> str:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
 
 
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
 @dataclass(frozen=True)
 class Positions:
     """The real tokens of one prompt, wherever padding puts them."""
@@ -100,6 +103,30 @@ def embedding(model: TransformersModel) -> Any:
     table = module.get_input_embeddings()
     path = next(name for name, each in module.named_modules() if each is table)
     return _envoy(model, path)
+
+
+def final_norm_path(model: TransformersModel) -> str:
+    """The path of the norm after the last block, which stands beside the blocks.
+
+    Raises:
+        InjectionError: There is none of a known name.
+    """
+    path, _ = _blocks(model)
+    parent = path.rpartition(".")[0]
+    decoder = _module(model).get_submodule(parent)
+    name = next((name for name in _FINAL_NORMS if hasattr(decoder, name)), None)
+    if name is None:
+        names = ", ".join(name for name, _ in decoder.named_children())
+        raise InjectionError(
+            f"{describe(model)} keeps beside its blocks {names}: none is a final norm known here "
+            f"({', '.join(_FINAL_NORMS)})."
+        )
+    return f"{parent}.{name}" if parent else name
+
+
+def final_norm(model: TransformersModel) -> Any:
+    """The envoy (or module) of the norm after the last block."""
+    return _envoy(model, final_norm_path(model))
 
 
 def width(model: TransformersModel) -> int:

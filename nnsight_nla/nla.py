@@ -22,27 +22,42 @@ from einops import rearrange
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from . import claims as _claims
+from . import compare as _compare
 from . import controls as _controls
-from . import hosts
+from . import direction as _direction
+from . import hosts, judge, layouts, lens
+from . import read as _read
 from . import remote as _remote
-from .arguments import batch_rows, check_sampling, check_vectors, count_samples, flat_texts
+from . import score as _score
+from .arguments import (
+    batch_rows,
+    check_sampling,
+    check_vectors,
+    count_samples,
+    flat_texts,
+)
+from .baseline import Baseline
 from .capture import Capture
 from .checkpoint import Checkpoint
-from .errors import CheckpointError, InjectionError, NLAWarning
-from .explanation import Explanation, captured_rows, provenance
+from .errors import CheckpointError, InjectionError, NLAWarning, ReconstructionError
+from .explanation import Explanation, captured_rows, nested, provenance
 from .injection import Injection
 from .loading import load_model, load_tokenizer
 from .prompting import Prompt
 from .queue import Queue
-from .reconstructor import Reconstructor, load_head
+from .reconstructor import Reconstructor
 from .sampling import Sampling
 from .verbalizer import Verbalizer
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
 
     from .ndif import HostStatus
+    from .reading import Reading
+    from .wire import Direction
 
 
 class NLA:
@@ -55,6 +70,7 @@ class NLA:
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
         peft: str | None = None,
+        baseline: Baseline | None = None,
         remote: bool = False,
         sampling: Sampling | None = None,
         batch_size: int | Literal["auto"] = "auto",
@@ -64,11 +80,15 @@ class NLA:
 
         Args:
             av: The verbalizer: a Hub id, a local folder, or a `TransformersModel` you already have.
-            ar: The reconstructor, likewise; needed by `reconstruct` only.
+            ar: The reconstructor, likewise (see `layouts` for how it may be stored); needed by
+                `reconstruct`, `score`, `claims`, `direction` and the trust label.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (how the vector is
                 written, no more), or where another sidecar lies.
             peft: The verbalizer as an adapter (id or folder) on the base model `av`.
-            remote: Run the verbalizer on the configured NDIF host; its weights stay there.
+            baseline: The denominator of every FVE; the checkpoint's own unless you measured one
+                (`Baseline.from_vectors`).
+            remote: Run verbalizer and reconstructor on the configured NDIF host; their weights
+                stay there.
             sampling: The default for every `explain`; greedy, 200 new tokens.
             batch_size: Vectors per verbalizer batch.
             load: Goes to nnsight's `TransformersModel` as it is (``dtype=``, ``device_map=``, ...).
@@ -86,14 +106,16 @@ class NLA:
         self.remote = remote
         self._verbalizer = Verbalizer(self.av, self.checkpoint, self.prompt, remote=remote)
         self._queue = Queue(self, self._verbalizer, batch_rows(batch_size))
-        self._ar_source, self._load = ar, load
-        self._reconstructor: Reconstructor | None = None
+        self.baseline = _checked(baseline) or self.checkpoint.baseline
+        self._reconstructor = None if ar is None else self._half(ar, load)
+        self._reference: judge.Reference | None = None
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         self.spec = _spec(
             av=av,
             ar=ar,
             checkpoint=checkpoint,
             peft=peft,
+            baseline=baseline,
             remote=remote,
             sampling=sampling,
             batch_size=batch_size,
@@ -114,28 +136,36 @@ class NLA:
     @property
     def ar(self) -> TransformersModel:
         """The reconstructor's nnsight model."""
-        return self._reconstruct().ar
+        return self._need_reconstructor().ar
 
-    def layer(self, model: TransformersModel) -> Any:
+    @property
+    def has_reconstructor(self) -> bool:
+        """Whether texts can be turned back into vectors."""
+        return self._reconstructor is not None
+
+    def layer(self, model: TransformersModel | TransformerBridge) -> Any:
         """The envoy of block K of `model`: ``.output`` is the residual, ``[batch, seq, d_model]``.
 
         Args:
-            model: The target. Readable and writable inside its traces.
+            model: The target. Readable and writable inside its traces. For a TransformerLens
+                `TransformerBridge`: its hook point of the same residual.
 
         Raises:
-            InjectionError: `model` is no `TransformersModel`, or has another width or no block K.
+            InjectionError: `model` is no target known here, has another width or no block K, or is
+                a bridge whose weights were folded or centred.
 
         Warns:
             NLAWarning: `model` goes by another name than the one the verbalizer was trained on.
         """
         layer, d_model = self.checkpoint.layer, self.checkpoint.d_model
-        if hosts.width(model) != d_model:
+        host: Any = lens if lens.is_bridge(model) else hosts
+        if host.width(model) != d_model:
             raise InjectionError(
-                f"{hosts.describe(model)} has d_model {hosts.width(model)}, the verbalizer reads "
+                f"{host.describe(model)} has d_model {host.width(model)}, the verbalizer reads "
                 f"{d_model}. It was trained on {self.checkpoint.base_model or 'another model'}."
             )
-        envoy = hosts.block(model, layer)
-        name, base = hosts.describe(model), self.checkpoint.base_model
+        envoy = host.block(model, layer)
+        name, base = host.describe(model), self.checkpoint.base_model
         foreign = bool(base) and Path(base).name.lower() != Path(name).name.lower()
         if foreign and model not in self._other_base:
             self._other_base.add(model)
@@ -148,10 +178,71 @@ class NLA:
         return envoy
 
     def positions(
-        self, model: TransformersModel, prompts: str | Sequence[Any]
+        self, model: TransformersModel | TransformerBridge, prompts: str | Sequence[Any]
     ) -> list[hosts.Positions]:
         """The real positions of each prompt in a padded batch; see `hosts.positions`."""
+        if lens.is_bridge(model):
+            return lens.positions(model, prompts)
         return hosts.positions(model, prompts)
+
+    def hook(
+        self, bridge: TransformerBridge, *, positions: Literal["last", "all"] = "last"
+    ) -> lens.Hook:
+        """A TransformerLens hook that explains what passes, for batches and generations alike.
+
+        ``bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)``, then ``hook.explanations``: a
+        handle per forward pass and prompt.
+
+        Args:
+            bridge: The target.
+            positions: Each prompt's last token (in a generation: each new one), or all of them.
+
+        Raises:
+            InjectionError: `bridge` cannot be read by this NLA; see `layer`.
+        """
+        if not lens.is_bridge(bridge):
+            raise InjectionError(
+                f"A hook is for a TransformerBridge, got {hosts.describe(bridge)}. In an nnsight "
+                "trace: nla.explain(nla.layer(model).output[:, -1])."
+            )
+        self.layer(bridge)
+        return lens.Hook(self.explain, bridge, self.checkpoint.layer, positions)
+
+    def read(
+        self,
+        model: TransformersModel | TransformerBridge,
+        prompt: Any,
+        *,
+        positions: _read.Which = "all",
+        generate: int | None = None,
+        remote: bool = False,
+        sampling: Sampling | None = None,
+    ) -> Reading:
+        """Every token of a text, with what the residual there is about: a table and a page.
+
+        Args:
+            model: The target, an nnsight model or a `TransformerBridge`.
+            prompt: A string, token ids, or a list of chat messages.
+            positions: Which tokens are read: ``"all"``, ``"reply"``, an index (negative ones count
+                from the end), several, or a slice. The page shows the others unread.
+            generate: Let the model write up to so many tokens first, greedily, and read prompt and
+                reply.
+            remote: Run the target on the configured NDIF host.
+            sampling: How the explanations' tokens are chosen.
+
+        Raises:
+            InjectionError: The model cannot be read by this NLA, or `prompt` is not one prompt.
+            NLAError: `positions` or `generate` do not fit the text.
+        """
+        return _read.read(
+            self,
+            model,
+            prompt,
+            positions=positions,
+            generate=generate,
+            remote=remote,
+            sampling=sampling,
+        )
 
     def explain(
         self,
@@ -230,17 +321,143 @@ class NLA:
         """Turn text back into vectors with the reconstructor.
 
         Args:
-            text: A string, or nested lists of them.
+            text: A string, or nested lists of them: explanations without their tags.
 
         Returns:
             Float32 on the CPU, of the text's shape; the direction counts, not the length.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
-            VerbalizationError: A text is empty.
+            ReconstructionError: A text is empty, has its tags still, or is too long.
         """
         flat, shape = flat_texts(text)
-        return self._reconstruct().reconstruct(flat).reshape(*shape, self.checkpoint.d_model)
+        found = self._need_reconstructor().reconstruct(flat)
+        return found.reshape(*shape, self.checkpoint.d_model)
+
+    def score(
+        self,
+        explanation: Explanation | Any,
+        vectors: Float[Tensor, "*shape d_model"] | None = None,
+        *,
+        baseline: Baseline | None = None,
+        failures: _score.Failures = "raise",
+    ) -> _score.Score:
+        """How much of the vectors their explanations carry.
+
+        Args:
+            explanation: A handle (its sample 0 is scored), or text of `vectors`' shape.
+            vectors: What to score against; a handle's own vectors unless given.
+            baseline: The FVE's denominator; the NLA's own unless given. Without one there is no
+                FVE, only cosine and MSE.
+            failures: How a row without a proper explanation counts: ``"raise"``, ``"zero"`` (a
+                cosine of 0), ``"skip"``, or ``"keep"`` (a reply without its tags as it is).
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor.
+            ReconstructionError: Vectors of another width or shape, zero or NaN, or failed rows.
+        """
+        reconstruct = self._need_reconstructor().reconstruct
+        texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
+        over = _checked(baseline) or self.baseline
+        return _score.score(reconstruct, texts, held, reasons, baseline=over, failures=failures)
+
+    def trust(self, explanation: Explanation) -> Any:
+        """The trust label of each text (see `trust.Trust`), nested in the handle's shape.
+
+        Measured once per row: the reconstructor reads every text, and once per NLA the verbalizer
+        is asked about nothing and about random directions.
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor.
+        """
+        self._need_reconstructor()
+        return explanation.trust
+
+    def claims(
+        self,
+        explanation: Explanation | Any,
+        vectors: Float[Tensor, "*shape d_model"] | None = None,
+        *,
+        by: _claims.By = "snippet",
+    ) -> Any:
+        """Which parts of an explanation the vector vouches for.
+
+        Args:
+            explanation: A handle, or text of `vectors`' shape.
+            vectors: What the parts are held against; a handle's own vectors unless given.
+            by: What is dropped in turn: snippets (paragraphs or lines) or sentences.
+
+        Returns:
+            A `Claims` for a scalar handle, otherwise nested lists of them.
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor.
+            ReconstructionError: A row has no text, or unusable vectors.
+        """
+        half = self._need_reconstructor()
+        texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
+        for row, text in enumerate(texts):
+            if not (text or "").strip():
+                raise ReconstructionError(f"Row {row} has no text to take apart: {reasons[row]}.")
+        flat = held.reshape(-1, self.checkpoint.d_model)
+        said = [str(text) for text in texts]
+        found = _claims.claims(half.reconstruct, half.prior, said, flat, by)
+        return nested(found, tuple(held.shape[:-1]))
+
+    def direction(
+        self,
+        *,
+        to: Explanation | Any,
+        away_from: Explanation | Any = None,
+        norm: float | None = None,
+    ) -> Direction:
+        """What to add to a residual so that it says `to` instead of `away_from`.
+
+        ``nla.layer(model).output[:, -1] += nla.direction(to=edited, away_from=thought)`` works on
+        any device and dtype, in any trace, local or remote; numbers scale it (``2 * direction``).
+
+        Args:
+            to: The text to go to (or nested lists of them, or a handle).
+            away_from: The text, or the handle, to leave; ``None`` for the whole vector of `to`.
+            norm: The L2 norm of a residual; by default that of `away_from`'s vectors where it is a
+                handle, and the baseline's mean norm otherwise.
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor.
+            ReconstructionError: No norm is known, or there is no direction between the two.
+        """
+        here = away_from.vectors if isinstance(away_from, Explanation) else None
+        if norm is None and here is not None:
+            length: Any = here.float().norm(dim=-1).cpu()
+        else:
+            length = norm or (self.baseline.norm if self.baseline else None)
+        if length is None:
+            raise ReconstructionError(
+                "How long is a residual here? Pass the handle itself (away_from=thought), a "
+                "length (norm=...), or a baseline with one: NLA(..., "
+                "baseline=Baseline.from_vectors(vectors, name=...))."
+            )
+        ends = [each.text if isinstance(each, Explanation) else each for each in (to, away_from)]
+        start = None if ends[1] is None else self.reconstruct(ends[1])
+        return _direction.direction(self.reconstruct(ends[0]), start, length)
+
+    def compare(self, before: Explanation, after: Explanation) -> _compare.Comparison:
+        """What changed between two explanations: words, vectors, and the texts' meaning.
+
+        Args:
+            before: A handle.
+            after: A handle of the same shape; or one of the two is scalar and stands for all.
+
+        Returns:
+            In their shape: both texts, what was `added` and `removed` (a word-level diff), the
+            `cosine` between the vectors, and the `text_distance`, 1 − the cosine between the
+            reconstructor's vectors of the two texts (``None`` without a reconstructor).
+
+        Raises:
+            VerbalizationError: One of them is no handle, or their shapes do not go together.
+        """
+        reconstruct = self.reconstruct if self.has_reconstructor else None
+        return _compare.compare(before, after, reconstruct)
 
     def info(self) -> dict[str, Any]:
         """What is served and how, as plain data; never loads weights."""
@@ -260,6 +477,8 @@ class NLA:
             },
             "prompt_tokens": len(self.prompt.ids),
             "sampling": vars(self.sampling),
+            "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
+            "baseline": self.baseline.to_dict() if self.baseline else None,
             "source": dict(self.checkpoint.source),
         }
 
@@ -305,19 +524,35 @@ class NLA:
             width=shape[-1] if shape else 1,
         )
 
-    def _reconstruct(self) -> Reconstructor:
+    def _half(self, source: str | Path | TransformersModel, load: dict[str, Any]) -> Reconstructor:
+        """The reconstructor, checked and without weights."""
+        layout = layouts.read(source, self.checkpoint)
+        tokenizer = load_tokenizer(source, self.checkpoint)
+        adapter = None if layout.adapter is None else layout.adapter.name
+        if isinstance(source, str | Path):
+            source = layout.base
+            config = layouts.cut_config(source, self.checkpoint.layer, load)
+            # A host serves whole models; what lies above block K is not run there.
+            if config is not None and not self.remote:
+                load = {**load, "config": config}
+        model = load_model(source, tokenizer, adapter, load)
+        return Reconstructor(model, self.checkpoint, layout, tokenizer, remote=self.remote)
+
+    def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
-            source = self._ar_source
-            if source is None:
-                raise CheckpointError(
-                    "This NLA has no reconstructor. Give it one: NLA(av, ar='path or id')."
-                )
-            folder = Path(hosts.describe(source) if not isinstance(source, str | Path) else source)
-            head = load_head(folder)
-            tokenizer = load_tokenizer(source, self.checkpoint)
-            model = load_model(source, tokenizer, None, self._load)
-            self._reconstructor = Reconstructor(model, self.checkpoint, head)
+            raise CheckpointError(
+                "This NLA has no reconstructor. Give it one: NLA(av, ar='path or id')."
+            )
         return self._reconstructor
+
+    def _judge(self, capture: Capture, rows: list[int]) -> None:
+        """Label rows of a capture that have none; called where a handle is displayed."""
+        missing = [row for row in rows if row not in capture.trust]
+        if missing:
+            if self._reference is None:
+                self._reference = judge.Reference.measure(self)
+            labels = judge.judge(self, capture, missing, self._reference, self.baseline)
+            capture.trust.update(labels)
 
     def _words(self, tokens: list[Any] | None) -> list[str] | None:
         if tokens is None:
@@ -350,6 +585,15 @@ def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkp
         "tokenizer": whose,
     }
     return replace(checkpoint, **absent, source=source)
+
+
+def _checked(baseline: object) -> Baseline | None:
+    if baseline is None or isinstance(baseline, Baseline):
+        return baseline
+    raise ReconstructionError(
+        f"baseline={baseline!r}: expected a Baseline, such as Baseline.from_vectors(vectors, "
+        "name='what they are')."
+    )
 
 
 def _whole(positions: list[Any] | None) -> list[int] | None:

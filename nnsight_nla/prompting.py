@@ -126,6 +126,24 @@ def extract(raw: str) -> tuple[str, bool]:
     return text.strip(), bool(closing)
 
 
+def proper(raw: str) -> str | None:
+    r"""Why a reply is no proper explanation: a tag is missing, or nothing stands between them.
+
+    >>> proper("<explanation>About Paris.</explanation>") is None
+    True
+    >>> proper("<explanation>About Par")
+    'the reply has no closing </explanation> tag'
+    """
+    if OPEN not in raw:
+        return f"the reply has no {OPEN} tag"
+    text, closed = extract(raw)
+    if not closed:
+        return f"the reply has no closing {CLOSE} tag"
+    if OPEN in text:
+        return f"the reply has {OPEN} twice"
+    return None if text else "the explanation is empty"
+
+
 def snippets(text: str) -> tuple[str, ...]:
     r"""The explanation's snippets: its paragraphs, or its lines where it has one paragraph only.
 

@@ -1,66 +1,97 @@
 """The activation reconstructor (AR) as an nnsight graph: read the last block at the last token.
 
 An AR is the first K + 1 blocks of the base model. The text goes into its template, the residual at
-the output of its last block is read at the last token (no final norm), and a linear head maps it to
-the vector. nnsight pads on the left, so the last token is at ``-1`` in every row::
+the output of block K is read at the last token (no final norm), and a linear head maps it to the
+vector. nnsight pads on the left, so the last token is at ``-1`` in every row::
 
     with ar.trace(prompts) as tracer:
         last = block.output[:, -1].save()
         tracer.stop()
     vectors = last @ head.T
+
+The head never leaves this machine: a remote run reads the same residual on the host, where the
+blocks above K, if the host has them, are never run.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import hosts
 from .checkpoint import EXPLANATION_SLOT, Checkpoint
-from .errors import CheckpointError, VerbalizationError
+from .errors import CheckpointError, ReconstructionError
+from .ndif import send
+from .prompting import CLOSE, OPEN
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from nnsight import TransformersModel
 
-HEAD = "value_head.safetensors"
+    from .layouts import Layout
+
+# A tokenizer may merge the template's first sign into whatever the text ends with.
+_ENDINGS = ("word", "word.", 'word"')
 
 
 class Reconstructor:
     """An AR, its template and its head."""
 
     def __init__(
-        self, ar: TransformersModel, checkpoint: Checkpoint, head: Float[Tensor, "d_model d_model"]
+        self,
+        ar: TransformersModel,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        tokenizer: Any,
+        *,
+        remote: bool = False,
     ) -> None:
         """Check that `ar` fits `checkpoint`; loads no weights.
 
         Raises:
-            CheckpointError: Another width, another number of blocks, or no template.
+            CheckpointError: Another width, too few blocks, no template, or a prompt that does not
+                end as the sidecar says.
         """
-        if checkpoint.ar_template is None:
+        template = layout.template or checkpoint.ar_template
+        if template is None:
             raise CheckpointError(
                 "The checkpoint says nothing about the reconstructor's prompt. Give it: "
                 "NLA(..., checkpoint=Checkpoint(..., ar_template='... {explanation} ...'))."
             )
         config, name = hosts.text_config(ar), hosts.describe(ar)
-        if config.num_hidden_layers != checkpoint.layer + 1:
+        if config.num_hidden_layers < checkpoint.layer + 1:
             raise CheckpointError(
                 f"{name} has {config.num_hidden_layers} blocks; a reconstructor of layer "
                 f"{checkpoint.layer} has {checkpoint.layer + 1}."
             )
         d_model = checkpoint.d_model
-        if config.hidden_size != d_model or tuple(head.shape) != (d_model, d_model):
+        if config.hidden_size != d_model or tuple(layout.head.shape) != (d_model, d_model):
             raise CheckpointError(
-                f"{name} has width {config.hidden_size} and a head of shape {tuple(head.shape)}; "
-                f"the checkpoint says d_model {d_model}."
+                f"{name} has width {config.hidden_size} and a head of shape "
+                f"{tuple(layout.head.shape)}; the checkpoint says d_model {d_model}."
+            )
+        if remote and layout.adapter is not None:
+            raise CheckpointError(
+                f"{name}: an adapter stored as ar_meta.json lies on this machine, where no host "
+                "can read it. Store it as a PEFT adapter, or run it here: NLA(..., remote=False)."
+            )
+        if layout.final_norm and config.num_hidden_layers > checkpoint.layer + 1:
+            raise CheckpointError(
+                f"{name} was trained with the final norm after block {checkpoint.layer}, and has "
+                f"{config.num_hidden_layers} blocks here. Pass its path, so that it is cut."
             )
         self.ar = ar
-        self.template = checkpoint.ar_template
-        self._head = head.float()
+        self.template = template
+        self.remote = remote
+        self._tokenizer = tokenizer
+        self._head = layout.head
+        self._keeps = layout.adapter  # The folder that its adapter's weights are read from.
+        self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._last = checkpoint.layer
+        self._final_norm = layout.final_norm
+        _check_suffix(tokenizer, template, layout.suffix_ids or checkpoint.ar_suffix_ids, name)
 
     def reconstruct(self, texts: list[str], batch_size: int = 64) -> Float[Tensor, "texts d_model"]:
         """Turn each text back into a vector.
@@ -73,40 +104,81 @@ class Reconstructor:
             One vector per text, float32 on the CPU; its direction counts, not its length.
 
         Raises:
-            VerbalizationError: A text is empty.
+            ReconstructionError: A text is empty, has its tags, or is too long; a trace is running
+                on the reconstructor; or what comes out is not finite.
+            HostError: The host of a remote run stayed away.
         """
-        for number, text in enumerate(texts):
-            if not text.strip():
-                raise VerbalizationError(
-                    f"text {number} is empty; there is nothing to reconstruct."
-                )
+        prompts = [self._prompt(number, text) for number, text in enumerate(texts)]
+        if texts and self.ar.interleaver.interleaving:
+            raise ReconstructionError(
+                "A trace is running on the reconstructor itself, and nnsight runs one trace per "
+                "model at a time. Reconstruct after the `with` block."
+            )
         parts = [torch.empty(0, len(self._head))]
-        for start in range(0, len(texts), batch_size):
-            chunk = texts[start : start + batch_size]
-            parts.append(self._forward([self.template.replace(EXPLANATION_SLOT, t) for t in chunk]))
-        return torch.cat(parts)
+        for start in range(0, len(prompts), batch_size):
+            parts.append(self._forward(prompts[start : start + batch_size]) @ self._head.T)
+        vectors = torch.cat(parts)
+        bad = (~torch.isfinite(vectors).all(dim=-1)).nonzero().flatten().tolist()
+        if bad:
+            raise ReconstructionError(
+                f"The reconstruction of text {bad[0]} is not finite ({len(bad)} of {len(texts)} "
+                f"such); {hosts.describe(self.ar)} overflows in its dtype. Load it wider: "
+                "NLA(..., dtype='bfloat16') or 'float32'."
+            )
+        return vectors
+
+    def _prompt(self, number: int, text: str) -> str:
+        if not text.strip():
+            raise ReconstructionError(f"text {number} is empty; there is nothing to reconstruct.")
+        if OPEN in text or CLOSE in text:
+            raise ReconstructionError(
+                f"text {number} still has its tags: {text[:60]!r}. Pass the explanation between "
+                "them: nla.reconstruct(thought.text), not thought.raw."
+            )
+        return self._fill(number, text)
+
+    def _fill(self, number: int, text: str) -> str:
+        prompt = self.template.replace(EXPLANATION_SLOT, text)
+        length = len(self._tokenizer(prompt)["input_ids"])
+        if length > self._context:
+            raise ReconstructionError(
+                f"text {number} is {length} tokens with its template, the reconstructor reads "
+                f"{self._context}. Shorten it: Sampling(max_new_tokens=...) bounds what the "
+                "verbalizer writes."
+            )
+        return prompt
+
+    def prior(self) -> Float[Tensor, " d_model"]:
+        """What the reconstructor makes of no text at all: its template with an empty slot."""
+        return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
 
     def _forward(self, prompts: list[str]) -> Tensor:
+        if not self.remote:
+            return self._read(prompts, {})
+        what = f"The request to reconstruct {len(prompts)} texts with {hosts.describe(self.ar)}"
+        return send(lambda: self._read(prompts, {"remote": True}), what)
+
+    def _read(self, prompts: list[str], where: dict[str, Any]) -> Tensor:
+        """The residual at every prompt's last token; the block is shipped as it stands."""
         block = hosts.block(self.ar, self._last)
-        with torch.no_grad(), self.ar.trace(prompts) as tracer:
-            last = block.output[:, -1].float().cpu().save()
+        site = hosts.final_norm(self.ar) if self._final_norm else block
+        with torch.no_grad(), self.ar.trace(prompts, **where) as tracer:
+            last = site.output[:, -1].float().cpu().save()
             tracer.stop()
-        return last @ self._head.T
+        return last
 
 
-def load_head(folder: Path) -> Float[Tensor, "d_model d_model"]:
-    """Read the head that lies beside a truncated model.
-
-    Raises:
-        CheckpointError: There is none, or it is not one matrix named ``weight``.
-    """
-    from safetensors.torch import load_file
-
-    file = folder / HEAD
-    if not file.is_file():
-        raise CheckpointError(f"{folder} has no {HEAD}; a reconstructor's folder has one.")
-    tensors = load_file(file)
-    if list(tensors) != ["weight"] or tensors["weight"].ndim != 2:
-        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
-        raise CheckpointError(f"{file} holds {found or 'nothing'}; expected one matrix, 'weight'.")
-    return tensors["weight"]
+def _check_suffix(
+    tokenizer: Any, template: str, expected: tuple[int, ...] | None, name: str
+) -> None:
+    """Hold the end of a prompt against what the sidecar says it is, whatever the text ends with."""
+    if expected is None:
+        return
+    for ending in _ENDINGS:
+        ids = tokenizer(template.replace(EXPLANATION_SLOT, ending))["input_ids"]
+        if tuple(ids[-len(expected) :]) != tuple(expected):
+            raise CheckpointError(
+                f"The prompt of {name} ends in the ids {ids[-len(expected) :]} after {ending!r}, "
+                f"its sidecar says {list(expected)}. Use the tokenizer and the template that ship "
+                "with the checkpoint."
+            )

@@ -22,6 +22,7 @@ from typing import Any
 
 import nnsight
 import numpy as np
+import torch
 from nnsight import Envoy
 from nnsight.intervention.serialization import CustomCloudPickler
 from nnsight.schema.request import RequestModel
@@ -43,7 +44,17 @@ _CAPTURES: weakref.WeakValueDictionary[str, Capture] = weakref.WeakValueDictiona
 # Shipped as source with a request: the stand-ins, and the two modules whose functions run inside
 # the verbalizer's own block.
 _BY_VALUE = ("nnsight_nla.wire", "nnsight_nla.injection", "nnsight_nla.sampling")
-_NEEDS_TEXT = {"text", "samples", "snippets", "raw", "finish", "warnings", "errors", "receipt"}
+_NEEDS_TEXT = {
+    "text",
+    "samples",
+    "snippets",
+    "raw",
+    "finish",
+    "warnings",
+    "errors",
+    "receipt",
+    "trust",
+}
 _MODELS = {"av", "ar"}
 
 
@@ -96,6 +107,7 @@ def join_requests(nla_class: type) -> None:
         Sampling: lambda it: (wire.Sealed, ("nnsight_nla.sampling.Sampling", _values(it))),
         Injection: _as_namespace,
         Checkpoint: _as_namespace,
+        wire.Direction: lambda it: (wire.direction, (it.detach().as_subclass(torch.Tensor),)),
         Positions: lambda it: _as_namespace(it, slice=it.slice, positions=it.positions),
     }
     CustomCloudPickler.dispatch_table = ChainMap(ours, CustomCloudPickler.dispatch_table)

@@ -3,7 +3,7 @@
 As in the NLA paper, only directions count: both sides are L2-normalised to ``sqrt(d_model)``, so
 the mean squared error per element is ``2 * (1 - cosine)``. The fraction of variance explained (FVE)
 divides that error by the variance of a named data set of vectors; between models this denominator
-ranges from 0.03 to 0.92, so an FVE without it says nothing.
+ranges from 0.03 to 0.92, so an FVE without it says nothing (see `baseline`, which names it).
 
 >>> import torch
 >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
@@ -42,12 +42,6 @@ def direction_mse(
 ) -> Float[Tensor, "*shape"]:
     """The mean squared error per element between normalised vectors: ``2 * (1 - cosine)``."""
     return (normalise(predicted) - normalise(true)).pow(2).mean(dim=-1)
-
-
-def variance(vectors: Float[Tensor, "rows d_model"]) -> float:
-    """The FVE's denominator: the mean squared distance per element to the normalised mean."""
-    scaled = normalise(vectors)
-    return (scaled - scaled.mean(dim=0)).pow(2).mean().item()
 
 
 def fve(mse: Float[Tensor, "*shape"], denominator: float) -> Float[Tensor, "*shape"]:

@@ -41,6 +41,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "left_id": ("tokens.injection_left_neighbor_id",),
     "right_id": ("tokens.injection_right_neighbor_id",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
+    "baseline": ("extraction.fve_baseline",),
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
 }
 _REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
@@ -80,6 +81,23 @@ def find(name: str, presets: tuple[str, ...]) -> Path | None:
             "id of the form 'owner/name'."
         )
     return _download(name, presets)
+
+
+def fetch(repository: str, name: str) -> Path | None:
+    """A file of a Hub repository, ``None`` where the repository is known not to have it.
+
+    Raises:
+        OSError: It is not in the cache and cannot be fetched, so nobody knows.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if try_to_load_from_cache(repository, name) is _CACHED_NO_EXIST:
+        return None
+    try:
+        return Path(hf_hub_download(repository, name))
+    except RemoteEntryNotFoundError:
+        return None
 
 
 def _download(name: str, presets: tuple[str, ...]) -> Path | None:
@@ -154,6 +172,22 @@ def fields(sidecar: object, file: str) -> tuple[dict[str, Any], dict[str, str]]:
             f"{file}: extraction.norm is {norm!r}. This verbalizer was trained on {norm} vectors, "
             "and nnsight_nla serves raw residuals only: its texts would be wrong without a warning."
         )
+    values, source = partial(tree, file)
+    missing = [f"{key} (at {' or '.join(PLACES[key])})" for key in _REQUIRED if key not in values]
+    if missing:
+        raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
+    return values, source
+
+
+def partial(sidecar: object, file: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What fields a parsed sidecar has, and where; a reconstructor's own may have few.
+
+    Raises:
+        CheckpointError: It is no mapping, or two places contradict each other.
+    """
+    if not isinstance(sidecar, dict):
+        raise CheckpointError(f"{file}: a sidecar is a mapping, this holds {_brief(sidecar)}.")
+    tree = cast("dict[str, Any]", sidecar)
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
     for key, places in PLACES.items():
@@ -164,9 +198,6 @@ def fields(sidecar: object, file: str) -> tuple[dict[str, Any], dict[str, str]]:
         for place, value in found.items():
             values[key], source[key] = value, f"{place} in {file}"
             break
-    missing = [f"{key} (at {' or '.join(PLACES[key])})" for key in _REQUIRED if key not in values]
-    if missing:
-        raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
     return values, source
 
 

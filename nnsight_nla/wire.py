@@ -17,6 +17,7 @@ from typing import Any
 
 import nnsight
 import numpy as np
+import torch
 
 CAPTURE = "nnsight_nla.remote.receive_capture"
 HANDLE = "nnsight_nla.remote.receive_handle"
@@ -24,6 +25,38 @@ LATER = (
     "The text of a remote explanation is made on the client, after the block: read .text there. "
     "Inside the block a handle has .shape, .vectors, indexing, len and iteration."
 )
+
+
+class Direction(torch.Tensor):
+    """A vector that is added wherever the residual lives: it takes that one's device and dtype.
+
+    ``layer.output[:, -1] += 2 * direction`` works for a half-precision model on an accelerator, on
+    this machine or on a server. Numbers scale it; anything else gives a plain tensor.
+    """
+
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: N805
+        del types
+        kwargs = kwargs or {}
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        hosts = [each for each in given if not isinstance(each, Direction) and each.ndim]
+        if not hosts:
+            return torch.Tensor.__torch_function__.__func__(cls, func, (cls,), args, kwargs)
+        plain = [_beside(each, hosts[0]) for each in args]
+        named = {name: _beside(value, hosts[0]) for name, value in kwargs.items()}
+        return func(*plain, **named)
+
+    __torch_function__ = classmethod(__torch_function__)
+
+
+def direction(values: Any) -> Direction:
+    """A plain tensor as a `Direction`."""
+    return values.as_subclass(Direction)
+
+
+def _beside(value: Any, host: Any) -> Any:
+    if not isinstance(value, Direction):
+        return value
+    return value.as_subclass(torch.Tensor).to(device=host.device, dtype=host.dtype)
 
 
 class Located:

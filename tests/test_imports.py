@@ -20,19 +20,24 @@ LEVELS = (
     ("nla",),
     ("remote",),
     ("experiments",),
+    ("read",),
     ("reading",),
     ("bulk",),
-    ("claims", "compare", "controls", "doctor"),
+    ("judge",),
+    ("claims", "compare", "controls", "direction", "doctor", "score"),
     ("queue",),
     ("verbalizer", "engine", "reconstructor"),
-    ("loading",),
+    ("layouts", "loading"),
     ("explanation",),
     ("caveats",),
     ("capture",),
     ("arguments",),
+    ("lens",),
     ("hosts",),
     ("prompting",),
+    ("trust",),
     ("checkpoint",),
+    ("baseline",),
     ("sidecar",),
     ("sampling",),
     ("view",),
@@ -44,7 +49,7 @@ LEVELS = (
 )
 DEPTH = {name: depth for depth, names in enumerate(LEVELS) for name in names}
 ALONE = ("view", "wire")
-HEAVY = ("transformer_lens", "pandas", "rich", "typer", "peft", "accelerate", "plotly")
+HEAVY = ("transformer_lens", "jinja2", "pyarrow", "pandas", "rich", "typer", "peft", "accelerate", "plotly")
 
 
 def imported(source: str, module: tuple[str, ...], *, package: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ from nnsight_nla import (
     Injection,
     InjectionError,
     NLAWarning,
+    ReconstructionError,
     Sampling,
     VerbalizationError,
     tiny,
@@ -297,7 +298,7 @@ def test_reconstruct(nla, residuals):
     ],
 )
 def test_bad_text_for_reconstruct(nla, text, message):
-    with pytest.raises(VerbalizationError, match=message):
+    with pytest.raises(ReconstructionError, match=message):
         nla.reconstruct(text)
 
 

@@ -18,11 +18,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..baseline import Baseline
 from ..training import (
     Row,
     Settings,
@@ -75,8 +77,9 @@ def build(out: Path, report: Report) -> dict[str, Any]:
         base_model=BASE_MODEL,
         marker=MARKER,
     )
-    rows = _rows(where["target"])
+    rows = training_rows(where["target"])
     report(f"rows: {len(rows)} residuals with their explanations")
+    checkpoint = replace(checkpoint, baseline=measured_baseline(rows))
     entries = {"dtype": torch.float16, "trained_on": [_provenance(len(rows))]}
     av = train_verbalizer(
         _base(where["target"]),
@@ -102,7 +105,14 @@ def build(out: Path, report: Report) -> dict[str, Any]:
     return figures
 
 
-def _rows(target: Path) -> list[Row]:
+def measured_baseline(rows: Sequence[Row]) -> Baseline:
+    """The denominator of the pair's FVEs, and its natural scale: over all that it learns from."""
+    vectors = (torch.as_tensor(row["activation_vector"]) for row in rows)
+    return Baseline.from_vectors(vectors, name=f"block {K} in texts of nnsight_nla.tiny.documents")
+
+
+def training_rows(target: Path) -> list[Row]:
+    """What both halves learn from: residuals of the target beside their gold explanations."""
     from nnsight import TransformersModel
 
     model = TransformersModel(

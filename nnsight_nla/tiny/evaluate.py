@@ -5,7 +5,8 @@ Each is explained as a user would explain it, and the text is compared with the 
 slot by slot. The same is done for the controls, which say what the verbalizer knows without the
 vector: *null* (nothing written), *random* (a random direction of the same norm) and *shuffled*
 (another row's vector). Texts are then turned back into vectors (*round trip*), and residuals are
-patched (see `patching`).
+patched (see `patching`), claims are told from made-up ones (`made_up`), edited words steer the
+target (`steering`), and trust labels are held against the truth (`reliability`).
 
     python -m nnsight_nla.tiny.evaluate               a table, and what fell below its floor
     python -m nnsight_nla.tiny.evaluate --json        the figures as JSON
@@ -21,15 +22,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from .. import scoring
+from ..baseline import Baseline
 from . import load
 from .examples import Examples, collect
 from .explanations import SLOTS, parse
 from .facts import held_out_pairs
+from .made_up import claim_rates
 from .patching import flip_rates
+from .reliability import reliability
+from .steering import steering_rates
 
 Figures = dict[str, Any]
 """Nested mappings of numbers and names, ready for JSON."""
@@ -51,6 +52,13 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "round_trip/explanation/fve": (0.90, 1.0),
     "round_trip/gold/fve": (0.90, 1.0),
     "round_trip/shuffled/fve": (-4.0, 0.0),
+    "claims/ranked": (0.90, 1.0),
+    "steering/nothing/new": (0.0, 0.05),
+    "steering/subject and its fact edited/new": (0.80, 1.0),
+    "steering/subject's name edited/new": (0.80, 1.0),
+    "steering/random direction/new": (0.0, 0.10),
+    "reliability/high/subject": (0.95, 1.0),
+    "reliability/low/subject": (0.0, 0.60),
     "patching/no patch/prediction": (0.0, 0.05),
     "patching/no patch/subject": (0.0, 0.05),
     "patching/subject position, block 0/prediction": (0.95, 1.0),
@@ -78,6 +86,7 @@ def measure(model: Any, nla: Any, *, documents: int = 300, pairs: int = 20) -> F
     # All of them at once, rather than a few at each text that is read below.
     nla.resolve()
     texts = list(explained.text)
+    some = held_out[: len(held_out) // 3]
     return {
         "rows": len(held_out),
         "held_out": {
@@ -87,6 +96,9 @@ def measure(model: Any, nla: Any, *, documents: int = 300, pairs: int = 20) -> F
             "shuffled": accuracies(controls.shuffled.text, held_out),
         },
         "round_trip": _round_trip(nla, held_out, texts),
+        "claims": claim_rates(nla, held_out),
+        "reliability": reliability(nla, some),
+        "steering": steering_rates(model, nla, cases=10 * pairs),
         "patching": flip_rates(model, nla, pairs=pairs),
     }
 
@@ -117,8 +129,8 @@ def out_of_bounds(figures: Figures) -> list[str]:
 
 def markdown(figures: Figures) -> str:
     """The figures as three tables."""
-    held_out, trip = figures["held_out"], figures["round_trip"]
-    denominator = trip["denominator"]
+    held_out, trip, claims = figures["held_out"], figures["round_trip"], figures["claims"]
+    baseline = Baseline(**trip["baseline"])
     names = {"explanation": "AV's text", "gold": "gold text", "shuffled": "another row's text"}
     columns = ("prediction", "subject", "next")
     return "\n\n".join(
@@ -132,7 +144,24 @@ def markdown(figures: Figures) -> str:
                 [(text, trip[key]["fve"], trip[key]["cosine"]) for key, text in names.items()],
             ),
             f"{figures['rows']} vectors from texts whose (subject, tone) pair was held out of all "
-            f"training. FVE over {denominator['value']:.3f}, the {denominator['name']}.",
+            f"training. FVE over {baseline}.",
+            _table(
+                ("trust label", "rows", "subject right", "slots right", "all six right"),
+                [(grade, *s.values()) for grade, s in figures["reliability"].items() if s["rows"]],
+            ),
+            f"Of {claims['rows']} explanations with a made-up line added, `claims` ranks the line "
+            f"with the true subject above it in {claims['ranked']:.3f} (it carries "
+            f"{claims['true_carries']:.3f} of cosine, the made-up one "
+            f"{claims['made_up_carries']:.3f}).",
+            _table(
+                (
+                    "added at block K, last position",
+                    "answers for the new subject",
+                    "old",
+                    "neither",
+                ),
+                [(name, *rates.values()) for name, rates in figures["steering"].items()],
+            ),
             _table(
                 ("flipped to the source by a patch at", *(f"{name}" for name in columns)),
                 [
@@ -145,7 +174,7 @@ def markdown(figures: Figures) -> str:
 
 
 def _round_trip(nla: Any, examples: Examples, texts: Sequence[str]) -> dict[str, Any]:
-    denominator = scoring.variance(examples.vectors)
+    baseline = Baseline.from_vectors(examples.vectors, name="the held-out vectors")
     sources = {
         "explanation": list(texts),
         "gold": list(examples.explanations),
@@ -153,30 +182,17 @@ def _round_trip(nla: Any, examples: Examples, texts: Sequence[str]) -> dict[str,
         "shuffled": [texts[i - len(texts) // 2] for i in range(len(texts))],
     }
     return {
-        "denominator": {
-            "name": "variance per entry of the held-out vectors, normalised, around their mean",
-            "value": denominator,
-        },
+        "baseline": baseline.to_dict(),
         **{
-            name: _fidelity(nla.reconstruct(source), examples.vectors, denominator)
+            name: nla.score(source, examples.vectors, baseline=baseline).mean
             for name, source in sources.items()
         },
     }
 
 
-def _fidelity(
-    predicted: Float[Tensor, "rows d_model"], true: Float[Tensor, "rows d_model"], over: float
-) -> dict[str, float]:
-    error = scoring.direction_mse(predicted, true)
-    return {
-        "fve": scoring.fve(error, over).mean().item(),
-        "cosine": scoring.cosine(predicted, true).mean().item(),
-    }
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> str:
     lines = [head, ["---"] * len(head)]
-    lines += [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    lines += [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in r] for r in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

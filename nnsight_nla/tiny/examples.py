@@ -41,6 +41,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.explanations)
 
+    def __getitem__(self, rows: slice) -> Examples:
+        return Examples(self.vectors[rows], self.explanations[rows], self.prompts[rows])
+
     def training_rows(self) -> list[Row]:
         """The same in the published schema."""
         content = AV_TEMPLATE.replace(MARKER_SLOT, INJECT)

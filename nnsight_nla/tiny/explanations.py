@@ -93,6 +93,15 @@ def parse(text: str) -> Slots:
     return Slots()
 
 
+def rewrite(text: str, old: str, new: str) -> str:
+    """An explanation of the gold form with one subject, and what is told of it, for another.
+
+    >>> rewrite("About Paris, the capital of France; calm tone.", "Paris", "Rome")
+    'About Rome, the capital of Italy; calm tone.'
+    """
+    return text.replace(_head(old), _head(new), 1)
+
+
 def wrap(text: str) -> str:
     """The explanation as a verbalizer writes it: between its tags."""
     return f"<explanation>\n{text}\n</explanation>"

@@ -18,12 +18,11 @@ from torch.nn.functional import mse_loss
 
 from .. import hosts
 from ..checkpoint import Checkpoint
+from ..errors import InjectionError
 from ..scoring import normalise
 from .rows import TrainingError, reconstructor_rows
 from .settings import Settings
 from .trainer import Report, fit
-
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 
 class Reconstructor(nn.Module):
@@ -117,26 +116,23 @@ def _truncate(model: Any, layer: int) -> tuple[str, nn.Module]:
         The path of the final norm, and the norm that was there.
     """
     config = hosts.text_config(model)
+    try:
+        norm_path = hosts.final_norm_path(model)
+    except InjectionError as error:
+        raise TrainingError(str(error)) from error
+    norm = model.get_submodule(norm_path)
+    decoder_path, _, norm_name = norm_path.rpartition(".")
+    decoder = model.get_submodule(decoder_path)
     # The blocks are found by the configuration's count, which is about to change.
     first = hosts.block(model, 0)
-    path, blocks = next(
-        (path, module)
-        for path, module in model.named_modules()
+    name, blocks = next(
+        (name, module)
+        for name, module in decoder.named_children()
         if isinstance(module, nn.ModuleList) and len(module) and module[0] is first
     )
-    decoder_path, _, name = path.rpartition(".")
-    decoder = model.get_submodule(decoder_path)
-    norm_name = next((name for name in _FINAL_NORMS if hasattr(decoder, name)), None)
-    if norm_name is None:
-        names = ", ".join(name for name, _ in decoder.named_children())
-        raise TrainingError(
-            f"{type(model).__name__} keeps beside its blocks {names}: none is a final norm known "
-            f"here ({', '.join(_FINAL_NORMS)})."
-        )
-    norm = getattr(decoder, norm_name)
     setattr(decoder, name, blocks[: layer + 1])
     setattr(decoder, norm_name, nn.Identity())
     config.num_hidden_layers = layer + 1
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = list(config.layer_types[: layer + 1])
-    return f"{decoder_path}.{norm_name}" if decoder_path else norm_name, norm
+    return norm_path, norm

@@ -53,7 +53,9 @@ def _body(record: Mapping[str, Any]) -> str:
     notes = "".join(
         f'<div style="{_NOTE}">\u26a0 {escape(note)}</div>' for note in record["warnings"]
     )
-    return text + notes
+    label = record.get("trust")
+    trust = "" if label is None else f'<div style="{_NOTE}">{escape(label["line"])}</div>'
+    return text + trust + notes
 
 
 def _chip(token: str | None) -> str:
