@@ -1,0 +1,216 @@
+"""A sweep as a picture and as a page: plain records in, plotly or HTML out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from ..view.glyphs import readable, visible
+from .cells import REACHES
+from .errors import ExperimentError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from .sweep import Sweep
+
+_SHOWN = 12
+_LONGEST = 2000
+_CELL = "padding:.3rem .6rem;border-top:1px solid #8884;text-align:left;vertical-align:top"
+
+
+def heat_map(sweep: Sweep, value: str) -> go.Figure:
+    """Layers (and heads) upwards, positions (and doses) to the right.
+
+    Args:
+        sweep: The table.
+        value: ``"effect"`` or ``"change"``.
+
+    Raises:
+        ExperimentError: `value` is something else.
+    """
+    import plotly.graph_objects as go
+
+    if value not in ("effect", "change"):
+        raise ExperimentError(f"plot(value={value!r}): expected 'effect' or 'change'.")
+    rows = _first_of_each_cell(sweep.rows())
+    compared = sweep.compared(rows, distances=False)
+    across = list(dict.fromkeys(_across(row) for row in sorted(rows, key=_across_order)))
+    upwards = list(dict.fromkeys(_upwards(row) for row in sorted(rows, key=_upwards_order)))
+    blank: list[list[Any]] = [[None] * len(across) for _ in upwards]
+    z, hover, mark = ([list(line) for line in blank] for _ in range(3))
+    for row, difference in zip(rows, compared, strict=True):
+        y, x = upwards.index(_upwards(row)), across.index(_across(row))
+        z[y][x] = row["effect"] if value == "effect" else difference.change
+        hover[y][x] = _hover(row, difference)
+        mark[y][x] = _mark(row)
+    patch = sweep.header.experiment == "patch"
+    unit = "effect (corrupt 0, clean 1)" if patch else f"change of {sweep.header.metric}"
+    most = max((abs(each) for line in z for each in line if each is not None), default=1.0) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            x=across,
+            y=upwards,
+            text=mark,
+            texttemplate="%{text}",
+            customdata=hover,
+            hovertemplate="%{customdata}<extra></extra>",
+            # Blue and red meet at zero; what has no value stays blank.
+            colorscale="RdBu_r" if value == "effect" else "Greens",
+            zmid=0 if value == "effect" else None,
+            zmin=-most if value == "effect" else 0,
+            zmax=most if value == "effect" else 1,
+            colorbar={"title": {"text": unit if value == "effect" else "share of words changed"}},
+            xgap=1,
+            ygap=1,
+        )
+    )
+    at = ", ".join(dict.fromkeys(visible(row["explained_token"]) for row in rows))
+    where = f"explained at block {sweep.header.k}" + (f", {at}" if len(at) < 40 else "")
+    figure.update_layout(
+        title={
+            "text": f"{sweep.header.experiment}: {escape(sweep.header.metric)}; {escape(where)}"
+            "<br><sup>● the text changed   – it could not   ○ it did not</sup>"
+        },
+        xaxis={"title": {"text": "position"}, "type": "category", "tickangle": -40},
+        yaxis={"title": {"text": "block"}, "type": "category"},
+        template="plotly_white",
+        height=180 + 34 * max(len(upwards), 4),
+    )
+    return figure
+
+
+def html(sweep: Sweep) -> str:
+    """A summary, the runs without an intervention, and the rows with the largest effects."""
+    header, rows = sweep.header, sweep.rows()
+    done = f"{len(sweep.outcomes)} of {len(sweep.cells)} cells"
+    lines = [
+        f"<div><b>{header.experiment}</b> of {escape(header.target)}: {done}; metric "
+        f"{escape(header.metric)}; explained: the output of block {header.k}</div>",
+        _table(
+            ("run", "metric", "answer", "explanation"),
+            [
+                [
+                    name,
+                    _number(run.metric),
+                    f"<code>{escape(visible(run.answer))}</code>",
+                    _texts(sweep, run),
+                ]
+                for name, run in sweep.runs.items()
+            ],
+        ),
+    ]
+    top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
+    differences = sweep.compared(top, distances=False)
+    lines.append(
+        _table(
+            ("where", "effect", "answer", "explanation, before to after"),
+            [
+                [
+                    escape(_name(row)),
+                    _number(row["effect"]),
+                    f"<code>{escape(visible(row['answer']))}</code>",
+                    difference._repr_html_()
+                    if row["reach"] == REACHES
+                    else f"<em>{escape(row['reach'])}</em>",
+                ]
+                for row, difference in zip(top, differences, strict=True)
+            ],
+        )
+    )
+    if len(rows) > len(top):
+        lines.append(
+            f"<div>the {len(top)} largest effects of {len(rows)} rows; .to_pandas() has all</div>"
+        )
+    return "".join(lines)
+
+
+def _first_of_each_cell(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a cell: that of the first explained position that it can reach, or its first."""
+    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (_upwards(row), _across(row))
+        old = chosen.get(key)
+        if old is None or (old["reach"] != REACHES and row["reach"] == REACHES):
+            chosen[key] = row
+    return list(chosen.values())
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    if row["reach"] != REACHES:
+        return "–"
+    return {True: "●", False: "○", None: "?"}[row["text_changed"]]
+
+
+def _upwards(row: Mapping[str, Any]) -> str:
+    return f"{row['layer']}" if row["head"] is None else f"{row['layer']}.{row['head']}"
+
+
+def _upwards_order(row: Mapping[str, Any]) -> tuple[int, int]:
+    return row["layer"], -1 if row["head"] is None else row["head"]
+
+
+def _across(row: Mapping[str, Any]) -> str:
+    place = "every" if row["position"] is None else f"{row['position']} {visible(row['token'])}"
+    dose = "" if row["dose"] is None else f" × {row['dose']:g}"
+    control = f" ({row['kind']})" if row["kind"].startswith("random") else ""
+    return f"{escape(place)}{dose}{control}"
+
+
+def _across_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    position = -1 if row["position"] is None else row["position"]
+    control = row["kind"] if row["kind"].startswith("random") else ""
+    return position, control, row["dose"] or 0.0
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    place = (
+        "every position"
+        if row["position"] is None
+        else f"{visible(row['token'])}@{row['position']}"
+    )
+    dose = "" if row["dose"] is None else f", {row['kind']} × {row['dose']:g}"
+    return f"{row['site']}, block {_upwards(row)}, {place}{dose}"
+
+
+def _hover(row: Mapping[str, Any], difference: Any) -> str:
+    lines = [
+        f"<b>{escape(_name(row))}</b>",
+        f"effect {_number(row['effect'])}, predicts {escape(visible(row['answer']))}",
+    ]
+    if row["reach"] != REACHES:
+        return "<br>".join([*lines, f"explanation: {row['reach']}"])
+    if row["error"]:
+        return "<br>".join([*lines, escape(row["error"])])
+    for name in ("before", "after"):
+        shown = readable(row[name], _LONGEST).splitlines()
+        text = (each for line in shown for each in wrap(line, 70))
+        lines.append(f"<i>{name}</i><br>" + "<br>".join(map(escape, text)))
+    if difference.cosine is not None:
+        lines.append(f"cosine {difference.cosine:.3f}, words changed {difference.change:.0%}")
+    return "<br>".join(lines)
+
+
+def _texts(sweep: Sweep, run: Any) -> str:
+    said = [(at, sweep.texts.of(vector)) for at, vector in list(run.residuals.items())[:3]]
+    shown = [each.text or f"[this vector {each.error}]" for _, each in said]
+    return "<hr>".join(escape(readable(text, _LONGEST)).replace("\n", "<br>") for text in shown)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    names = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td dir="auto" style="{_CELL}">{cell}</td>' for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        '<table style="border-collapse:collapse;font:14px/1.45 system-ui,sans-serif">'
+        f"<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
+    )

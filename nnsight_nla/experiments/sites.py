@@ -1,0 +1,178 @@
+"""Where an intervention writes: the residual, the attention's output, the MLP's, or a head's.
+
+All are found by structure, so one function serves Qwen, Llama, GPT-2 and what is built like them:
+
+* ``residual``: the output of block L, ``[batch, seq, d_model]``.
+* ``attention``: the output of the attention's last projection, which is what it adds.
+* ``mlp``: the output of the block's MLP.
+* ``head``: head H's slice of that projection's *input*, ``[batch, seq, head_dim]``, where the
+  configuration's heads tile it; what the head adds is this slice through its part of the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
+
+from .. import hosts
+from ..errors import InjectionError
+from .errors import ExperimentError
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
+SiteName = Literal["residual", "attention", "mlp", "head"]
+"""What ``site=`` may be."""
+
+_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "o")
+_MLPS = ("mlp", "feed_forward", "ffn")
+ORDER = {"head": 0, "attention": 1, "mlp": 2, "residual": 3}
+"""In which order a block's sites come in its forward pass."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in one block."""
+
+    name: SiteName
+    """What it is."""
+    layer: int
+    """The block, counted from 0."""
+    head: int | None
+    """Which head, ``None`` for the other sites."""
+    envoy: Any
+    """The envoy that is read and written."""
+    where: Literal["input", "output"]
+    """Which side of it."""
+    start: int
+    """Its first column along the last axis."""
+    stop: int
+    """One past its last column."""
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        return self.stop - self.start
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """When the forward pass comes by: by block, then by its place in the block."""
+        return self.layer, ORDER[self.name]
+
+
+def find(model: TransformersModel, site: Any, layers: Any, heads: Any = None) -> list[Site]:
+    """The sites of one kind, by layer and head.
+
+    Args:
+        model: The target.
+        site: ``"residual"``, ``"attention"``, ``"mlp"`` or ``"head"``.
+        layers: A layer, a list of them, or ``"all"``.
+        heads: For ``"head"`` only: a head, a list of them, or ``None`` for all.
+
+    Raises:
+        ExperimentError: `site`, `layers` or `heads` is not among the choices.
+        InjectionError: This architecture shows no such site.
+    """
+    if site not in get_args(SiteName):
+        raise ExperimentError(f"site={site!r}: expected one of {', '.join(get_args(SiteName))}.")
+    if heads is not None and site != "head":
+        raise ExperimentError(f'heads={heads!r} goes with site="head", not with site={site!r}.')
+    depth = int(hosts.text_config(model).num_hidden_layers)
+    found: list[Site] = []
+    for layer in _numbers(layers, depth, "layers", "all"):
+        if site == "head":
+            found += _heads(model, layer, heads)
+        else:
+            envoy = {"residual": hosts.block, "attention": _projection, "mlp": _mlp}[site](
+                model, layer
+            )
+            found.append(Site(site, layer, None, envoy, "output", 0, hosts.width(model)))
+    return found
+
+
+def _heads(model: TransformersModel, layer: int, heads: Any) -> list[Site]:
+    projection = _projection(model, layer)
+    count = int(hosts.text_config(model).num_attention_heads)
+    columns = _columns(projection._module)
+    if columns is None or columns % count:
+        raise InjectionError(
+            f"{hosts.describe(model)}: the {count} heads of block {layer} do not tile the "
+            f"{columns} inputs of {_kind(projection)}, so a head is no slice there. Use "
+            'site="attention".'
+        )
+    size = columns // count
+    return [
+        Site("head", layer, head, projection, "input", head * size, (head + 1) * size)
+        for head in _numbers("all" if heads is None else heads, count, "heads", "all")
+    ]
+
+
+def _projection(model: TransformersModel, layer: int) -> Any:
+    """The envoy of the attention's last projection in block `layer`."""
+    block = hosts.block(model, layer)
+    attention = [
+        name
+        for name, child in block._module.named_children()
+        if "attention" in type(child).__name__.lower() or "attn" in name
+    ]
+    if len(attention) == 1:
+        # GPT-2 and OPT wrap nothing; GPT-Neo and BERT-like ones nest an inner attention.
+        envoy = getattr(block, attention[0])
+        names = [name for name, _ in envoy._module.named_children() if name in _PROJECTIONS]
+        if len(names) == 1:
+            return getattr(envoy, names[0])
+    raise InjectionError(_missing(model, block, layer, "attention with one output projection"))
+
+
+def _mlp(model: TransformersModel, layer: int) -> Any:
+    """The envoy of the MLP of block `layer`."""
+    block = hosts.block(model, layer)
+    names = [name for name, _ in block._module.named_children() if name in _MLPS]
+    if len(names) == 1:
+        return getattr(block, names[0])
+    raise InjectionError(_missing(model, block, layer, "MLP"))
+
+
+def _missing(model: TransformersModel, block: Any, layer: int, what: str) -> str:
+    there = {name: type(child).__name__ for name, child in block._module.named_children()}
+    return (
+        f"{hosts.describe(model)}: no {what} found in block {layer}, which holds {there}. "
+        'site="residual" works everywhere.'
+    )
+
+
+def _columns(module: nn.Module) -> int | None:
+    """The width of a projection's input: a Linear's, or a GPT-2 Conv1D's."""
+    wide = getattr(module, "in_features", None) or getattr(module, "nx", None)
+    return None if wide is None else int(wide)
+
+
+def _kind(envoy: Any) -> str:
+    return type(envoy._module).__name__
+
+
+def _numbers(given: Any, count: int, name: str, everything: str) -> list[int]:
+    """`given` as numbers from 0 to ``count - 1``, in ascending order, each once."""
+    if isinstance(given, str):
+        chosen: Sequence[Any] = range(count) if given == everything else [given]
+    elif isinstance(given, int):
+        chosen = [given]
+    else:
+        try:
+            chosen = list(given)
+        except TypeError:
+            chosen = [given]
+    bad = [
+        each
+        for each in chosen
+        if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < count
+    ]
+    if bad or not chosen:
+        raise ExperimentError(
+            f"{name}={given!r}: expected whole numbers from 0 to {count - 1}, a list of them, or "
+            f"{everything!r}."
+        )
+    return sorted(set(chosen))

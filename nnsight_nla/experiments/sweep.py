@@ -1,0 +1,301 @@
+"""`Sweep`: a table of interventions, each with its effect and the explanations before and after.
+
+    sweep.to_pandas()                       # a row per cell and explained position
+    sweep.plot()                            # layers × positions, the explanations on hover
+    sweep.differences()                     # what was added and removed, cosines, effects
+    sweep.differences("text, not output")   # where the state changed and the answer did not
+    sweep.to_parquet("sweep.parquet")       # with the vectors; Sweep.from_parquet, resume=
+
+``before`` is the untouched run of the prompt that is intervened on (when patching: the corrupt
+run), ``after`` the run with the intervention, ``clean`` the run that a patch takes its values from.
+The texts are made when they are first asked for, all together, equal vectors once. A cell that
+cannot change what is explained has no ``after``: its ``reach`` says why (see `cells`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import Tensor
+
+from ..compare import Difference, difference, text_distances
+from ..scoring import cosine
+from .cells import REACHES, Cell, reach
+from .errors import ExperimentError
+from .records import Header, Outcome
+from .texts import Texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+_ROUNDING = 1e-4
+"""Effects below this share of the largest are taken for none."""
+
+Order = Literal["place", "text, not output", "output, not text"]
+"""How `Sweep.differences` sorts."""
+
+
+class Sweep:
+    """Interventions, their effects, and the explanations before and after."""
+
+    def __init__(
+        self,
+        header: Header,
+        cells: Sequence[Cell],
+        runs: Mapping[str, Outcome],
+        outcomes: Mapping[Cell, Outcome],
+        nla: Any = None,
+        known: Texts | None = None,
+    ) -> None:
+        """Made by `patch`, `ablate`, `steer` and `Sweep.from_parquet`, not by hand."""
+        self.header = header
+        self.cells = tuple(cells)
+        self.runs = dict(runs)
+        self.outcomes = {cell: outcomes[cell] for cell in self.cells if cell in outcomes}
+        self.nla = nla
+        every = [*self.runs.values(), *self.outcomes.values()]
+        vectors = [vector for each in every for vector in each.residuals.values()]
+        self.texts = Texts(vectors, nla, known)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell was run."""
+        return len(self.outcomes) == len(self.cells)
+
+    def effect(self, value: float | None) -> float | None:
+        """The effect of a run with this metric.
+
+        Patching: normalised, so that the clean run is 1 and the corrupt run 0. Otherwise the
+        difference to the untouched run, in the metric's unit.
+        """
+        base = self.runs[self.header.baseline].metric
+        if value is None or base is None:
+            return None
+        if self.header.experiment != "patch":
+            return value - base
+        clean = self.runs["clean"].metric
+        if clean is None or clean == base:
+            return None
+        found = (value - base) / (clean - base)
+        return found if math.isfinite(found) else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain records: one for each cell and position that is explained.
+
+        Raises:
+            VerbalizationError: Verbalizing failed; what had settled is kept.
+        """
+        return [self._row(cell, at) for cell in self.outcomes for at in self._explained_for(cell)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table; numbers that do not exist are ``<NA>``, texts that do not exist ``None``."""
+        return _frame(self.rows())
+
+    def differences(self, order: Order = "place", *, distances: bool = True) -> pd.DataFrame:
+        """What each intervention changed: words, vectors and output, in one row.
+
+        Args:
+            order: ``"place"`` keeps the table's order and all of its rows. ``"text, not output"``
+                keeps the rows whose text changed, and puts first where it changed much and the
+                output little; ``"output, not text"`` keeps those whose output changed, the reverse
+                first. Both leave out the rows whose text could not change, and those that have
+                none. They sort by `change` minus ``|effect|``, each as a share of its largest.
+            distances: Also the distance between the two texts, as the reconstructor reads them.
+
+        Returns:
+            The place, both texts, `removed`, `added` (runs of words), `change`, `cosine` (of the
+            two vectors), `text_distance` (1 − cosine of the two reconstructions; ``<NA>`` without
+            a reconstructor), `metric`, `effect`, and `error` (why a row has no text).
+
+        Raises:
+            ExperimentError: `order` is none of the three.
+        """
+        if order not in get_args(Order):
+            raise ExperimentError(
+                f"differences({order!r}): expected one of {', '.join(map(repr, get_args(Order)))}."
+            )
+        rows = self.rows()
+        found = self.compared(rows, distances=distances)
+        records = [
+            {**_place(row), **_outcome(row), **_said(each)}
+            for row, each in zip(rows, found, strict=True)
+        ]
+        if order == "place":
+            return _frame(records)
+        kept = [
+            record
+            for record in records
+            if record["reach"] == REACHES
+            and record["change"] is not None
+            and record["effect"] is not None
+        ]
+        most = max((abs(each["effect"]) for each in kept), default=0.0) or 1.0
+        widest = max((each["change"] for each in kept), default=0.0) or 1.0
+
+        def beyond(each: Mapping[str, Any]) -> float:
+            return each["change"] / widest - abs(each["effect"]) / most
+
+        if order == "text, not output":
+            kept = sorted((each for each in kept if each["change"]), key=beyond, reverse=True)
+        else:
+            moved = [each for each in kept if abs(each["effect"]) > _ROUNDING * most]
+            kept = sorted(moved, key=beyond)
+        return _frame(kept)
+
+    def compared(
+        self, rows: Sequence[Mapping[str, Any]], *, distances: bool = True
+    ) -> list[Difference]:
+        """The `Difference` of each of these rows of the table."""
+        reconstruct = getattr(self.nla, "reconstruct", None)
+        if not (distances and getattr(self.nla, "has_reconstructor", False)):
+            reconstruct = None
+        pairs = [(row["before"], row["after"]) for row in rows]
+        apart = text_distances(pairs, reconstruct)
+        return [
+            difference(
+                row["before"],
+                row["after"],
+                cosine=row["cosine"],
+                text_distance=distance,
+                effect=row["effect"],
+                error="; ".join(filter(None, [row["error"], why])) or None,
+            )
+            for row, (distance, why) in zip(rows, apart, strict=True)
+        ]
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Store the sweep, complete or not, with its vectors; `from_parquet` reads it back.
+
+        Args:
+            path: The file. It is written beside itself first, so a crash leaves the old one.
+        """
+        from .storage import write
+
+        return write(self, Path(path))
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, *, nla: Any = None) -> Sweep:
+        """Read a stored sweep.
+
+        Args:
+            path: The file.
+            nla: Where distances between texts are wanted, or texts that were not made yet.
+
+        Raises:
+            ExperimentError: It is no sweep, or one of a later version.
+        """
+        from .storage import read
+
+        header, cells, runs, outcomes, known = read(Path(path))
+        return cls(header, cells, runs, outcomes, nla, known)
+
+    def plot(self, *, value: Literal["effect", "change"] = "effect") -> go.Figure:
+        """A heat map of layers × positions, with the explanations on hover.
+
+        Args:
+            value: What the colour shows: the effect on the metric, or the share of words that the
+                explanation changed by. A dot marks a text that changed, a dash one that could not.
+        """
+        from .picture import heat_map
+
+        return heat_map(self, value)
+
+    def _explained_for(self, cell: Cell) -> list[int]:
+        return self.header.explained.of(cell)
+
+    def _row(self, cell: Cell, at: int) -> dict[str, Any]:
+        header, outcome = self.header, self.outcomes[cell]
+        tokens = header.tokens[header.baseline]
+        base = self.runs[header.baseline].residuals.get(at)
+        vector = outcome.residuals.get(at)
+        before, after = self.texts.of(base), self.texts.of(vector)
+        row = {
+            "experiment": header.experiment,
+            "site": cell.site,
+            "layer": cell.layer,
+            "head": cell.head,
+            "position": cell.position,
+            "token": "every" if cell.position is None else tokens[cell.position],
+            "kind": cell.kind,
+            "dose": cell.dose,
+            "metric": outcome.metric,
+            "effect": self.effect(outcome.metric),
+            "answer": outcome.answer,
+            "explained_at": at,
+            "explained_token": tokens[at],
+            "reach": reach(cell.layer, cell.position, header.k, at),
+            "before": before.text,
+            "after": after.text,
+            "cosine": None if base is None or vector is None else _angle(base, vector),
+        }
+        if header.experiment == "patch":
+            clean = self.texts.of(self.runs["clean"].residuals.get(at))
+            source = None if cell.source is None else header.tokens["clean"][cell.source]
+            row |= {"clean": clean.text, "source": cell.source, "source_token": source}
+        both = before.text is not None and after.text is not None
+        errors = {"before": before.error, "after": after.error}
+        row["text_changed"] = before.text != after.text if both else None
+        row["warnings"] = list(after.warnings)
+        said = [f"{name}: this vector {why}" for name, why in errors.items() if why]
+        row["error"] = "; ".join(said) or None
+        return row
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def __repr__(self) -> str:
+        done = f"{len(self.outcomes)} of {len(self.cells)} cells"
+        done = f"{len(self.cells)} cells" if self.complete else done
+        return f"<Sweep {self.header.experiment} of {self.header.target!r}: {done}>"
+
+    def _repr_html_(self) -> str:
+        from .picture import html
+
+        return html(self)
+
+
+def _angle(a: Tensor, b: Tensor) -> float | None:
+    """The cosine between two vectors, ``None`` where one has no direction."""
+    usable = all(bool(each.isfinite().all()) and bool(each.any()) for each in (a, b))
+    return min(1.0, float(cosine(a, b))) if usable else None
+
+
+_PLACE = ("site", "layer", "head", "position", "token", "kind", "dose", "explained_at", "reach")
+
+
+def _place(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in _PLACE}
+
+
+def _outcome(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"metric": row["metric"], "answer": row["answer"]}
+
+
+def _said(each: Difference) -> dict[str, Any]:
+    return {**asdict(each), "removed": list(each.removed), "added": list(each.added)}
+
+
+_NUMBERS = {
+    "Int64": ("layer", "head", "position", "explained_at", "source"),
+    "Float64": ("dose", "metric", "effect", "cosine", "change", "text_distance"),
+    "boolean": ("text_changed",),
+}
+
+
+def _frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table whose missing numbers are ``<NA>``, never NaN."""
+    import pandas as pd
+
+    names = list(records[0]) if records else []
+    kinds = {name: kind for kind, columns in _NUMBERS.items() for name in columns}
+    return pd.DataFrame(
+        {
+            name: pd.Series([record[name] for record in records], dtype=kinds.get(name, "object"))
+            for name in names
+        }
+    )
