@@ -1,4 +1,4 @@
-"""The command line: ``nnsight-nla demo | explain | info``.
+"""The command line: ``nnsight-nla demo | explain | read | info``.
 
 Every command takes ``--json`` and then prints one JSON document on standard output, nothing else.
 Exit codes: 0 done, 1 something you passed cannot be used (the message says what to type), 2 the
@@ -11,6 +11,7 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from .errors import NLAError, VerbalizationError
 
 if TYPE_CHECKING:
     from .explanation import Explanation
+    from .reading import Reading
     from .tiny.demo import Patched, Read
 
 app = typer.Typer(
@@ -119,6 +121,53 @@ def explain(
 
 
 @app.command()
+def read(
+    text: Annotated[str, typer.Argument(help="The text that the target reads.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write the reading page, one file, for a browser.")
+    ] = None,
+    position: Annotated[
+        str,
+        typer.Option(help="Which tokens: 'all', 'reply', an index (-1 is the last), or several."),
+    ] = "all",
+    generate: Annotated[
+        int | None, typer.Option(min=1, help="Let the target write up to so many tokens first.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="TEXT is a user's message.")] = False,
+    av: Annotated[str | None, typer.Option(help="The verbalizer: a folder or a Hub id.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest explanation.")] = 200,
+    dtype: Annotated[str, typer.Option(help="Of target and verbalizer, with --av.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, with --av.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain every token of TEXT: a table here, or a page with --html."""
+    if html is not None and not html.parent.is_dir():
+        raise NLAError(f"--html {html}: there is no folder {html.parent}.")
+    with _working("loading"):
+        from .sampling import Sampling
+
+        model, nla = _load(av, target, dtype, device_map)
+    with _working("reading"):
+        found = nla.read(
+            model,
+            [{"role": "user", "content": text}] if chat else text,
+            positions=position if position in ("all", "reply") else _indices(position),
+            generate=generate,
+            sampling=Sampling(max_new_tokens=max_new_tokens),
+        )
+        if html is not None:
+            found.to_html(html)
+    if as_json:
+        about = {"target": found.target, "verbalizer": found.verbalizer, "layer": found.layer}
+        _json({**about, "tokens": list(map(asdict, found))})
+    elif html is not None:
+        _out.print(f"{len(found.positions)} of {len(found)} tokens explained: {html}")
+    else:
+        _out.print(_reading_table(found))
+
+
+@app.command()
 def info(
     checkpoint: Annotated[str, typer.Argument(help="A folder, a sidecar file or a Hub id.")],
     as_json: AsJson = False,
@@ -169,18 +218,22 @@ def _wanted(position: str, length: int) -> list[int]:
     """The positions that were asked for, counted from the left."""
     if position == "all":
         return list(range(length))
-    try:
-        given = [int(part) for part in position.split(",")]
-    except ValueError as error:
-        raise VerbalizationError(
-            f"--position {position!r}: expected an index, several (0,3,-1), or 'all'."
-        ) from error
+    given = _indices(position)
     for index in given:
         if not -length <= index < length:
             raise VerbalizationError(
                 f"--position {index}: the text has {length} tokens, 0 to {length - 1}."
             )
     return [index % length for index in given]
+
+
+def _indices(position: str) -> list[int]:
+    try:
+        return [int(part) for part in position.split(",")]
+    except ValueError as error:
+        raise VerbalizationError(
+            f"--position {position!r}: expected an index, several (0,3,-1), or 'all'."
+        ) from error
 
 
 def _sentence_table(rows: list[Read]) -> Table:
@@ -222,6 +275,22 @@ def _explanation_table(thoughts: Explanation) -> Table:
             Text("\n".join(record["warnings"])),
         )
     return table
+
+
+def _reading_table(reading: Reading) -> Table:
+    scored = any(record.grade for record in reading)
+    table = Table("position", "token", "explanation", *(["trust"] if scored else []))
+    for record in reading:
+        if record.read:
+            said = record.explanation or f"no text: this vector {record.error}"
+            trust = [Text(_trust(record.grade, record.cosine))] if scored else []
+            token = Text(repr(record.token))
+            table.add_row(str(record.position), token, _one_line(said), *trust)
+    return table
+
+
+def _trust(grade: str | None, cosine: float | None) -> str:
+    return (grade or "") if cosine is None else f"{grade} {cosine:.2f}"
 
 
 def _one_line(text: str) -> Text:

@@ -54,6 +54,31 @@ def test_explain_as_json():
     assert "About the cow" in found["explanations"][1]["text"]
 
 
+def test_read_shows_every_token_and_writes_a_page(tmp_path):
+    done = run("read", "The cow lives in the")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("About the cow") == 4
+    assert "high 0.9" in done.stdout
+    page = tmp_path / "cow.html"
+    done = run("read", "The cow lives in the", "--html", str(page), "--position", "1,-1")
+    assert "2 of 5 tokens explained" in done.stdout
+    assert "About the cow" in page.read_text("utf-8")
+
+
+def test_read_a_chat_and_its_reply_as_json():
+    done = run(
+        "read", "The cow", "--chat", "--generate", "2", "--position", "reply", "--json"
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    parts = [each["part"] for each in found["tokens"]]
+    assert parts[3:5] == ["user", "user"]
+    assert parts[-2:] == ["reply", "reply"]
+    assert [bool(each["explanation"]) for each in found["tokens"]] == [
+        part == "reply" for part in parts
+    ]
+    assert found["layer"] == 3
+
+
 def test_explain_with_a_checkpoint_of_ones_own_reads_the_target_from_the_sidecar_or_the_option():
     folders = tiny.paths()
     done = run("explain", "The cow", "--av", str(folders["av"]), "--target", str(folders["target"]))
@@ -69,6 +94,10 @@ def test_explain_with_a_checkpoint_of_ones_own_reads_the_target_from_the_sidecar
             "--position 'x': expected an index, several (0,3,-1)",
         ),
         (["explain", "The cow", "--position", "7"], "the text has 2 tokens, 0 to 1"),
+        (["read", "The cow", "--position", "7"], "positions=[7]: the text has 2 tokens, 0 to 1"),
+        (["read", "The cow", "--position", "reply"], "positions='reply': expected 'all', 'reply'"),
+        (["read", "The cow", "--html", "/nowhere/a.html"], "there is no folder /nowhere"),
+        (["read", "The cow", "--position", "some"], "--position 'some': expected an index"),
         (
             ["explain", "hi", "--target", "somewhere"],
             "needs the verbalizer that was trained for it",
