@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Definition = Literal["variance", "mean_direction"]
+_ROUNDING = 1e-6  # What float32 leaves of nothing.
 _WORDS = {"variance": "variance", "mean_direction": "distance to the mean direction"}
 
 
@@ -100,7 +101,7 @@ class Baseline:
         """
         total: Tensor | None = None
         count, norms = 0, 0.0
-        for batch in [vectors] if isinstance(vectors, Tensor) else vectors:
+        for batch in _batches(vectors):
             rows = _rows(batch, count)
             if total is not None and rows.shape[-1] != len(total):
                 raise ReconstructionError(
@@ -118,7 +119,7 @@ class Baseline:
             )
         length = (total / count).norm().item() / math.sqrt(len(total))
         value = 1 - length**2 if definition == "variance" else 2 * (1 - length)
-        if value < 1e-9:
+        if value < _ROUNDING:
             raise ReconstructionError(
                 f"All {count} vectors point in one direction; no FVE can be measured against them."
             )
@@ -153,6 +154,11 @@ class Baseline:
     def __str__(self) -> str:
         of = "" if self.n is None else f" of {self.n:,} vectors"
         return f"{self.value:.4f}, the {_WORDS[self.definition]}{of}: {self.name}"
+
+
+def _batches(vectors: object) -> Iterable[object]:
+    several = isinstance(vectors, Iterable) and not isinstance(vectors, Tensor)
+    return cast("Iterable[object]", vectors) if several else [vectors]
 
 
 def _rows(batch: object, before: int) -> Tensor:

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +55,7 @@ class Layout:
     """The ids that its prompt ends in, where its own sidecar says."""
     final_norm: bool
     """Whether the base's final norm is applied; older adapters were trained with it."""
-    adapter: tempfile.TemporaryDirectory[str] | None = field(default=None, compare=False)
+    adapter: Path | None = None
     """The adapter as a PEFT folder, which lives as long as this record."""
 
 
@@ -142,7 +144,9 @@ def _adapter(
         )
     folder = _as_peft(tensors, meta, str(base))
     norm = not meta.get("final_norm_stripped", False)
-    return Layout(base, head.float(), template, suffix, norm, folder)
+    layout = Layout(base, head.float(), template, suffix, norm, folder)
+    weakref.finalize(layout, shutil.rmtree, folder, ignore_errors=True)
+    return layout
 
 
 def _meta(file: Path) -> dict[str, Any]:
@@ -158,13 +162,11 @@ def _meta(file: Path) -> dict[str, Any]:
     return meta
 
 
-def _as_peft(
-    tensors: dict[str, Tensor], meta: dict[str, Any], base: str
-) -> tempfile.TemporaryDirectory[str]:
+def _as_peft(tensors: dict[str, Tensor], meta: dict[str, Any], base: str) -> Path:
     """The adapter as PEFT stores one, so that nnsight loads it like any other."""
     from safetensors.torch import save_file
 
-    folder = tempfile.TemporaryDirectory(prefix="nnsight_nla-ar-")
+    folder = Path(tempfile.mkdtemp(prefix="nnsight_nla-ar-"))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -177,12 +179,12 @@ def _as_peft(
         "bias": "none",
         "inference_mode": True,
     }
-    (Path(folder.name) / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     named = {
         "base_model.model." + name.removeprefix("backbone.").replace(".default.", "."): value
         for name, value in tensors.items()
     }
-    save_file(named, Path(folder.name) / "adapter_model.safetensors")
+    save_file(named, folder / "adapter_model.safetensors")
     return folder
 
 

@@ -528,7 +528,7 @@ class NLA:
         """The reconstructor, checked and without weights."""
         layout = layouts.read(source, self.checkpoint)
         tokenizer = load_tokenizer(source, self.checkpoint)
-        adapter = None if layout.adapter is None else layout.adapter.name
+        adapter = None if layout.adapter is None else str(layout.adapter)
         if isinstance(source, str | Path):
             source = layout.base
             config = layouts.cut_config(source, self.checkpoint.layer, load)

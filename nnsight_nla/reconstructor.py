@@ -87,7 +87,7 @@ class Reconstructor:
         self.remote = remote
         self._tokenizer = tokenizer
         self._head = layout.head
-        self._keeps = layout.adapter  # The folder that its adapter's weights are read from.
+        self._layout = layout  # Keeps the folder that an adapter's weights are read from.
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._last = checkpoint.layer
         self._final_norm = layout.final_norm

@@ -82,7 +82,7 @@ def margin(cosine: float, *controls: float | None) -> float:
     >>> margin(0.3, 0.5)
     -0.4
     """
-    best = max(0.0, *(value for value in controls if value is not None))
+    best = max([0.0, *(value for value in controls if value is not None)])
     return (cosine - best) / max(1.0 - best, 1e-6)
 
 

@@ -47,6 +47,10 @@ class Direction(torch.Tensor):
 
     __torch_function__ = classmethod(__torch_function__)
 
+    def __deepcopy__(self, memo: Any) -> Any:
+        del memo
+        return direction(self.detach().as_subclass(torch.Tensor).clone())
+
 
 def direction(values: Any) -> Direction:
     """A plain tensor as a `Direction`."""

@@ -16,7 +16,7 @@ from typing import Any
 import jaxtyping
 from beartype import beartype
 
-CHECKED = ("injection", "scoring", "verbalizer", "reconstructor")
+CHECKED = ("injection", "scoring", "direction", "verbalizer", "reconstructor")
 
 
 class _Names(dict):
