@@ -35,6 +35,8 @@ app = typer.Typer(
 _out = Console()
 _err = Console(stderr=True)
 
+_GRADES = {"high": "green", "medium": "yellow", "low": "red", "none": "red"}
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
@@ -90,6 +92,7 @@ def explain(
         typer.Option(help="Which token: an index (-1 is the last), several (0,3,-1), or 'all'."),
     ] = "-1",
     av: Annotated[str | None, typer.Option(help="The verbalizer: a folder or a Hub id.")] = None,
+    ar: Annotated[str | None, typer.Option(help="The reconstructor, likewise: for trust.")] = None,
     target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 200,
     dtype: Annotated[str, typer.Option(help="Of target and verbalizer, with --av.")] = "auto",
@@ -100,7 +103,7 @@ def explain(
     with _working("loading"):
         from .sampling import Sampling
 
-        model, nla = _load(av, target, dtype, device_map)
+        model, nla = _load(av, ar, target, dtype, device_map)
         (span,) = nla.positions(model, text)
         wanted = _wanted(position, len(span.ids))
     sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -135,6 +138,7 @@ def read(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="TEXT is a user's message.")] = False,
     av: Annotated[str | None, typer.Option(help="The verbalizer: a folder or a Hub id.")] = None,
+    ar: Annotated[str | None, typer.Option(help="The reconstructor, likewise: for trust.")] = None,
     target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest explanation.")] = 200,
     dtype: Annotated[str, typer.Option(help="Of target and verbalizer, with --av.")] = "auto",
@@ -147,7 +151,7 @@ def read(
     with _working("loading"):
         from .sampling import Sampling
 
-        model, nla = _load(av, target, dtype, device_map)
+        model, nla = _load(av, ar, target, dtype, device_map)
     with _working("reading"):
         found = nla.read(
             model,
@@ -187,21 +191,25 @@ def info(
     _out.print(table)
 
 
-def _load(av: str | None, target: str | None, dtype: str, device_map: str | None) -> Any:
+def _load(
+    av: str | None, ar: str | None, target: str | None, dtype: str, device_map: str | None
+) -> Any:
     from . import tiny
 
     if av is None:
-        if target is not None:
-            raise VerbalizationError(
-                f"--target {target} needs the verbalizer that was trained for it: --av PATH_OR_ID."
-            )
+        for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
+            if given is not None:
+                raise VerbalizationError(
+                    f"--{option} {given} needs the verbalizer that was trained {how} it: "
+                    "--av PATH_OR_ID."
+                )
         return tiny.load()
     from nnsight import TransformersModel
 
     from .nla import NLA
 
     load = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
-    nla = NLA(av, **load)
+    nla = NLA(av, ar=ar, **load)
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
@@ -266,15 +274,27 @@ def _patch_table(patched: Patched) -> Table:
 
 
 def _explanation_table(thoughts: Explanation) -> Table:
-    table = Table("position", "token", "explanation", "notes")
-    for record in thoughts.to_dict()["explanations"]:
+    records = thoughts.to_dict()["explanations"]
+    labels = [record["trust"] for record in records]
+    columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
+    over = [str(label.baseline) for label in thoughts.trust or [] if label.baseline]
+    table = Table(*columns, caption=f"FVE over {over[0]}" if over else None, caption_justify="left")
+    for record, label in zip(records, labels, strict=True):
         table.add_row(
             str(record["position"]),
             Text(repr(record["token"])),
             Text(record["text"] or f"no text: this vector {record['error']}"),
+            *([_label(label)] if label else []),
             Text("\n".join(record["warnings"])),
         )
     return table
+
+
+def _label(label: dict[str, Any]) -> Text:
+    """A trust label with a figure a line, in its grade's colour."""
+    grade, _, figures = label["line"].removeprefix("trust: ").partition(" ")
+    shown = Text(grade, style=_GRADES[label["grade"]])
+    return shown.append("\n" + figures[1:-1].replace("; ", "\n"), style="default")
 
 
 def _reading_table(reading: Reading) -> Table:

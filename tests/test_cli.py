@@ -52,6 +52,9 @@ def test_explain_as_json():
     assert [each["position"] for each in found["explanations"]] == [1, 4]
     assert [each["token"].strip() for each in found["explanations"]] == ["cow", "the"]
     assert "About the cow" in found["explanations"][1]["text"]
+    label = found["explanations"][1]["trust"]
+    assert label["grade"] == "high"
+    assert label["line"].startswith("trust: high (cosine 0.9")
 
 
 def test_read_shows_every_token_and_writes_a_page(tmp_path):
@@ -79,11 +82,39 @@ def test_read_a_chat_and_its_reply_as_json():
     assert found["layer"] == 3
 
 
+def test_explain_shows_the_trust_label_and_what_its_fve_is_a_fraction_of():
+    done = run("explain", "What a lovely day! People in Paris speak", "--position", "1,-1")
+    assert done.returncode == 0, done.stderr
+    heading, *rows = done.stdout.splitlines()[1:]
+    assert heading.split("┃")[4].strip() == "trust"
+    cells = [row.split("│")[4].strip() for row in rows if row.startswith("│")]
+    assert cells.count("high") == 2
+    for start in ("cosine 0.9", "FVE 0.9", "against other vectors"):
+        assert len([cell for cell in cells if cell.startswith(start)]) == 2
+    assert "FVE over 0.9718, the variance of 18,000 vectors" in done.stdout
+
+
+def test_a_reply_that_was_cut_off_is_graded_none_with_its_reason():
+    done = run("explain", "The cow lives in the", "--max-new-tokens", "9")
+    assert done.returncode == 0, done.stderr
+    assert "none" in done.stdout
+    assert "the reply has no closing </explanation> tag" in " ".join(done.stdout.split())
+
+
 def test_explain_with_a_checkpoint_of_ones_own_reads_the_target_from_the_sidecar_or_the_option():
     folders = tiny.paths()
     done = run("explain", "The cow", "--av", str(folders["av"]), "--target", str(folders["target"]))
     assert done.returncode == 0, done.stderr
     assert "cow" in done.stdout
+    assert "trust" not in done.stdout  # nothing to measure it with
+
+
+def test_a_reconstructor_of_ones_own_gives_the_same_label():
+    halves = [f"--{name}={folder}" for name, folder in tiny.paths().items()]
+    command = ("explain", "The cow lives in the", "--json", "--dtype", "float32")
+    given, embedded = (json.loads(run(*command, *each).stdout) for each in (halves, []))
+    assert given["explanations"][0]["trust"] == embedded["explanations"][0]["trust"]
+    assert given["explanations"][0]["trust"]["grade"] == "high"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +133,7 @@ def test_explain_with_a_checkpoint_of_ones_own_reads_the_target_from_the_sidecar
             ["explain", "hi", "--target", "somewhere"],
             "needs the verbalizer that was trained for it",
         ),
+        (["explain", "hi", "--ar", "somewhere"], "--ar somewhere needs the verbalizer"),
         (["explain", "hi", "--av", "/nowhere"], "neither a folder on this machine"),
         (["info", "/nowhere"], "neither a folder on this machine"),
     ],
