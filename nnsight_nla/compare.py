@@ -273,13 +273,9 @@ def compare(
             "one scalar handle for all."
         )
     count = int(np.prod(shape, dtype=int))
-    sides = [_records(each, count) for each in (before, after)]
-    pairs = [(a["text"], b["text"]) for a, b in zip(*sides, strict=True)]
-    apart = text_distances(pairs, reconstruct)
-    vectors = [
-        each.vectors.float().cpu().reshape(-1, each.vectors.shape[-1]) for each in (before, after)
-    ]
-    angles = _cosine(*(each.expand(count, -1) for each in vectors)).tolist() if count else []
+    sides = [texts(each) * (1 if each.shape else count) for each in (before, after)]
+    apart = text_distances([(a[0], b[0]) for a, b in zip(*sides, strict=True)], reconstruct)
+    angles = _cosine(*(_flat(each).expand(count, -1) for each in (before, after))).tolist()
     rows: list[Difference] = []
     for a, b, angle, (distance, unmeasured) in zip(*sides, angles, apart, strict=True):
         wrong = [

@@ -1,7 +1,7 @@
-"""Patching: effects and explanations against plain hooks on the plain model, and what is refused."""
+"""Patching: effects and explanations against plain hooks, and what is refused."""
 
 import warnings
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +11,8 @@ from nnsight_nla import InjectionError, NLAError, NLAWarning, Sweep, tiny
 from nnsight_nla.experiments import ExperimentError, kl, logit_difference, patch, probability
 from nnsight_nla.experiments.forward import Target
 
-CLEAN, CORRUPT = (
-    "What a lovely day! People in Paris speak",
-    "What a lovely day! People in Rome speak",
-)
+CLEAN = "What a lovely day! People in Paris speak"
+CORRUPT = "What a lovely day! People in Rome speak"
 METRIC = logit_difference(" French", " Italian")
 SUBJECT, LAST, K = 7, 8, 3
 MODULES = {"residual": "", "attention": "self_attn.o_proj", "mlp": "mlp"}
@@ -104,6 +102,7 @@ def test_each_cell_is_what_a_plain_hook_gives(model, nla, plain, site):
     clean, corrupt = plain.run(CLEAN), plain.run(CORRUPT)
     ends = [plain.difference(each.logits) for each in (clean, corrupt)]
     assert len(sweep) == 6 * 2 * len(heads)
+    texts, residuals = [], []
     for (layer, at, head), row in zip(
         [(i, p, h) for i in range(6) for h in heads for p in (SUBJECT, LAST)],
         sweep.rows(),
@@ -125,10 +124,12 @@ def test_each_cell_is_what_a_plain_hook_gives(model, nla, plain, site):
         vector = sweep.outcomes[sweep.cells[sweep.rows().index(row)]].residuals.get(LAST)
         if row["reach"] == "reaches":
             torch.testing.assert_close(vector, patched.residual[LAST], atol=1e-4, rtol=1e-4)
-            assert row["after"] == nla.explain(patched.residual[LAST]).text
+            texts.append(row["after"])
+            residuals.append(patched.residual[LAST])
         else:
             assert vector is None
             assert row["after"] is None
+    assert texts == nla.explain(torch.stack(residuals)).text
     first = sweep.rows()[0]
     assert first["before"] == nla.explain(corrupt.residual[LAST]).text
     assert first["clean"] == nla.explain(clean.residual[LAST]).text
@@ -329,7 +330,9 @@ class TestRefusals:
 class TestStopping:
     """Ctrl-C, a failure, and going on."""
 
-    OPTIONS = {"layers": [0, 1, 2], "positions": [SUBJECT, LAST], "metric": METRIC, "batch_size": 2}
+    OPTIONS = MappingProxyType(
+        {"layers": [0, 1, 2], "positions": [SUBJECT, LAST], "metric": METRIC, "batch_size": 2}
+    )
 
     @pytest.fixture
     def whole(self, model, nla):
@@ -348,7 +351,7 @@ class TestStopping:
 
     def test_ctrl_c_keeps_what_is_done_and_the_model_is_usable(self, model, nla, whole, tmp_path):
         handle = self.interrupted(model, KeyboardInterrupt(), after=2)
-        with pytest.warns(NLAWarning, match="Stopped after 4 of 6 cells.*resume=sweep"):
+        with pytest.warns(NLAWarning, match=r"Stopped after 4 of 6 cells.*resume=sweep"):
             partial = patch(model, nla, CLEAN, CORRUPT, **self.OPTIONS)
         handle.remove()
         assert len(partial) == 4
@@ -374,7 +377,7 @@ class TestStopping:
     def test_a_failure_carries_what_is_done(self, model, nla, whole):
         handle = self.interrupted(model, RuntimeError("out of memory"), after=1)
         with pytest.raises(
-            ExperimentError, match="stopped after 2 of 6 cells.*out of mem"
+            ExperimentError, match=r"stopped after 2 of 6 cells.*out of mem"
         ) as caught:
             patch(model, nla, CLEAN, CORRUPT, **self.OPTIONS)
         handle.remove()

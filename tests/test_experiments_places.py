@@ -60,7 +60,7 @@ class TestAlignment:
     @pytest.mark.parametrize("bad", [5, -6, [0, 9], "every", [], None, 1.5, [True], [(0, 9)]])
     def test_positions_that_do_not_fit(self, bad):
         alignment = align([0, 1, 2, 3], [0, 1, 2, 3, 3])
-        with pytest.raises(NLAError, match="positions 0 to|Expected a position|is no position"):
+        with pytest.raises(NLAError, match=r"positions 0 to|Expected a position|is no position"):
             pairs(bad, PARIS, YORK, alignment)
 
     def test_listed(self):
@@ -121,7 +121,7 @@ class TestExplained:
 
     @pytest.mark.parametrize("bad", ["last", [], 4, -5, None, ["patched", "x"], 1.0])
     def test_what_may_not(self, bad):
-        with pytest.raises(NLAError, match="explain_at=|positions 0 to 3|is no position"):
+        with pytest.raises(NLAError, match=r"explain_at=|positions 0 to 3|is no position"):
             explained(bad, 4)
 
 
@@ -164,7 +164,7 @@ class TestSites:
     @pytest.mark.parametrize("site", ["residual", "attention", "mlp", "head"])
     @pytest.mark.parametrize("action", ["write", "add", "project"])
     def test_a_batch_of_edits_is_what_plain_hooks_give(self, host, site, action):
-        """Every row has its own layer and position; a hook on the plain model does one at a time."""
+        """Every row has its own place; a hook on the plain model does one at a time."""
         family, plain, model = host
         torch.manual_seed(1)
         ids = [4, 5, 6, 7, 8]

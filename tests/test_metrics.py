@@ -126,7 +126,7 @@ def test_the_real_tokenizer_of_the_pair(model):
 
 @pytest.mark.parametrize("answer", [-1, 6, True, None, 1.0, ["a"]])
 def test_what_is_no_answer(answer):
-    with pytest.raises(NLAError, match="0 to 5|no answer"):
+    with pytest.raises(NLAError, match=r"0 to 5|no answer"):
         bind(probability(answer), Words())
 
 
