@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from nnsight_nla.tiny.evaluate import FIGURES, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +33,22 @@ def test_the_file_tree_is_the_packages():
     assert named == there
 
 
-def test_the_embedded_example_prints_what_it_says(capsys, tmp_path):
-    block = next(
-        b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "tiny.load()" in b
-    )
+EXAMPLES = [
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "tiny.load()" in block
+]
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_embedded_examples_print_what_they_say(block, capsys, tmp_path):
     expected = "\n".join(re.findall(r"^# (.*)$", block, flags=re.MULTILINE))
     # nnsight reads a block's source back, so the example is run from a file.
     script = tmp_path / "example.py"
     script.write_text(block, "utf-8")
     exec(compile(block, str(script), "exec"), {})
     assert capsys.readouterr().out.strip() == expected
+
+
+def test_both_examples_are_run():
+    assert len(EXAMPLES) == 2
