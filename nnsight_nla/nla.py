@@ -220,6 +220,9 @@ class NLA:
     ) -> Reading:
         """Every token of a text, with what the residual there is about: a table and a page.
 
+        A run with interventions is read from an edited model: ``with model.edit() as (_, edited):
+        ...``, then ``nla.read(edited, prompt)``.
+
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
             prompt: A string, token ids, or a list of chat messages.

@@ -5,7 +5,7 @@
     reading[-1].explanation              # one token's
     reading.to_pandas()                  # a row per token
     reading.to_html("paris.html")        # one file, to be mailed or put in a supplement
-    reading.to_html("both.html", beside=patched, labels=("clean", "patched"))
+    reading.beside(patched)              # two of them on one page, their difference marked
 
 It has a record for *every* token of the text, so that the page can show all of it; where a position
 was not read, the record has no explanation.
@@ -198,6 +198,17 @@ class Reading:
         written.write_text(self._page(beside, labels, title), "utf-8")
         return written
 
+    def beside(
+        self, other: Reading, *, labels: tuple[str, str] = ("clean", "patched")
+    ) -> SideBySide:
+        """This reading and another on one page, for a notebook; see `to_html` for a file.
+
+        Args:
+            other: Shown to the right of this one.
+            labels: What the two are called.
+        """
+        return SideBySide(self, other, labels)
+
     def _page(
         self,
         beside: Reading | None = None,
@@ -206,18 +217,13 @@ class Reading:
         *,
         table: bool = True,
     ) -> str:
-        both = [self] if beside is None else [self, beside]
-        names = ["reading"] if beside is None else labels
-        sides = [reading._side(name) for reading, name in zip(both, names, strict=True)]
+        if beside is None:
+            return view.reading([_side(self, "reading")], title=title, table=table)
+        sides = [_side(self, labels[0]), _side(beside, labels[1])]
         return view.reading(sides, title=title, table=table)
 
-    def _side(self, label: str) -> dict[str, Any]:
-        about = {"label": label, "target": self.target, "verbalizer": self.verbalizer}
-        return {**about, "layer": self.layer, "records": list(map(asdict, self.records))}
-
     def _repr_html_(self) -> str:
-        crowd = min(1.0, len(self) / _NOTEBOOK)
-        return view.frame(self._page(table=False), height=380 + int(crowd * 320))
+        return view.frame(self._page(table=False), height=_height(len(self)))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -240,6 +246,34 @@ class Reading:
 
     def __str__(self) -> str:
         return "\n".join(_line(record) for record in self.records if record.read)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two readings as a notebook shows them: one page, their difference marked."""
+
+    left: Reading
+    """Such as the clean run's."""
+    right: Reading
+    """Such as the patched run's."""
+    labels: tuple[str, str]
+    """What the two are called."""
+
+    def _repr_html_(self) -> str:
+        sides = [_side(self.left, self.labels[0]), _side(self.right, self.labels[1])]
+        page = view.reading(sides, table=False)
+        return view.frame(page, height=160 + _height(2 * len(self.left)))
+
+
+def _side(reading: Reading, label: str) -> dict[str, Any]:
+    """A reading as the view takes it."""
+    about = {"label": label, "target": reading.target, "verbalizer": reading.verbalizer}
+    return {**about, "layer": reading.layer, "records": list(map(asdict, reading.records))}
+
+
+def _height(tokens: int) -> int:
+    """Of a notebook's frame, in CSS pixels."""
+    return 380 + int(min(1.0, tokens / _NOTEBOOK) * 320)
 
 
 def _line(record: TokenReading) -> str:

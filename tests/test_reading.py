@@ -120,6 +120,22 @@ def test_special_tokens_in_a_string_are_template(model, nla):
     assert [record.part for record in reading] == ["template", "prompt", "prompt"]
 
 
+def test_an_edited_model_reads_as_it_runs(model, nla, paris):
+    with model.trace(PARIS):
+        donor = model.model.layers[0].output[0, 7].save()
+    with model.edit() as (_, edited):
+        edited.model.layers[0].output[:, 7] = donor
+    clean, patched = nla.read(model, ROME), nla.read(edited, ROME)
+    assert patched.tokens == clean.tokens
+    assert patched.explanations[:7] == clean.explanations[:7]
+    assert patched.explanations[7:] == paris.explanations[7:]
+    assert "About Rome" in clean[-1].explanation
+    both = clean.beside(patched, labels=("without", "with"))._repr_html_()
+    assert both.startswith("<iframe")
+    assert both.count("<") == 2
+    assert "without" in both
+
+
 def test_the_sampling_is_used(model, nla):
     cut = nla.read(model, PARIS, positions=-1, sampling=Sampling(max_new_tokens=3))
     assert "cut off" in " ".join(cut[-1].warnings)

@@ -53,6 +53,7 @@
   const offered = ["norm"];
   if (scores.length) offered.push("score");
   if (two) offered.unshift("change");
+  root.classList.toggle("two", two);
   offered.push("none");
   function shadeBy(name) {
     root.dataset.shade = name;
