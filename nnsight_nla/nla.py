@@ -22,14 +22,9 @@ from einops import rearrange
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import claims as _claims
-from . import compare as _compare
 from . import controls as _controls
-from . import direction as _direction
-from . import hosts, judge, layouts, lens
-from . import read as _read
+from . import hosts, lens
 from . import remote as _remote
-from . import score as _score
 from .arguments import (
     batch_rows,
     check_sampling,
@@ -50,11 +45,17 @@ from .reconstructor import Reconstructor
 from .sampling import Sampling
 from .verbalizer import Verbalizer
 
+# What only some sessions use is imported where it is used: importing the package has to be quick.
 if TYPE_CHECKING:
     from jaxtyping import Float
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
+    from . import claims as _claims
+    from . import compare as _compare
+    from . import judge
+    from . import read as _read
+    from . import score as _score
     from .ndif import HostStatus
     from .reading import Reading
     from .wire import Direction
@@ -220,6 +221,8 @@ class NLA:
     ) -> Reading:
         """Every token of a text, with what the residual there is about: a table and a page.
 
+        Where this NLA has a reconstructor, every text is scored and has its trust label.
+
         A run with interventions is read from an edited model: ``with model.edit() as (_, edited):
         ...``, then ``nla.read(edited, prompt)``.
 
@@ -237,6 +240,8 @@ class NLA:
             InjectionError: The model cannot be read by this NLA, or `prompt` is not one prompt.
             NLAError: `positions` or `generate` do not fit the text.
         """
+        from . import read as _read
+
         return _read.read(
             self,
             model,
@@ -359,6 +364,8 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: Vectors of another width or shape, zero or NaN, or failed rows.
         """
+        from . import score as _score
+
         reconstruct = self._need_reconstructor().reconstruct
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
         over = _checked(baseline) or self.baseline
@@ -397,6 +404,9 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: A row has no text, or unusable vectors.
         """
+        from . import claims as _claims
+        from . import score as _score
+
         half = self._need_reconstructor()
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
         for row, text in enumerate(texts):
@@ -429,6 +439,8 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: No norm is known, or there is no direction between the two.
         """
+        from . import direction as _direction
+
         here = away_from.vectors if isinstance(away_from, Explanation) else None
         if norm is None and here is not None:
             length: Any = here.float().norm(dim=-1).cpu()
@@ -459,6 +471,8 @@ class NLA:
         Raises:
             VerbalizationError: One of them is no handle, or their shapes do not go together.
         """
+        from . import compare as _compare
+
         reconstruct = self.reconstruct if self.has_reconstructor else None
         return _compare.compare(before, after, reconstruct)
 
@@ -529,6 +543,8 @@ class NLA:
 
     def _half(self, source: str | Path | TransformersModel, load: dict[str, Any]) -> Reconstructor:
         """The reconstructor, checked and without weights."""
+        from . import layouts
+
         layout = layouts.read(source, self.checkpoint)
         tokenizer = load_tokenizer(source, self.checkpoint)
         adapter = None if layout.adapter is None else str(layout.adapter)
@@ -550,6 +566,8 @@ class NLA:
 
     def _judge(self, capture: Capture, rows: list[int]) -> None:
         """Label rows of a capture that have none; called where a handle is displayed."""
+        from . import judge
+
         missing = [row for row in rows if row not in capture.trust]
         if missing:
             if self._reference is None:
