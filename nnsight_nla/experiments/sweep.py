@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..compare import Difference, difference, text_distances
@@ -90,7 +91,11 @@ class Sweep:
         Raises:
             VerbalizationError: Verbalizing failed; what had settled is kept.
         """
-        return [self._row(cell, at) for cell in self.outcomes for at in self._explained_for(cell)]
+        places = [(cell, at) for cell in self.outcomes for at in self.header.explained.of(cell)]
+        base = self.runs[self.header.baseline].residuals
+        pairs = [(base.get(at), self.outcomes[cell].residuals.get(at)) for cell, at in places]
+        angles = _angles(pairs)
+        return [self._row(*place, angle) for place, angle in zip(places, angles, strict=True)]
 
     def to_pandas(self) -> pd.DataFrame:
         """The table; numbers that do not exist are ``<NA>``, texts that do not exist ``None``."""
@@ -205,10 +210,7 @@ class Sweep:
 
         return heat_map(self, value)
 
-    def _explained_for(self, cell: Cell) -> list[int]:
-        return self.header.explained.of(cell)
-
-    def _row(self, cell: Cell, at: int) -> dict[str, Any]:
+    def _row(self, cell: Cell, at: int, angle: float | None) -> dict[str, Any]:
         header, outcome = self.header, self.outcomes[cell]
         tokens = header.tokens[header.baseline]
         base = self.runs[header.baseline].residuals.get(at)
@@ -231,7 +233,7 @@ class Sweep:
             "reach": reach(cell.layer, cell.position, header.k, at),
             "before": before.text,
             "after": after.text,
-            "cosine": None if base is None or vector is None else _angle(base, vector),
+            "cosine": angle,
         }
         if header.experiment == "patch":
             clean = self.texts.of(self.runs["clean"].residuals.get(at))
@@ -259,10 +261,17 @@ class Sweep:
         return html(self)
 
 
-def _angle(a: Tensor, b: Tensor) -> float | None:
-    """The cosine between two vectors, ``None`` where one has no direction."""
-    usable = all(bool(each.isfinite().all()) and bool(each.any()) for each in (a, b))
-    return min(1.0, float(cosine(a, b))) if usable else None
+def _angles(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[float | None]:
+    """The cosine between the vectors of each pair, ``None`` where one has no direction."""
+    whole = [(i, a, b) for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
+    found: list[float | None] = [None] * len(pairs)
+    if whole:
+        before, after = (torch.stack([each[side] for each in whole]) for side in (1, 2))
+        norms = before.norm(dim=-1) * after.norm(dim=-1)
+        usable = (norms.isfinite() & (norms > 0)).tolist()
+        for (i, *_), angle, good in zip(whole, cosine(before, after).tolist(), usable, strict=True):
+            found[i] = min(1.0, angle) if good else None
+    return found
 
 
 _PLACE = ("site", "layer", "head", "position", "token", "kind", "dose", "explained_at", "reach")
