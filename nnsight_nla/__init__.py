@@ -7,8 +7,6 @@ from . import tiny
 from .baseline import Baseline
 from .capture import Receipt
 from .checkpoint import Checkpoint
-from .claims import Claim, Claims
-from .compare import Comparison, Difference
 from .controls import Controls
 from .errors import (
     CheckpointError,
@@ -24,14 +22,16 @@ from .hosts import Positions
 from .injection import Injection
 from .nla import NLA
 from .prompting import Prompt
-from .reading import Reading, TokenReading
 from .sampling import Sampling
-from .score import Score
 from .trust import Trust
 
 if TYPE_CHECKING:
     from . import experiments
+    from .claims import Claim, Claims
+    from .compare import Comparison, Difference
     from .experiments import Sweep
+    from .reading import Reading, TokenReading
+    from .score import Score
 
 __all__ = [
     "NLA",
@@ -65,9 +65,26 @@ __all__ = [
 ]
 
 
+# Imported when they are first named: most sessions use few of them, and an import should be quick.
+_LATER = {
+    "Claim": "claims",
+    "Claims": "claims",
+    "Comparison": "compare",
+    "Difference": "compare",
+    "Reading": "reading",
+    "Score": "score",
+    "Sweep": "experiments",
+    "TokenReading": "reading",
+    "experiments": "experiments",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """The experiments are imported when they are first named: most sessions run none."""
-    if name not in ("experiments", "Sweep"):
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    experiments = importlib.import_module(".experiments", __name__)
-    return experiments if name == "experiments" else experiments.Sweep
+    module = importlib.import_module(f".{_LATER[name]}", __name__)
+    return module if name == "experiments" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

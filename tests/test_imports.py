@@ -49,7 +49,17 @@ LEVELS = (
 )
 DEPTH = {name: depth for depth, names in enumerate(LEVELS) for name in names}
 ALONE = ("view", "wire")
-HEAVY = ("transformer_lens", "jinja2", "pyarrow", "pandas", "rich", "typer", "peft", "accelerate", "plotly")
+HEAVY = (
+    "transformer_lens",
+    "jinja2",
+    "pyarrow",
+    "pandas",
+    "rich",
+    "typer",
+    "peft",
+    "accelerate",
+    "plotly",
+)
 
 
 def imported(source: str, module: tuple[str, ...], *, package: bool) -> Iterator[str]:
