@@ -370,3 +370,177 @@ def test_nothing_is_left_behind(model, nla):
     del thought
     gc.collect()
     assert capture() is None
+
+
+# Interventions of several invokes, sites and steps: the intervention and the explanations are what
+# plain nnsight gives. "Plain" below is the same block without a line of ours, the residual saved.
+
+
+def test_a_donor_from_one_invoke_written_into_another_behind_a_barrier(model, nla, paris):
+    def run(explain):
+        with model.trace() as tracer:
+            barrier = tracer.barrier(2)
+            with tracer.invoke(PARIS):
+                donor = model.model.layers[0].output[0, -2].clone()
+                barrier()
+                first = explain(nla.layer(model).output[0, -1])
+            with tracer.invoke(ROME):
+                barrier()
+                model.model.layers[0].output[0, -2] = donor
+                second = explain(nla.layer(model).output[0, -1])
+                logits = model.lm_head.output[0, -1].save()
+        return first, second, logits
+
+    first, second, logits = run(nla.explain)
+    plain_first, plain_second, plain_logits = run(lambda vector: vector.detach().clone().save())
+    assert torch.equal(logits, plain_logits)
+    assert torch.equal(first.vectors, plain_first)
+    assert torch.equal(second.vectors, plain_second)
+    assert first.text == paris[1]
+    assert second.text == outside(nla, plain_second)
+    assert "Paris" in second.text
+    assert "Rome" not in second.text
+    assert model.tokenizer.decode(logits.argmax()) == " French"
+
+
+def test_several_sites_in_one_block(model, nla):
+    """A head, an MLP and a residual are written on the way to K, and another above it."""
+
+    def run(explain):
+        layers = model.model.layers
+        with model.trace(PARIS):
+            layers[0].self_attn.o_proj.input[:, -1, 32:64] = 0
+            layers[1].mlp.output[:, -2] *= 2
+            layers[2].output[:, -1] += 1
+            thought = explain(nla.layer(model).output[0, -1])
+            layers[4].output[:, -2] = 0
+            logits = model.lm_head.output.save()
+        return thought, logits
+
+    thought, logits = run(nla.explain)
+    vector, plain = run(lambda vector: vector.detach().clone().save())
+    assert torch.equal(logits, plain)
+    assert torch.equal(thought.vectors, vector)
+    assert thought.text == outside(nla, vector)
+    with model.trace(PARIS):
+        untouched = nla.layer(model).output[0, -1].save()
+    assert not torch.allclose(vector, untouched, atol=1e-2), "the interventions reach K"
+
+
+def test_generation_steps_with_an_intervention_at_one_of_them(model, nla):
+    """Step 1 alone is steered below K: its explanation is the steered state's, step 0's is not."""
+    push = torch.randn(128, generator=torch.Generator().manual_seed(0)) * 3
+
+    def run(explain, steer):
+        with model.generate(PARIS, max_new_tokens=3) as tracer:
+            found = nnsight.save([])
+            for step in tracer.iter[:3]:
+                if step == 1 and steer:
+                    model.model.layers[1].output[:, -1] += push
+                found.append(explain(nla.layer(model).output[0, -1]))
+            tokens = tracer.result.save()
+        return found, tokens
+
+    steps, tokens = run(nla.explain, True)
+    vectors, plain = run(lambda vector: vector.detach().clone(), True)
+    untouched, _ = run(lambda vector: vector.detach().clone(), False)
+    assert torch.equal(tokens, plain)
+    assert [step.text for step in steps] == [outside(nla, vector) for vector in vectors]
+    assert torch.equal(vectors[0], untouched[0])
+    assert not torch.allclose(vectors[1], untouched[1], atol=1e-2)
+
+
+def test_gradients_through_a_patched_run(model, nla, paris):
+    """The patch, the gradient at the donor's place and the explanation are plain nnsight's."""
+    with model.trace(PARIS):
+        donor = model.model.layers[0].output[0, -2].detach().clone().save()
+
+    def run(explain):
+        with model.trace(ROME):
+            residual = model.model.layers[0].output
+            residual[:, -2] = donor
+            residual.requires_grad_(True)
+            thought = explain(nla.layer(model).output[0, -1])
+            loss = model.lm_head.output[0, -1].logsumexp(dim=-1)
+            with loss.backward():
+                gradient = residual.grad.save()
+        model.zero_grad()
+        return thought, gradient
+
+    thought, gradient = run(nla.explain)
+    vector, plain = run(lambda vector: vector.detach().clone().save())
+    assert torch.equal(gradient, plain)
+    assert gradient[0, -2].abs().max() > 0
+    assert torch.equal(thought.vectors, vector)
+    assert thought.vectors.grad_fn is None
+    assert thought.text == outside(nla, vector)
+    assert "Paris" in thought.text
+
+
+def test_a_skipped_block(model, nla):
+    def run(explain, skip):
+        with model.trace(PARIS):
+            if skip:
+                below = model.model.layers[1].output
+                model.model.layers[2].skip(below)
+            thought = explain(nla.layer(model).output[0, -1])
+            logits = model.lm_head.output.save()
+        return thought, logits
+
+    thought, logits = run(nla.explain, True)
+    vector, plain = run(lambda vector: vector.detach().clone().save(), True)
+    whole, _ = run(lambda vector: vector.detach().clone().save(), False)
+    assert torch.equal(logits, plain)
+    assert torch.equal(thought.vectors, vector)
+    assert not torch.allclose(vector, whole, atol=1e-2)
+    assert thought.text == outside(nla, vector)
+
+
+def test_a_skip_of_the_verbalized_block_itself(model, nla):
+    with model.trace(PARIS):
+        below = model.model.layers[2].output
+        nla.layer(model).skip(below)
+        thought = nla.explain(nla.layer(model).output[0, -1])
+        passed = below[0, -1].detach().clone().save()
+    assert torch.equal(thought.vectors, passed)
+    assert thought.text == outside(nla, passed)
+
+
+def test_an_edited_model(model, nla, paris):
+    """An edit that patches below K is part of every later trace of the edited model only."""
+    with model.trace(PARIS):
+        donor = model.model.layers[0].output[0, -2].detach().clone().save()
+    with model.edit() as (_, edited):
+        edited.model.layers[0].output[:, -2] = donor
+    with edited.trace(ROME):
+        thought = nla.explain(nla.layer(edited).output[0, -1])
+        logits = edited.lm_head.output.save()
+    with model.trace(ROME):
+        model.model.layers[0].output[:, -2] = donor
+        by_hand = nla.layer(model).output[0, -1].detach().clone().save()
+        plain = model.lm_head.output.save()
+    with model.trace(ROME):
+        clean = nla.explain(nla.layer(model).output[0, -1])
+    assert torch.equal(logits, plain)
+    assert torch.equal(thought.vectors, by_hand)
+    assert thought.text == outside(nla, by_hand)
+    assert "Paris" in thought.text
+    assert "Rome" in clean.text
+
+
+def test_a_session_with_a_patch_below_k_and_one_above(model, nla, paris):
+    layers = model.model.layers
+    with model.session():
+        with model.trace(PARIS):
+            early = layers[0].output[0, -2].clone()
+            late = layers[5].output[0, -1].clone()
+        with model.trace(ROME):
+            layers[0].output[0, -2] = early
+            below = nla.explain(nla.layer(model).output[0, -1])
+        with model.trace(ROME):
+            above = nla.explain(nla.layer(model).output[0, -1])
+            layers[5].output[0, -1] = late
+            token = model.lm_head.output[0, -1].argmax().save()
+    assert "Paris" in below.text
+    assert "Rome" in above.text, "a patch above K cannot reach what is explained"
+    assert model.tokenizer.decode(token) == " French"
