@@ -74,13 +74,16 @@ class Difference:
         """The diff in reading order; what was removed stands before what was added."""
         return _spans(self.before or "", self.after or "")
 
-    def _repr_html_(self) -> str:
+    def to_html(self) -> str:
+        """The diff as HTML: what went is struck, what came is marked, everything is escaped."""
         if self.before is None or self.after is None:
             return f"<em>{escape(self.error or 'no text')}</em>"
         return " ".join(
             _MARKS[kind].format(escape(readable(text, _LONGEST)).replace("\n", "<br>"))
             for kind, text in self.spans
         )
+
+    _repr_html_ = to_html
 
 
 def difference(
@@ -149,9 +152,9 @@ def text_distances(
     """
     if reconstruct is None:
         return [(None, None)] * len(pairs)
-    whole = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+    whole = [(a, b) for a, b in pairs if a is not None and b is not None]
     vectors, bad = _vectors(
-        list(dict.fromkeys(text for pair in whole for text in pair)), reconstruct
+        list(dict.fromkeys(each for pair in whole for each in pair)), reconstruct
     )
     found: list[tuple[float | None, str | None]] = []
     for before, after in pairs:
@@ -232,7 +235,7 @@ class Comparison:
         )
         body = "".join(
             f'<tr><td style="{cell}">{", ".join(map(str, at))}</td>'
-            f'<td dir="auto" style="{cell}">{row._repr_html_()}</td>'
+            f'<td dir="auto" style="{cell}">{row.to_html()}</td>'
             + "".join(f'<td style="{cell}">{_number(getattr(row, name))}</td>' for name in _SHOWN)
             + "</tr>"
             for at, row in zip(np.ndindex(*self.shape), self.rows, strict=True)

@@ -113,7 +113,7 @@ def html(sweep: Sweep) -> str:
                     escape(_name(row)),
                     _number(row["effect"]),
                     f"<code>{escape(visible(row['answer']))}</code>",
-                    difference._repr_html_()
+                    difference.to_html()
                     if row["reach"] == REACHES
                     else f"<em>{escape(row['reach'])}</em>",
                 ]
