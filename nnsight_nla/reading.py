@@ -1,5 +1,7 @@
 """`Reading`: every token of a text with what the residual there is about; plain records, no model.
 
+As a page, a table, a file::
+
     reading = nla.read(model, "The Eiffel Tower is in the city of")
     reading                              # in a notebook: the page
     reading[-1].explanation              # one token's

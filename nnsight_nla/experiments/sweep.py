@@ -1,4 +1,6 @@
-"""`Sweep`: a table of interventions, each with its effect and the explanations before and after::
+"""`Sweep`: a table of interventions, each with its effect and the explanations before and after.
+
+It is read as a table, a picture or a file::
 
     sweep.to_pandas()                       # a row per cell and explained position
     sweep.plot()                            # layers × positions, the explanations on hover

@@ -20,7 +20,7 @@ them), `evaluate` and `patching` (what it is worth).
 Two things to know before showing it. The state at block K was **put there on purpose**, by an
 auxiliary loss of the target's training (see `target`); that a verbalizer can read it is what is
 measured. And outside its world the pair **confabulates confidently**: about a text on physics it
-will name a city.
+will name a city::
 
     python -m nnsight_nla.tiny.evaluate     measure the shipped pair
     python -m nnsight_nla.tiny.build        remake it from nothing but this code

@@ -3,12 +3,11 @@
 Both halves of an NLA start from the target itself and learn from the same rows,
 ``(activation_vector, explanation)``, in the published schema (`Row`)::
 
-    AV   vector -> text    next-token loss on the response alone; the vector is written at the
-    marker by
-                           the same `injection.write` that inference uses
+    AV   vector -> text    next-token loss on the response alone; the vector is written at
+                           the marker by the same `injection.write` that inference uses
     AR   text -> vector    blocks 0..K, no final norm, a bias-free head that starts as the
-    identity, read
-                           at the last token; mean squared error between L2-normalised vectors
+                           identity, read at the last token; mean squared error between
+                           L2-normalised vectors
 
 A training from rows to folders that ``NLA(av, ar=ar)`` loads::
 

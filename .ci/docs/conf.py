@@ -1,0 +1,77 @@
+"""The API reference, from the docstrings.
+
+    sphinx-build -W --keep-going -b html .ci/docs /tmp/reference
+
+Docstrings are Google style (napoleon) in reST; a name in single backticks is a link where the
+reference has a page for it, and code where not. Nothing is fetched when it is built or read.
+"""
+
+from importlib.metadata import version as installed
+
+from docutils import nodes
+from sphinx.util import logging
+
+import nnsight_nla
+
+_LOG = logging.getLogger(__name__)
+
+project = "nnsight_nla"
+author = "the nnsight_nla authors"
+version = release = installed("nnsight-nla")
+project_copyright = "Apache-2.0"
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "py:obj"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+autoclass_content = "both"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+maximum_signature_line_length = 80
+
+html_theme = "furo"
+html_title = f"nnsight_nla {release}"
+html_show_sourcelink = html_copy_source = False
+html_show_copyright = False
+# The colours of the reading page (nnsight_nla/view/page.css).
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#4f46e5",
+        "color-brand-content": "#4f46e5",
+        "color-background-primary": "#fbfaf8",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#a5a8ff",
+        "color-brand-content": "#a5a8ff",
+        "color-background-primary": "#121316",
+    },
+}
+
+
+def _indented_is_code(_, doctree):
+    """Under -W: an indented block of a docstring that is not code has lost its ``::``."""
+    for quote in doctree.findall(nodes.block_quote):
+        if not isinstance(quote.parent, nodes.list_item):
+            _LOG.warning(
+                "indented, but neither code nor a list (end the line above with '::'): %s",
+                quote.astext()[:60],
+                location=quote,
+            )
+
+
+def _every_public_name_has_its_place(_, env):
+    """Under -W: what the package exports is documented somewhere."""
+    described = {name.rpartition(".")[2] for name in env.domains.python_domain.objects}
+    described |= {name.rpartition("/")[2] for name in env.all_docs}
+    for name in sorted(set(nnsight_nla.__all__) - described):
+        _LOG.warning("nnsight_nla.%s is public and on no page of .ci/docs", name)
+
+
+def setup(app):
+    """Sphinx calls this."""
+    app.connect("doctree-read", _indented_is_code)
+    app.connect("env-check-consistency", _every_public_name_has_its_place)
