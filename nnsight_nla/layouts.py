@@ -5,7 +5,7 @@ are in use:
 
 * a **truncated model** with ``value_head.safetensors`` beside it;
 * an **adapter** on the base: ``ar_meta.json`` and ``ar_lora_value_head.safetensors``, which holds
-  the adapter's matrices and the head;
+  the adapter's matrices and the head; or as PEFT writes one, with ``value_head.safetensors``;
 * a **plain base model**, cut after block K when it is loaded; with no head beside it the head is
   the identity, as at the start of training, and a warning says so.
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 HEAD = "value_head.safetensors"
 ADAPTER = "ar_lora_value_head.safetensors"
 META = "ar_meta.json"
+PEFT = "adapter_config.json"
 _PER_BLOCK = ("layer_types", "no_rope_layers", "sliding_window_pattern")
 
 
@@ -56,7 +57,9 @@ class Layout:
     final_norm: bool
     """Whether the base's final norm is applied; older adapters were trained with it."""
     adapter: Path | None = None
-    """The adapter as a PEFT folder, which lives as long as this record."""
+    """The adapter as a PEFT folder (one made here lives as long as this record), or its Hub id."""
+    travels: bool = False
+    """Whether the adapter is stored as PEFT stores one, so that a host can read it."""
 
 
 def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layout:
@@ -70,11 +73,13 @@ def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layo
         CheckpointError: Files are missing, damaged, or of another layer or width.
     """
     where = source if isinstance(source, str | Path) else hosts.describe(source)
-    meta_file = _file(where, META)
+    meta_file = stored(where, META)
     template, suffix, stripped = _own_sidecar(where, checkpoint)
     if meta_file is not None:
         return _adapter(where, meta_file, checkpoint, template, suffix)
-    head_file = _file(where, HEAD, needed=True)
+    if stored(where, PEFT) is not None:
+        return _peft(where, checkpoint, template, suffix, stripped is False)
+    head_file = stored(where, HEAD, needed=True)
     head = _identity(where, source, checkpoint) if head_file is None else _matrix(head_file)
     base = Path(where).expanduser() if Path(where).expanduser().exists() else where
     return Layout(base, head, template, suffix, final_norm=stripped is False)
@@ -105,12 +110,17 @@ def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | No
     if text.num_hidden_layers == layer + 1:
         return None
     config = copy.deepcopy(config)
+    shorten(config, layer + 1)
+    return config
+
+
+def shorten(config: Any, blocks: int) -> None:
+    """Let `config` describe a model of the first `blocks` blocks."""
     text = config.get_text_config()
-    text.num_hidden_layers = layer + 1
+    text.num_hidden_layers = blocks
     for name in _PER_BLOCK:
         if isinstance(getattr(text, name, None), list):
-            setattr(text, name, list(getattr(text, name))[: layer + 1])
-    return config
+            setattr(text, name, list(getattr(text, name))[:blocks])
 
 
 def _adapter(
@@ -132,7 +142,7 @@ def _adapter(
             f"{where} is an adapter and neither {META} nor the sidecar names its base model. Say "
             "it: NLA(..., checkpoint=Checkpoint(base_model=...))."
         )
-    weights = _file(where, ADAPTER)
+    weights = stored(where, ADAPTER)
     if weights is None:
         raise CheckpointError(f"{where} has {META} and no {ADAPTER}.")
     tensors = _tensors(weights)
@@ -147,6 +157,30 @@ def _adapter(
     layout = Layout(base, head.float(), template, suffix, norm, folder)
     weakref.finalize(layout, shutil.rmtree, folder, ignore_errors=True)
     return layout
+
+
+def _peft(
+    where: str | Path,
+    checkpoint: Checkpoint,
+    template: str | None,
+    suffix: tuple[int, ...] | None,
+    norm: bool,
+) -> Layout:
+    file = stored(where, PEFT, needed=True)
+    head_file = stored(where, HEAD)
+    if file is None or head_file is None:
+        raise CheckpointError(f"{where} has {PEFT} and no {HEAD}; a reconstructor has a head.")
+    config = sidecar.parse(file.read_bytes(), file)
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    base = named or checkpoint.base_model
+    if base is None:
+        raise CheckpointError(
+            f"{where} is an adapter and neither {PEFT} nor the sidecar names its base model. Say "
+            "it: NLA(..., checkpoint=Checkpoint(base_model=...))."
+        )
+    folder = Path(where).expanduser()
+    adapter = folder if folder.is_dir() else Path(where)
+    return Layout(base, _matrix(head_file), template, suffix, norm, adapter, travels=True)
 
 
 def _meta(file: Path) -> dict[str, Any]:
@@ -192,7 +226,7 @@ def _own_sidecar(
     where: str | Path, checkpoint: Checkpoint
 ) -> tuple[str | None, tuple[int, ...] | None, bool | None]:
     """The template, suffix and norm of the reconstructor's own sidecar, checked for its layer."""
-    file = next((found for name in sidecar.SIDECARS if (found := _file(where, name))), None)
+    file = next((found for name in sidecar.SIDECARS if (found := stored(where, name))), None)
     if file is None:
         return None, None, None
     tree = sidecar.parse(file.read_bytes(), file)
@@ -226,7 +260,7 @@ def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:
     return torch.eye(checkpoint.d_model)
 
 
-def _file(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
+def stored(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
     """A file of a folder or a Hub repository, ``None`` where there is none.
 
     With no network, a file that is not `needed` and not in the cache counts as not there.
