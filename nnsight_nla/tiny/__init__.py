@@ -15,7 +15,8 @@ whether an explanation is right is a measurement and not an opinion::
 Read in this order: `facts` (what is true), `documents` (texts, with what is known at every word),
 `explanations` (what a perfect verbalizer says), `tokenizer`, `target` (the model that is
 explained), `examples` (its residuals beside the truth), `build` (how the pair is trained from
-them), `evaluate` and `patching` (what it is worth).
+them), `evaluate` (what it is worth) and what it measures: `steering`, `made_up`, `reliability`,
+`interventions`.
 
 Two things to know before showing it. The state at block K was **put there on purpose**, by an
 auxiliary loss of the target's training (see `target`); that a verbalizer can read it is what is

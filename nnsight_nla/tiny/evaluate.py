@@ -4,9 +4,11 @@ The vectors stand at random tokens of texts whose (subject, tone) pair is in no 
 Each is explained as a user would explain it, and the text is compared with the gold explanation
 slot by slot. The same is done for the controls, which say what the verbalizer knows without the
 vector: *null* (nothing written), *random* (a random direction of the same norm) and *shuffled*
-(another row's vector). Texts are then turned back into vectors (*round trip*), and residuals are
-patched (see `patching`), claims are told from made-up ones (`made_up`), edited words steer the
-target (`steering`), and trust labels are held against the truth (`reliability`).
+(another row's vector).
+
+Texts are then turned back into vectors (*round trip*), residuals patched and ablated
+(`interventions`), claims told from made-up ones (`made_up`), the target steered by edited words
+(`steering`), and trust labels held against the truth (`reliability`).
 
     python -m nnsight_nla.tiny.evaluate               a table, and what fell below its floor
     python -m nnsight_nla.tiny.evaluate --json        the figures as JSON
@@ -27,10 +29,16 @@ from . import load
 from .examples import Examples, collect
 from .explanations import SLOTS, parse
 from .facts import held_out_pairs
+from .interventions import rates
 from .made_up import claim_rates
-from .patching import flip_rates
 from .reliability import reliability
 from .steering import steering_rates
+from .target import K
+
+_SITES = {
+    **{str(layer): f"the subject's position, block {layer}" for layer in range(K + 1)},
+    "last, K": f"the last position, block {K}",
+}
 
 Figures = dict[str, Any]
 """Nested mappings of numbers and names, ready for JSON."""
@@ -59,14 +67,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "steering/random direction/new": (0.0, 0.10),
     "reliability/high/subject": (0.95, 1.0),
     "reliability/low/subject": (0.0, 0.60),
-    "patching/no patch/prediction": (0.0, 0.05),
-    "patching/no patch/subject": (0.0, 0.05),
-    "patching/subject position, block 0/prediction": (0.95, 1.0),
-    "patching/subject position, block 0/subject": (0.95, 1.0),
-    "patching/subject position, block K/prediction": (0.0, 0.05),
-    "patching/subject position, block K/subject": (0.0, 0.05),
-    "patching/last position, block K/prediction": (0.95, 1.0),
-    "patching/last position, block K/subject": (0.95, 1.0),
+    "interventions/patch/0/both": (0.90, 1.0),
+    "interventions/patch/2/both": (0.0, 0.10),
+    "interventions/patch/3/both": (0.0, 0.10),
+    "interventions/patch/last, K/both": (0.90, 1.0),
+    "interventions/ablate/before": (0.90, 1.0),
+    "interventions/ablate/subject": (0.0, 0.10),
 }
 """Where each figure has to lie; a build that leaves these bounds fails."""
 
@@ -99,7 +105,7 @@ def measure(model: Any, nla: Any, *, documents: int = 300, pairs: int = 20) -> F
         "claims": claim_rates(nla, held_out),
         "reliability": reliability(nla, some),
         "steering": steering_rates(model, nla, cases=10 * pairs),
-        "patching": flip_rates(model, nla, pairs=pairs),
+        "interventions": rates(model, nla, pairs=5 * pairs),
     }
 
 
@@ -128,11 +134,11 @@ def out_of_bounds(figures: Figures) -> list[str]:
 
 
 def markdown(figures: Figures) -> str:
-    """The figures as three tables."""
+    """The figures as tables, each with what it was measured on."""
     held_out, trip, claims = figures["held_out"], figures["round_trip"], figures["claims"]
     baseline = Baseline(**trip["baseline"])
     names = {"explanation": "AV's text", "gold": "gold text", "shuffled": "another row's text"}
-    columns = ("prediction", "subject", "next")
+    patched, ablated = (figures["interventions"][name] for name in ("patch", "ablate"))
     return "\n\n".join(
         (
             _table(
@@ -160,15 +166,15 @@ def markdown(figures: Figures) -> str:
                     "old",
                     "neither",
                 ),
-                [(name, *rates.values()) for name, rates in figures["steering"].items()],
+                [(name, *shares.values()) for name, shares in figures["steering"].items()],
             ),
             _table(
-                ("flipped to the source by a patch at", *(f"{name}" for name in columns)),
-                [
-                    (site, *(flips[name] for name in columns))
-                    for site, flips in figures["patching"].items()
-                ],
+                ("the donor's, after a patch at", "answer", "subject explained", "both"),
+                [(_SITES[site], *shares.values()) for site, shares in patched.items()],
             ),
+            f"{figures['interventions']['pairs']} held-out pairs. With the subject's position set "
+            "to a mean at block 0, the explanation names the subject in "
+            f"{ablated['subject']:.3f} of the texts ({ablated['before']:.3f} before).",
         )
     )
 
