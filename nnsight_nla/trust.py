@@ -37,7 +37,10 @@ class Trust:
     baseline: Baseline | None = None
     """The FVE's denominator."""
     others: float | None = None
-    """The mean cosine of the same text with the other vectors of its batch, if there are any."""
+    """The mean cosine of the same text with the other vectors of its ``explain()`` call.
+
+    ``None`` where it was the only one: the label then lacks its sharpest control, so explain a
+    few vectors of the same text together."""
     null: float | None = None
     """The cosine of the verbalizer's text for no vector at all with this vector."""
     random: float | None = None
@@ -61,7 +64,8 @@ class Trust:
             parts.append(f"FVE {self.fve:.2f} over {self.baseline.value:.3f}")
         controls = {"other vectors": self.others, "null": self.null, "random": self.random}
         against = [f"{name} {value:.2f}" for name, value in controls.items() if value is not None]
-        parts.append(f"against {', '.join(against)}")
+        alone = "" if self.others is not None else ", no other vectors"
+        parts.append(f"against {', '.join(against) or 'nothing'}{alone}")
         if self.agreement is not None:
             parts.append(f"samples agree {self.agreement:.2f}")
         if self.warnings:

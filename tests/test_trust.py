@@ -49,6 +49,8 @@ def test_the_line():
         "trust: high (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, random 0.02; "
         "samples agree 0.88; 2 warnings)"
     )
+    alone = Trust("low", 0.1, None, None, None, 0.2, None)
+    assert alone.line == "trust: low (cosine 0.10; against null 0.20, no other vectors)"
     assert Trust("none", None, reason="no tag").line == "trust: none (no tag)"
     assert json.loads(json.dumps(label.to_dict()))["baseline"]["name"] == "x"
 
