@@ -50,5 +50,5 @@ def test_the_embedded_examples_print_what_they_say(block, capsys, tmp_path):
     assert capsys.readouterr().out.strip() == expected
 
 
-def test_both_examples_are_run():
-    assert len(EXAMPLES) == 2
+def test_all_examples_are_run():
+    assert len(EXAMPLES) == 4
