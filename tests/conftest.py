@@ -21,6 +21,18 @@ from tests.shapes import check_shapes
 if not any("ndif" in argument or "bench" in argument for argument in sys.argv):
     check_shapes()
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process per core: threads of their own would only get in each other's way.
+    torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes ``-n auto`` means: one where a server, a browser or a clock is shared."""
+    alone = ("ndif", "bench", "browser")
+    if any(name in argument for argument in config.args for name in alone):
+        return 0
+    return min(os.cpu_count() or 1, 4)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Host libraries warn about themselves; only ours and the user's are errors."""
