@@ -97,9 +97,9 @@ class Places:
         with _TURN if self.placement == "sequential" else contextlib.nullcontext():
             self._bring_back()  # What an earlier turn could not.
             try:
+                self._check_fit(model)
                 if self.placement == "sequential":
                     self._make_room(model)
-                self._check_fit(model)
                 self._active = model
                 yield
             finally:
@@ -155,7 +155,11 @@ class Places:
         if device is None:
             return
         needed, free = size(model), free_bytes(device)
-        if needed <= free:
+        others = [each for each in self._halves.values() if each is not model]
+        present = [each for each in {*self._targets, *others} if weights_of(each) is not base]
+        owners = {weights_of(each) for each in present}
+        room = sum(_held(each, device) for each in owners if _loaded(each))
+        if needed <= free + (room if self.placement == "sequential" else 0):
             return
         name = next((name for name, each in self._halves.items() if each is model), "model")
         targets = [each for each in self._targets if each is not base and _loaded(each)]
@@ -167,10 +171,12 @@ class Places:
         if theirs:
             names = ", ".join(hosts.describe(each) for each in targets)
             lines.append(f"The target {names} takes {_gb(theirs)} of it.")
-        if self.placement == "together" and needed <= free + theirs:
+        if self.placement == "together" and needed <= free + room:
             lines.append("One after the other they fit: NLA(..., placement='sequential').")
-        elif self.placement == "together":
-            lines.append("One after the other would not do either.")
+        else:
+            lines.append(
+                f"One after the other does not do either: {_gb(free + room)} would be free."
+            )
         smaller = ", ".join(
             f"dtype={dtype!r} ({_gb(size(model, dtype))})" for dtype in ("int8", "nf4")
         )
@@ -253,6 +259,28 @@ class Parked:
         if got != length:
             raise NLAError(f"The target's weights were cut short in {tempfile.gettempdir()}.")
         return whole
+
+
+def load_weights(model: Any) -> None:
+    """Load the weights of a half, unless they are there; it is then ready to run, not to train.
+
+    Raises:
+        CheckpointError: A library that its format needs is not installed.
+    """
+    if _loaded(model):
+        return
+    try:
+        model.dispatch()
+    except ImportError as error:
+        dtype = model.kwargs.get("dtype")
+        needs = "bitsandbytes" if "bitsandbytes" in str(error) else str(error.name or "it")
+        raise CheckpointError(
+            f"{hosts.describe(model)} cannot be loaded as dtype={dtype!r}: "
+            f"{str(error).strip().splitlines()[0]} Install what it needs (pip install {needs}), or "
+            "load it in a torch dtype: NLA(..., dtype='bfloat16')."
+        ) from error
+    # An adapter is attached after the model was made ready, and brings its dropout.
+    model._module.eval()
 
 
 def unload(model: Any) -> None:

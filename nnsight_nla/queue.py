@@ -13,15 +13,17 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import hosts
 from .capture import Capture, Receipt
-from .errors import NLAWarning, VerbalizationError
+from .errors import CheckpointError, NLAWarning, VerbalizationError
 from .explanation import Explanation
 from .injection import unusable
+from .placement import Places
 
 if TYPE_CHECKING:
     from .sampling import Sampling
@@ -37,11 +39,14 @@ _MANY = 1000
 class Queue:
     """Pending handles of one verbalizer, in the order they were made."""
 
-    def __init__(self, owner: Any, verbalizer: Verbalizer, batch_size: int) -> None:
+    def __init__(
+        self, owner: Any, verbalizer: Verbalizer, batch_size: int, places: Places | None = None
+    ) -> None:
         """Share one lock among all queues of the same verbalizer model."""
         self.owner = owner
         self._verbalizer = verbalizer
         self._batch_size = batch_size
+        self._places = places or Places()
         self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()
         self._number = itertools.count()
         self._lock = _LOCKS.setdefault(verbalizer.av, threading.RLock())
@@ -104,12 +109,22 @@ class Queue:
             prompt_hash=prompt.hash,
         )
 
+    def unload(self) -> None:
+        """Drop the weights of the halves that were loaded here, once nobody is verbalizing."""
+        with self._lock:
+            self._places.unload()
+
+    def _turn(self, jobs: list[Job]) -> AbstractContextManager[None]:
+        if not jobs or self._verbalizer.remote:
+            return nullcontext()
+        return self._places.turn(self._verbalizer.av)
+
     def _work(self, jobs: list[Job]) -> None:
         by_sampling: dict[Sampling, list[Job]] = {}
         for job in jobs:
             by_sampling.setdefault(job[0].sampling, []).append(job)
         left = len(jobs)
-        with _progress(left) as bar:
+        with self._turn(jobs), _progress(left) as bar:
             for sampling, group in by_sampling.items():
                 for start in range(0, len(group), self._batch_size):
                     batch = group[start : start + self._batch_size]
@@ -125,7 +140,7 @@ class Queue:
                 [sample for _, _, sample in batch],
                 sampling,
             )
-        except VerbalizationError:
+        except (VerbalizationError, CheckpointError):
             raise
         except Exception as error:
             raise VerbalizationError(

@@ -15,6 +15,7 @@ blocks above K, if the host has them, are never run.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from . import hosts
 from .checkpoint import EXPLANATION_SLOT, Checkpoint
 from .errors import CheckpointError, ReconstructionError
 from .ndif import send
+from .placement import Places, load_weights
 from .prompting import CLOSE, OPEN
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Reconstructor:
         tokenizer: Any,
         *,
         remote: bool = False,
+        places: Places | None = None,
     ) -> None:
         """Check that `ar` fits `checkpoint`; loads no weights.
 
@@ -72,7 +75,7 @@ class Reconstructor:
                 f"{name} has width {config.hidden_size} and a head of shape "
                 f"{tuple(layout.head.shape)}; the checkpoint says d_model {d_model}."
             )
-        if remote and layout.adapter is not None:
+        if remote and layout.adapter is not None and not layout.travels:
             raise CheckpointError(
                 f"{name}: an adapter stored as ar_meta.json lies on this machine, where no host "
                 "can read it. Store it as a PEFT adapter, or run it here: NLA(..., remote=False)."
@@ -85,6 +88,7 @@ class Reconstructor:
         self.ar = ar
         self.template = template
         self.remote = remote
+        self._places = places or Places()
         self._tokenizer = tokenizer
         self._head = layout.head
         self._layout = layout  # Keeps the folder that an adapter's weights are read from.
@@ -115,8 +119,9 @@ class Reconstructor:
                 "model at a time. Reconstruct after the `with` block."
             )
         parts = [torch.empty(0, len(self._head))]
-        for start in range(0, len(prompts), batch_size):
-            parts.append(self._forward(prompts[start : start + batch_size]) @ self._head.T)
+        with self._turn():
+            for start in range(0, len(prompts), batch_size):
+                parts.append(self._forward(prompts[start : start + batch_size]) @ self._head.T)
         vectors = torch.cat(parts)
         bad = (~torch.isfinite(vectors).all(dim=-1)).nonzero().flatten().tolist()
         if bad:
@@ -150,10 +155,15 @@ class Reconstructor:
 
     def prior(self) -> Float[Tensor, " d_model"]:
         """What the reconstructor makes of no text at all: its template with an empty slot."""
-        return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
+        with self._turn():
+            return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.remote else self._places.turn(self.ar)
 
     def _forward(self, prompts: list[str]) -> Tensor:
         if not self.remote:
+            load_weights(self.ar)
             return self._read(prompts, {})
         what = f"The request to reconstruct {len(prompts)} texts with {hosts.describe(self.ar)}"
         return send(lambda: self._read(prompts, {"remote": True}), what)

@@ -35,6 +35,7 @@ from .explanation import Explanation
 from .hosts import Positions
 from .injection import Injection
 from .sampling import Sampling
+from .sharing import weights_of
 
 NLAS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Every NLA of this process, by its uid."""
@@ -244,10 +245,14 @@ def _check_block(nla: Any) -> None:
             raise VerbalizationError(f"line {node.lineno}: {root}.{node.attr}: {_ONE_MODEL}")
     if len(models) > 1:
         raise VerbalizationError(f"this block names {len(models)} models: {_ONE_MODEL}")
-    if not nla.remote and any(model is nla.av for model in models.values()):
+    here = weights_of(nla.av)
+    if not nla.remote and any(
+        model is nla.av or (model is here and not model.dispatched) for model in models.values()
+    ):
         raise VerbalizationError(
             "the verbalizer is the very model that this block runs remotely, so its text would "
-            "load the weights here. Let it run remotely too: NLA(model, remote=True)."
+            "load the weights here. Let it run remotely too: NLA(model, remote=True), or "
+            "NLA.on(model, av=..., remote=True) for an adapter."
         )
 
 
