@@ -1,0 +1,154 @@
+"""The tutorials are one series: the same opening, the same switch, and nothing that was run.
+
+    python tests/test_tutorials.py      # writes the opening into every notebook
+
+Their code is executed by CI (``pytest --nbmake tutorials``) and by tests/ndif.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tutorials"
+ORDER = [
+    "a_first_explanation",
+    "reading_a_prompt",
+    "how_far_to_trust_it",
+    "steering_by_an_edited_explanation",
+    "patching_with_explanations",
+    "a_closed_loop",
+    "transformer_lens",
+    "remote",
+    "your_own_checkpoint",
+]
+SERIES = [name for name in ORDER if (FOLDER / f"{name}.ipynb").exists()]
+SWITCHED = [name for name in SERIES if name != "remote"]
+"""Those that run here. The remote one has a switch of its own: the host and the two names."""
+
+WHERE = """\
+Everything runs offline on the pair that ships with the package: a small target, its verbalizer and
+its reconstructor, really trained, on a world so small that the truth is known at every token.
+`EIGHT_B = True` switches to Qwen3-8B and its published verbalizer, which needs a GPU and the Hub.
+**That path has not been run by this project.** What the text says about the results, and the
+assertions, are about the small pair."""
+
+SWITCH = """\
+EIGHT_B = False
+
+if EIGHT_B:
+    from nnsight import TransformersModel
+
+    from nnsight_nla import NLA
+
+    load = {"dtype": "bfloat16", "device_map": "auto"}
+    ar = None  # a reconstructor, where you have one: for scores, trust, claims and directions
+    model = TransformersModel("Qwen/Qwen3-8B", task="text-generation", **load)
+    nla = NLA("ceselder/nanonla-l24-av-qwen3-8b", ar=ar, **load)
+else:
+    from nnsight_nla import tiny
+
+    model, nla = tiny.load()
+
+nla"""
+
+
+def notebook(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text("utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def title(name: str) -> str:
+    return source(notebook(name)["cells"][0]).split("\n", 1)[0].removeprefix("# ")
+
+
+def trail(name: str) -> str:
+    """Where this one stands in the series, with links to all others."""
+    steps = [
+        f"**{title(each)}**" if each == name else f"[{title(each)}]({each}.ipynb)"
+        for each in SERIES
+    ]
+    return f"*Tutorial {SERIES.index(name) + 1} of {len(SERIES)}:* {' · '.join(steps)}"
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_the_opening_is_the_series(name):
+    first, second = notebook(name)["cells"][:2]
+    heading, shown, question = source(first).split("\n\n", 2)
+    assert first["cell_type"] == second["cell_type"] == "markdown" or name == "remote"
+    assert heading == f"# {title(name)}"
+    assert shown == trail(name), "python tests/test_tutorials.py writes it"
+    assert question.startswith("**Question.** ")
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_one_cell_switches_to_the_large_checkpoint(name):
+    cells = notebook(name)["cells"]
+    assert source(cells[1]).split("\n\n")[0] == WHERE
+    assert source(cells[2]) == SWITCH
+    code = [source(cell) for cell in cells[3:] if cell["cell_type"] == "code"]
+    assert not any("tiny.load(" in each for each in code)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_it_ends_with_the_answer_and_has_a_picture(name):
+    cells = notebook(name)["cells"]
+    assert "**Answer.**" in source(cells[-1])
+    code = "\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")
+    assert re.search(r"figure$|\.plot\(\)|nla\.read\(|reading$", code, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_it_is_stored_without_outputs(name):
+    cells = notebook(name)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    ids = [cell["id"] for cell in cells]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_its_links_lead_somewhere(name):
+    text = "\n".join(source(c) for c in notebook(name)["cells"] if c["cell_type"] == "markdown")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        assert target.startswith("https://") or (FOLDER / target).exists(), target
+
+
+def test_no_notebook_stands_outside_of_the_series():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SERIES)
+
+
+def test_the_readme_lists_the_series():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert re.findall(r"^\d+\. \[(.+)\]\(tutorials/(.+)\.ipynb\)", readme, flags=re.MULTILINE) == [
+        (title(name), name) for name in SERIES
+    ]
+
+
+def refresh() -> None:
+    """Write what the notebooks share into each: the trail, where it runs, the switch."""
+    for name in SERIES:
+        made = notebook(name)
+        cells = made["cells"]
+        heading, *rest = source(cells[0]).split("\n\n")
+        rest = [part for part in rest if not part.startswith("*Tutorial ")]
+        cells[0]["source"] = _lines("\n\n".join([heading, trail(name), *rest]))
+        if name in SWITCHED:
+            own = source(cells[1]).split("\n\n")[1:]
+            cells[1]["source"] = _lines("\n\n".join([WHERE, *own]))
+            cells[2]["source"] = _lines(SWITCH)
+        text = json.dumps(made, indent=1, ensure_ascii=False)
+        (FOLDER / f"{name}.ipynb").write_text(f"{text}\n", "utf-8")
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+if __name__ == "__main__":
+    refresh()
