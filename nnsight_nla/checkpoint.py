@@ -24,22 +24,18 @@ from . import sidecar
 from .baseline import Baseline
 from .errors import CheckpointError, ReconstructionError
 from .injection import Injection
+from .presets import AR_TEMPLATE, AV_TEMPLATE
+from .presets import PRESETS as _PUBLISHED
 from .sidecar import is_int
+
+__all__ = [
+    "AR_TEMPLATE", "AV_TEMPLATE", "DEPTH_SLOT", "EXPLANATION_SLOT", "MARKER_SLOT", "PRESETS",
+    "Checkpoint", "parse_sidecar",
+]  # fmt: skip
 
 MARKER_SLOT = "{injection_char}"
 EXPLANATION_SLOT = "{explanation}"
-
-# The templates of the published checkpoints (kitft/natural_language_autoencoders, ceselder/nanoNLA;
-# Apache-2.0): what their weights were trained on, to the letter.
-AV_TEMPLATE = (
-    "You are a meticulous AI researcher conducting an important investigation into activation "
-    "vectors from a language model. Your overall task is to describe the semantic content of that "
-    "activation vector.\n\nWe will pass the vector enclosed in <concept> tags into your context. "
-    "You must then produce an explanation for the vector, enclosed within <explanation> tags. The "
-    "explanation consists of 2-3 text snippets describing that vector.\n\nHere is the vector:\n\n"
-    "<concept>{injection_char}</concept>\n\nPlease provide an explanation."
-)
-AR_TEMPLATE = "Summary of the following text: <text>{explanation}</text> <summary>"
+DEPTH_SLOT = "{depth_pct}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ class Checkpoint:
     d_model: int
     """The width of the residual stream, in entries."""
     template: str
-    """The verbalizer's user message, with ``{injection_char}`` where the marker goes."""
+    """The verbalizer's user message, with ``{injection_char}`` wherever the marker goes, and
+    perhaps ``{depth_pct}`` (see `at_depth`)."""
     marker: str
     """The one character whose token the vector is written at."""
     marker_id: int
@@ -66,6 +63,8 @@ class Checkpoint:
     """The reconstructor's prompt, with ``{explanation}`` where the text goes."""
     ar_suffix_ids: tuple[int, ...] | None = None
     """The ids that the reconstructor's prompt ends in, where the sidecar says."""
+    thinking: bool | None = None
+    """What the chat template is told as ``enable_thinking``; ``None`` passes nothing."""
     baseline: Baseline | None = None
     """The denominator of an FVE on this model's residuals, where the sidecar says."""
     base_model: str | None = None
@@ -91,31 +90,35 @@ class Checkpoint:
             value: Any = getattr(self, name)
             absent = name in ("left_id", "right_id") and value is None
             if not absent and not is_int(value, least):
-                raise CheckpointError(f"{self._where(name)} is {value!r}, expected {kind}.")
+                raise CheckpointError(f"{self.where(name)} is {value!r}, expected {kind}.")
         if not isinstance(self.marker, str) or len(self.marker) != 1:  # pyright: ignore
             raise CheckpointError(
-                f"{self._where('marker')} is {self.marker!r}, expected the one marker character."
+                f"{self.where('marker')} is {self.marker!r}, expected the one marker character."
             )
         if self.baseline is not None and not isinstance(self.baseline, Baseline):  # pyright: ignore
             raise CheckpointError(
-                f"{self._where('baseline')} is {self.baseline!r}, expected a Baseline(...)."
+                f"{self.where('baseline')} is {self.baseline!r}, expected a Baseline(...)."
             )
         if not isinstance(self.injection, Injection):  # pyright: ignore
             raise CheckpointError(f"injection is {self.injection!r}, expected an Injection(...).")
-        self._check_template("template", MARKER_SLOT)
+        if self.thinking is not None and not isinstance(self.thinking, bool):  # pyright: ignore
+            raise CheckpointError(
+                f"{self.where('thinking')} is {self.thinking!r}, expected true, false or nothing."
+            )
+        self._check_template("template", MARKER_SLOT, several=True)
         if self.ar_template is not None:
             self._check_template("ar_template", EXPLANATION_SLOT)
         if self.base_model is not None and not (
             isinstance(self.base_model, str) and self.base_model  # pyright: ignore
         ):
             raise CheckpointError(
-                f"{self._where('base_model')} is {self.base_model!r}, expected a model's name."
+                f"{self.where('base_model')} is {self.base_model!r}, expected a model's name."
             )
         if self.ar_suffix_ids is not None and not (
             isinstance(self.ar_suffix_ids, tuple) and all(map(is_int, self.ar_suffix_ids))  # pyright: ignore
         ):
             raise CheckpointError(
-                f"{self._where('ar_suffix_ids')} is {self.ar_suffix_ids!r}, expected token ids."
+                f"{self.where('ar_suffix_ids')} is {self.ar_suffix_ids!r}, expected token ids."
             )
 
     @staticmethod
@@ -157,6 +160,31 @@ class Checkpoint:
         preset = PRESETS[name]
         return replace(preset, source=dict.fromkeys(_fields_set(preset), f"preset {name}"))
 
+    def at_depth(self, blocks: int) -> Checkpoint:
+        """The same with ``{depth_pct}`` filled in: the layer's share of the depth, in percent.
+
+        The universal verbalizers that have this slot put ``round(100 * layer / blocks)`` there.
+
+        Args:
+            blocks: How many blocks the target has.
+
+        Raises:
+            CheckpointError: The target has no block `layer`.
+        """
+        if DEPTH_SLOT not in self.template:
+            return self
+        if not is_int(blocks, self.layer + 1):
+            raise CheckpointError(
+                f"{self.where('layer')} is {self.layer}, and the target has {blocks!r} blocks: "
+                f"{DEPTH_SLOT} in the template cannot be filled in."
+            )
+        percent = round(100 * self.layer / blocks)
+        said = f"{DEPTH_SLOT} is {percent}, block {self.layer} of {blocks}"
+        origin = self.source.get("template")
+        source = {**self.source, "template": f"{origin}; {said}" if origin else said}
+        template = self.template.replace(DEPTH_SLOT, str(percent))
+        return replace(self, template=template, source=source)
+
     def to_sidecar(self, role: str, **extra: Any) -> dict[str, Any]:
         """This checkpoint as a ``schema_version: 2`` sidecar, ready for `yaml.safe_dump`.
 
@@ -166,11 +194,13 @@ class Checkpoint:
         """
         injection = self.injection
         replaces = injection.operation == "replace"
-        if replaces != (injection.site == "embedding"):
+        published = injection.operation in ("add", "replace")
+        if published and replaces != (injection.site == "embedding"):
             raise CheckpointError(
                 f"{injection} has no sidecar: a sidecar says either 'add' at a block or 'replace' "
                 "at the embedding."
             )
+        modes = {"add": sidecar.ADD_MODES[0], "replace": sidecar.REPLACE_MODES[0]}
         tokens: dict[str, Any] = {
             "injection_char": self.marker,
             "injection_token_id": self.marker_id,
@@ -201,9 +231,10 @@ class Checkpoint:
             "prompt_templates": templates,
             "critic": {"extraction_layer_index": self.layer},
             "training": {
-                "injection_mode": sidecar.REPLACE_MODES[0] if replaces else sidecar.ADD_MODES[0],
+                "injection_mode": modes.get(injection.operation, injection.operation),
                 "injection_layer": injection.layer,
                 "injection_coefficient": None if replaces else injection.scale,
+                **({} if self.thinking is None else {"enable_thinking": self.thinking}),
             },
             **extra,
         }
@@ -212,24 +243,27 @@ class Checkpoint:
         try:
             return Baseline(**fields)
         except (TypeError, ReconstructionError) as error:
-            raise CheckpointError(f"{self._where('baseline')}: {error}") from error
+            raise CheckpointError(f"{self.where('baseline')}: {error}") from error
 
-    def _check_template(self, name: str, slot: str) -> None:
+    def _check_template(self, name: str, slot: str, *, several: bool = False) -> None:
         template = getattr(self, name)
         found = template.count(slot) if isinstance(template, str) else 0
-        if found != 1:
+        if found != 1 and not (several and found > 1):
             raise CheckpointError(
-                f"{self._where(name)} has {found} times {slot}, expected exactly one: {template!r}."
+                f"{self.where(name)} has {found} times {slot}, expected "
+                f"{'at least' if several else 'exactly'} one: {template!r}."
             )
-        others = sorted(set(re.findall(r"\{\w+\}", template)) - {slot})
+        known = {slot, DEPTH_SLOT} if several else {slot}
+        others = sorted(set(re.findall(r"\{\w+\}", template)) - known)
         if others:
             raise CheckpointError(
-                f"{self._where(name)} has slots that nnsight_nla does not know: "
+                f"{self.where(name)} has slots that nnsight_nla does not know: "
                 f"{', '.join(others)}. Fill them in and pass "
-                "NLA(..., checkpoint=Checkpoint(template=...))."
+                f"NLA(..., checkpoint=Checkpoint({name}=...))."
             )
 
-    def _where(self, name: str) -> str:
+    def where(self, name: str) -> str:
+        """A field's name and, where it is known, the place its value came from."""
         return f"{name} ({self.source[name]})" if name in self.source else name
 
 
@@ -251,6 +285,10 @@ def parse_sidecar(
         known = (PRESETS[name].injection, f"preset {name}") if name in PRESETS else None
         found = sidecar.injection(content, file, known)
     values["injection"], source["injection"] = found
+    preset = PRESETS.get(name)
+    if preset and (preset.layer, preset.d_model) == (values["layer"], values["d_model"]):
+        for key in {"base_model", "baseline"} - set(values):
+            values[key], source[key] = getattr(preset, key), f"preset {name}"
     return Checkpoint(**values, source=source)
 
 
@@ -259,18 +297,5 @@ def _fields_set(checkpoint: Checkpoint) -> list[str]:
     return [name for name in names if getattr(checkpoint, name) is not None]
 
 
-PRESETS: dict[str, Checkpoint] = {
-    "ceselder/nanonla-l24-av-qwen3-8b": Checkpoint(
-        layer=24,
-        d_model=4096,
-        template=AV_TEMPLATE,
-        marker="㈎",
-        marker_id=149705,
-        left_id=29,
-        right_id=522,
-        injection=Injection("add", "block", 1),
-        ar_template=AR_TEMPLATE,
-        ar_suffix_ids=(1318, 29, 366, 1708, 29),
-        base_model="Qwen/Qwen3-8B",
-    ),
-}
+PRESETS = {name: Checkpoint(**fields) for name, fields in _PUBLISHED.items()}
+"""The published checkpoints by their Hub id; see `presets`."""

@@ -1,4 +1,4 @@
-"""The command line: ``nnsight-nla demo | explain | read | info``.
+"""The command line: ``nnsight-nla demo | explain | read | info | doctor``.
 
 Every command takes ``--json`` and then prints one JSON document on standard output, nothing else.
 Exit codes: 0 done, 1 something you passed cannot be used (the message says what to type), 2 the
@@ -22,6 +22,7 @@ from rich.text import Text
 from .errors import NLAError, VerbalizationError
 
 if TYPE_CHECKING:
+    from .diagnosis import Diagnosis
     from .explanation import Explanation
     from .reading import Reading
     from .tiny.demo import Patched, Read
@@ -191,8 +192,48 @@ def info(
     _out.print(table)
 
 
+@app.command()
+def doctor(
+    av: Annotated[str, typer.Argument(help="The verbalizer: a folder or a Hub id.")],
+    ar: Annotated[str | None, typer.Option(help="The reconstructor, to judge by.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Run all on the NDIF host.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 200,
+    dtype: Annotated[str, typer.Option(help="Of target and verbalizer.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try each setting that AV declares against others; exit code 1 when a declared one loses."""
+    with _working("examining"):
+        from .diagnosis import Diagnosis
+        from .checkup import check
+        from .sampling import Sampling
+
+        unusable = check(av)
+        if unusable is not None:
+            found = Diagnosis((unusable,), (unusable.setting,), None, False, 0)
+        else:
+            model, nla = _load(av, None, target, dtype, device_map, remote=remote)
+            sampling = Sampling(max_new_tokens=max_new_tokens)
+            found = nla.doctor(model, ar=ar, sampling=sampling, remote=remote)
+    if as_json:
+        _json(found.to_dict())
+    else:
+        if any(finding.variants for finding in found.findings):
+            _out.print(_diagnosis_table(found))
+        _out.print(Text(found.conclusion, style="green" if found.ok else "red"))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
 def _load(
-    av: str | None, ar: str | None, target: str | None, dtype: str, device_map: str | None
+    av: str | None,
+    ar: str | None,
+    target: str | None,
+    dtype: str,
+    device_map: str | None,
+    *,
+    remote: bool = False,
 ) -> Any:
     from . import tiny
 
@@ -209,7 +250,7 @@ def _load(
     from .nla import NLA
 
     load = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
-    nla = NLA(av, ar=ar, **load)
+    nla = NLA(av, ar=ar, remote=remote, **load)
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
@@ -270,6 +311,32 @@ def _patch_table(patched: Patched) -> Table:
         ("before", "after"), patched.predicted, patched.explanation, strict=True
     ):
         table.add_row(name, word, _one_line(text))
+    return table
+
+
+def _diagnosis_table(found: Diagnosis) -> Table:
+    from .diagnosis import shown
+
+    judged = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
+    table = Table(
+        title=f"{found.rows} activations; the verdict rests on {judged}",
+        title_justify="left",
+        caption="effect: what the vector adds to the reply's likelihood, nats per token",
+        caption_justify="left",
+    )
+    for name in ("setting", "value", "extraction", "effect", "AR cosine", "verdict"):
+        table.add_column(name, overflow="fold")
+    styles = {"loses": "red", "fails": "red", "supported": "green"}
+    for finding in found.findings:
+        for variant in finding.variants:
+            verdict = finding.verdict if variant.declared else variant.error or ""
+            note = f": {finding.note}" if variant.declared and finding.note else ""
+            table.add_row(
+                finding.setting if variant.declared else "",
+                Text(variant.value, style="bold" if variant.declared else ""),
+                *map(shown, (variant.extraction, variant.effect, variant.cosine)),
+                Text(verdict + note, style=styles.get(verdict, "")),
+            )
     return table
 
 

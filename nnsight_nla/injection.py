@@ -1,12 +1,24 @@
 """How a vector is written into the verbalizer: pure tensor maths.
 
-A verbalizer reads its vector at one marker token. Two ways of writing it there are published:
+A verbalizer reads its vector at the marker of a fixed prompt, or at several markers that all get
+the same vector. Two ways of writing it there are published:
 
 * ``add`` at a block's output (norm-matched): ``h'_p = h_p + c * |h_p| * v / |v|``. The direction
   comes from the vector, the length from the residual that is already there.
   Source: Karvonen et al. 2025, *Activation Oracles*, eq. 1.
-* ``replace`` at the embedding's output: ``h'_p = scale * v / |v|``.
+* ``replace`` at the embedding's output: ``h'_p = scale * v / |v|``. "The output" matters where the
+  embedding module multiplies by ``sqrt(d_model)`` (Gemma).
   Source: the verbalizers of the NLA paper.
+
+A third way is one entry in `OPERATIONS`, a function of the marker's residual, the vectors and
+`Injection.scale`. From then on it is an ``operation=`` like the other two, here, in a sidecar's
+``training.injection_mode``, and in what the doctor reports::
+
+    def blend(hidden, vectors, scale):
+        return (hidden + scaled_replacement(vectors, scale)).to(hidden.dtype)
+
+    OPERATIONS["blend"] = blend
+    nla = NLA("my/av", checkpoint=Injection("blend", "block", 3, scale=8.0))
 
 >>> import torch
 >>> hidden, vector = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
@@ -18,6 +30,7 @@ tensor([[0., 7.]])
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -29,7 +42,6 @@ from .errors import CheckpointError
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-Operation = Literal["add", "replace"]
 Site = Literal["block", "embedding"]
 
 
@@ -37,21 +49,25 @@ Site = Literal["block", "embedding"]
 class Injection:
     """Where and how a vector is written into the verbalizer."""
 
-    operation: Operation = "add"
-    """``add`` (norm-matched, Karvonen et al. 2025) or ``replace`` (rescaled to `scale`)."""
+    operation: str = "add"
+    """``add`` (norm-matched, Karvonen et al. 2025), ``replace`` (rescaled to `scale`), or another
+    name in `OPERATIONS`."""
     site: Site = "block"
     """``block``: the output of block `layer`; ``embedding``: the output of the embedding module."""
     layer: int | None = 1
     """The block whose output is written, counted from 0; ``None`` at the embedding."""
     scale: float | None = None
-    """``add``: the coefficient of eq. 1 (``None`` is 1); ``replace``: the vector's new L2 norm."""
+    """``add``: the coefficient of eq. 1 (``None`` is 1); ``replace``: the vector's new L2 norm;
+    otherwise what the operation makes of it."""
 
     def __post_init__(self) -> None:
         """Refuse a combination that no verbalizer was trained with."""
-        if self.operation not in ("add", "replace") or self.site not in ("block", "embedding"):
+        if not is_operation(self.operation) or self.site not in ("block", "embedding"):
+            known = " or ".join(map(repr, OPERATIONS))
             raise CheckpointError(
-                f"Injection(operation={self.operation!r}, site={self.site!r}): operation is 'add' "
-                "or 'replace', site is 'block' or 'embedding'."
+                f"Injection(operation={self.operation!r}, site={self.site!r}): operation is "
+                f"{known}, site is 'block' or 'embedding'. An operation of your own: "
+                "nnsight_nla.injection.OPERATIONS[name] = function."
             )
         if self.site == "block" and not _is_index(self.layer):
             raise CheckpointError(
@@ -111,10 +127,46 @@ def unit(vectors: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_mode
     return wide / wide.norm(dim=-1, keepdim=True).clamp_min(least)
 
 
+def added(
+    hidden: Float[Tensor, "*rows d_model"],
+    vectors: Float[Tensor, "*rows d_model"],
+    scale: float | None,
+) -> Float[Tensor, "*rows d_model"]:
+    """The operation ``add``: `norm_matched_add` with the coefficient `scale`, 1 when ``None``."""
+    return norm_matched_add(hidden, vectors, 1.0 if scale is None else scale)
+
+
+def replaced(
+    hidden: Float[Tensor, "*rows d_model"],
+    vectors: Float[Tensor, "*rows d_model"],
+    scale: float | None,
+) -> Float[Tensor, "*rows d_model"]:
+    """The operation ``replace``: `scaled_replacement`, in `hidden`'s dtype and on its device."""
+    length = cast("float", scale)  # Injection refuses a replacement without one.
+    return scaled_replacement(vectors.to(hidden.device), length).to(hidden.dtype)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor, float | None], Tensor]] = {
+    "add": added,
+    "replace": replaced,
+}
+"""What can be done at a marker: name to a function of (residual, vectors, scale).
+
+It gets the markers' residuals ``[rows, d_model]`` and a vector for each, raw, and returns what
+stands there instead: a new tensor of `hidden`'s shape, dtype and device. It runs on a server too,
+so it may use torch and what stands in its own body.
+"""
+
+
+def is_operation(name: object) -> bool:
+    """Whether `name` is in `OPERATIONS`."""
+    return isinstance(name, str) and name in OPERATIONS
+
+
 def write(
     hidden: Float[Tensor, "batch seq d_model"],
     vectors: Float[Tensor, "batch d_model"],
-    position: int,
+    position: int | Sequence[int],
     injection: Injection,
     given: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch seq d_model"]:
@@ -123,7 +175,7 @@ def write(
     Args:
         hidden: The output of the injection site; never edited in place (it may be under autograd).
         vectors: What to write, one vector per row of the batch, raw (any length but zero).
-        position: The marker's position, the same in every row.
+        position: The marker's position, the same in every row; several get the same vector each.
         injection: The operation and its scale.
         given: Rows that get their vector. The others keep the marker's own residual, which is the
             ``null`` control. All rows when ``None``.
@@ -131,17 +183,14 @@ def write(
     Returns:
         A new tensor, bit-identical to `hidden` at every other position.
     """
-    marker = hidden[:, position]
-    if injection.operation == "add":
-        scale = 1.0 if injection.scale is None else injection.scale
-        written = norm_matched_add(marker, vectors, scale)
-    else:
-        scale = cast("float", injection.scale)  # Injection refuses a replacement without one.
-        written = scaled_replacement(vectors.to(hidden.device), scale).to(hidden.dtype)
-    if given is not None:
-        written = torch.where(given.to(hidden.device)[:, None], written, marker)
+    operation = OPERATIONS[injection.operation]
     result = hidden.clone()
-    result[:, position] = written
+    for site in [position] if isinstance(position, int) else position:
+        marker = hidden[:, site]
+        written = operation(marker, vectors, injection.scale)
+        if given is not None:
+            written = torch.where(given.to(hidden.device)[:, None], written, marker)
+        result[:, site] = written
     return result
 
 

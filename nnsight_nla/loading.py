@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import hosts
-from .checkpoint import Checkpoint
+from .checkpoint import DEPTH_SLOT, Checkpoint
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
 
-def load_tokenizer(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Any:
+def load_tokenizer(
+    source: str | Path | TransformersModel, checkpoint: Checkpoint, *, trust: bool = False
+) -> Any:
     """The tokenizer of `source`, or that of its base model where it ships none.
+
+    Args:
+        source: A Hub id, a folder, or a live model.
+        checkpoint: Where the base model is named.
+        trust: Whether code in the repository may run; otherwise that is an error, not a question.
 
     Raises:
         CheckpointError: Neither has one that can be read.
@@ -32,7 +39,7 @@ def load_tokenizer(source: str | Path | TransformersModel, checkpoint: Checkpoin
     tried: list[str] = []
     for name in dict.fromkeys(filter(None, [_place(source), checkpoint.base_model])):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
         except Exception as error:  # tokenizers raises plain Exceptions on a damaged file.
             tried.append(f"{name}: {_first_line(error)}")
             continue
@@ -44,6 +51,33 @@ def load_tokenizer(source: str | Path | TransformersModel, checkpoint: Checkpoin
         f"No tokenizer for {source}. Tried {'; '.join(tried)}. Put the base model's tokenizer "
         "files into the checkpoint's folder, or pass a TransformersModel(..., tokenizer=...)."
     )
+
+
+def at_depth(
+    source: str | Path | TransformersModel, checkpoint: Checkpoint, load: dict[str, Any]
+) -> Checkpoint:
+    """Fill a template's ``{depth_pct}``; a verbalizer is as deep as the target it was made from.
+
+    Raises:
+        CheckpointError: There is such a slot, and no configuration that says how deep.
+    """
+    if DEPTH_SLOT not in checkpoint.template:
+        return checkpoint
+    if not isinstance(source, str | Path):
+        return checkpoint.at_depth(hosts.text_config(source).num_hidden_layers)
+    from transformers import AutoConfig
+
+    options = {name: load[name] for name in ("revision",) if name in load}
+    trust = load.get("trust_remote_code", False)
+    try:
+        config = AutoConfig.from_pretrained(_place(source), trust_remote_code=trust, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.where('template')} has {DEPTH_SLOT}, and the configuration of "
+            f"{str(source)!r}, which says how deep it is, could not be read: "
+            f"{_first_line(error)} Put the number in place of {DEPTH_SLOT}."
+        ) from error
+    return checkpoint.at_depth(config.get_text_config().num_hidden_layers)
 
 
 def load_model(
@@ -70,6 +104,8 @@ def load_model(
     from nnsight import TransformersModel
 
     try:
+        # Left unsaid, transformers asks on the terminal whether to run a repository's own code.
+        load = {"trust_remote_code": False, **load}
         return TransformersModel(
             _place(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
         )

@@ -3,7 +3,12 @@
 The prompt is the same for every vector; only the residual at the marker differs. It is rendered in
 two steps (chat template to text, text to ids) because one-step tokenization has split markers, and
 a second BOS token would move everything by one. The marker is found by its id *and* both
-neighbours, so the same character in other text is not a site.
+neighbours, so the same character in other text is not a site. A template may have several slots;
+all get the vector, and markers that stand side by side count as one run between two neighbours::
+
+    prompt = Prompt.render(checkpoint, tokenizer)
+    prompt.ids[prompt.marker_position] == checkpoint.marker_id
+    prompt.sites                                    # every place that is written
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .checkpoint import MARKER_SLOT, Checkpoint
+from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
 from .errors import CheckpointError
 
 OPEN, CLOSE = "<explanation>", "</explanation>"
@@ -26,13 +31,20 @@ class Prompt:
     ids: tuple[int, ...]
     """Token ids, special tokens included."""
     marker_position: int
-    """Where the vector is written, counted from the left."""
+    """Where the vector is written, counted from the left; the first place of several."""
     text: str
     """The rendered prompt."""
-    left_id: int
-    """The id of the token before the marker."""
-    right_id: int
-    """The id of the token after the marker."""
+    left_id: int | None
+    """The id of the token before the marker; ``None`` where several slots differ in it."""
+    right_id: int | None
+    """The id of the token after the marker; ``None`` where several slots differ in it."""
+    more_positions: tuple[int, ...] = ()
+    """The other places where the same vector is written, for a template with several slots."""
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """Every place where the vector is written, from the left."""
+        return (self.marker_position, *self.more_positions)
 
     @property
     def hash(self) -> str:
@@ -58,32 +70,35 @@ class Prompt:
                 "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
             )
         content = checkpoint.template.replace(MARKER_SLOT, checkpoint.marker)
+        if DEPTH_SLOT in content:
+            raise CheckpointError(
+                f"{checkpoint.where('template')} still has {DEPTH_SLOT}: at what share of the "
+                "target's depth, in percent, was the vector read? Say how many blocks the target "
+                f"has (checkpoint.at_depth(blocks)), or put the number in place of {DEPTH_SLOT}."
+            )
+        options: dict[str, Any] = {}
+        if checkpoint.thinking is not None:
+            options["enable_thinking"] = checkpoint.thinking
         try:
             text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": content}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
             )
+            ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         except Exception as error:  # A chat template is a program: whatever its author raises.
             raise CheckpointError(
                 f"The tokenizer's chat template does not render one user message: {error}. "
                 "Use the tokenizer that ships with the checkpoint."
             ) from error
-        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        sites = _sites(ids, checkpoint)
-        if len(sites) != 1:
-            beside = ", ".join(
-                f"({ids[i - 1]}, {ids[i + 1]})"
-                for i in range(1, len(ids) - 1)
-                if ids[i] == checkpoint.marker_id
-            )
-            raise CheckpointError(
-                f"The verbalizer's prompt has {len(sites)} places where {checkpoint.marker!r} "
-                f"({checkpoint.marker_id}) stands between {_any(checkpoint.left_id)} and "
-                f"{_any(checkpoint.right_id)}, expected exactly 1. "
-                f"Beside it stand: {beside or 'nothing'}. "
-                "Use the tokenizer and template that ship with the checkpoint."
-            )
-        position = sites[0]
-        return Prompt(ids, position, text, ids[position - 1], ids[position + 1])
+        runs = _runs(ids, checkpoint)
+        sites = [position for run in runs for position in run]
+        slots = checkpoint.template.count(MARKER_SLOT)
+        if len(sites) != slots:
+            raise CheckpointError(_miscounted(ids, checkpoint, len(sites), slots))
+        lefts, rights = ({ids[run[end] + step] for run in runs} for end, step in ((0, -1), (-1, 1)))
+        return Prompt(ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]))
 
 
 def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:
@@ -96,15 +111,40 @@ def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:
         )
 
 
-def _sites(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[int]:
-    """Positions of the marker between its two neighbours, as far as these are known."""
-    return [
-        i
+def _runs(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[range]:
+    """Runs of markers between the two neighbours, as far as these are known; one is a run too."""
+    runs: list[range] = []
+    start = 0
+    while start < len(ids):
+        end = start
+        while end < len(ids) and ids[end] == checkpoint.marker_id:
+            end += 1
+        inside = 0 < start < end < len(ids)
+        if inside and (
+            checkpoint.left_id in (None, ids[start - 1]) and checkpoint.right_id in (None, ids[end])
+        ):
+            runs.append(range(start, end))
+        start = max(end, start + 1)
+    return runs
+
+
+def _miscounted(ids: tuple[int, ...], checkpoint: Checkpoint, found: int, slots: int) -> str:
+    beside = ", ".join(
+        f"({ids[i - 1]}, {ids[i + 1]})"
         for i in range(1, len(ids) - 1)
         if ids[i] == checkpoint.marker_id
-        and checkpoint.left_id in (None, ids[i - 1])
-        and checkpoint.right_id in (None, ids[i + 1])
-    ]
+    )
+    return (
+        f"The verbalizer's prompt has {found} places where {checkpoint.marker!r} "
+        f"({checkpoint.marker_id}) stands between {_any(checkpoint.left_id)} and "
+        f"{_any(checkpoint.right_id)}, expected exactly {slots}. "
+        f"Beside it stand: {beside or 'nothing'}. "
+        "Use the tokenizer and template that ship with the checkpoint."
+    )
+
+
+def _only(ids: set[int]) -> int | None:
+    return next(iter(ids)) if len(ids) == 1 else None
 
 
 def _any(token_id: int | None) -> str:

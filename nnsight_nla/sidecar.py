@@ -17,9 +17,10 @@ from typing import Any, cast
 import yaml
 
 from .errors import CheckpointError
-from .injection import Injection
+from .injection import OPERATIONS, Injection, is_operation
 
 SIDECARS = ("nla_meta.yaml", "nla_meta.json")
+DATASET_SUFFIX = ".nla_meta.yaml"
 
 # Where the dialects keep each field; a dot goes one mapping down.
 PLACES: dict[str, tuple[str, ...]] = {
@@ -28,6 +29,10 @@ PLACES: dict[str, tuple[str, ...]] = {
         "extraction_layer_index",
         "critic.extraction_layer_index",
         "ar.extraction_layer_index",
+        # Schema 1 and the paper's documentation. In a sidecar this is K itself, where the
+        # reconstructor's config.json (and ar_meta.json's ar_num_layers) counts K + 1 blocks.
+        "critic.num_hidden_layers",
+        "ar.num_hidden_layers",
     ),
     "d_model": ("d_model", "extraction.d_model"),
     "template": ("prompt_templates.av", "prompt_templates.actor", "prompt_templates.verbalizer"),
@@ -41,6 +46,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "left_id": ("tokens.injection_left_neighbor_id",),
     "right_id": ("tokens.injection_right_neighbor_id",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
+    "thinking": ("training.enable_thinking",),
     "baseline": ("extraction.fve_baseline",),
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
 }
@@ -49,6 +55,7 @@ _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
 _MODE_LAYER = "training.injection_layer"
 _COEFFICIENT = "training.injection_coefficient"
+_SCALE = "extraction.injection_scale"
 ADD_MODES = ("karvonen_add_norm_matched", "karvonen", "norm_matched_add")
 REPLACE_MODES = ("replace_embedding", "replace")
 
@@ -57,7 +64,7 @@ def find(name: str, presets: tuple[str, ...]) -> Path | None:
     """The sidecar file of a local folder or a Hub repository, ``None`` where a preset stands in.
 
     Args:
-        name: A folder, a sidecar file, or a Hub id.
+        name: A folder, a sidecar file, a data set with its sidecar beside it, or a Hub id.
         presets: The Hub ids that do without a sidecar.
 
     Raises:
@@ -65,11 +72,26 @@ def find(name: str, presets: tuple[str, ...]) -> Path | None:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path
+        beside = path.with_name(path.name + DATASET_SUFFIX)
+        if path.suffix not in (".yaml", ".yml", ".json") and not beside.is_file():
+            raise CheckpointError(
+                f"{path} is no sidecar and has none beside it (looked for {beside.name}). Pass a "
+                f"folder, a data set with its sidecar, or the sidecar itself."
+            )
+        return beside if beside.is_file() else path
     if path.is_dir():
         for file in SIDECARS:
             if (path / file).is_file():
                 return path / file
+        beside = sorted(path.glob(f"*{DATASET_SUFFIX}"))
+        if len(beside) == 1:
+            return beside[0]
+        if beside:
+            raise CheckpointError(
+                f"{path} has no {' or '.join(SIDECARS)} and several data sets' sidecars: "
+                f"{', '.join(file.name for file in beside)}. Pass the one that the checkpoint was "
+                f"trained on: NLA(..., checkpoint='{beside[0]}')."
+            )
         raise CheckpointError(
             f"{path} has no {' or '.join(SIDECARS)}. Use the folder that ships with the "
             "checkpoint, or describe it: "
@@ -216,33 +238,67 @@ def injection(
     """
     tree = cast("dict[str, Any]", sidecar)
     mode = _get(tree, _MODE)
-    scale = _get(tree, "extraction.injection_scale")
-    if mode in ADD_MODES:
-        layer, coefficient = _get(tree, _MODE_LAYER), _get(tree, _COEFFICIENT)
-        where = f"{_MODE} in {file}" + (" (layer 1, as published)" if layer is None else "")
-        return Injection("add", "block", 1 if layer is None else layer, _real(coefficient)), where
-    if mode in REPLACE_MODES:
-        d_model = _get(tree, "d_model") or _get(tree, "extraction.d_model")
-        if str(scale) == "sqrt_d_model" and is_int(d_model, 1) and d_model < 1 << 30:
-            return Injection("replace", "embedding", None, math.sqrt(d_model)), (
-                f"{_MODE} and d_model in {file}"
-            )
-        return Injection("replace", "embedding", None, _real(scale)), f"{_MODE} in {file}"
+    scale = _get(tree, _SCALE)
+    try:
+        if mode in ADD_MODES:
+            return _addition(tree, file)
+        if mode in REPLACE_MODES:
+            return _replacement(tree, file)
+        if mode is not None and is_operation(mode):
+            return _other(tree, file, str(mode))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     if mode is not None:
-        modes = ", ".join((*ADD_MODES, *REPLACE_MODES))
+        modes = ", ".join(dict.fromkeys((*ADD_MODES, *REPLACE_MODES, *OPERATIONS)))
         raise CheckpointError(f"{file}: {_MODE} is {mode!r}, expected one of {modes}.")
     if known is not None:
         return known
     if isinstance(scale, int | float) and not isinstance(scale, bool):
-        return (
-            Injection("replace", "embedding", None, _real(scale)),
-            f"extraction.injection_scale in {file}",
-        )
+        try:
+            return Injection("replace", "embedding", None, _real(scale)), f"{_SCALE} in {file}"
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {error}") from error
     raise CheckpointError(
         f"{file} does not say how the vector is written (no {_MODE}, and injection_scale is "
         f"{scale!r}). Say it: NLA(..., checkpoint=Injection('add', 'block', 1)) for norm-matched "
         "addition at block 1, or checkpoint=Injection('replace', 'embedding', None, 150.0)."
     )
+
+
+def _addition(tree: dict[str, Any], file: str) -> tuple[Injection, str]:
+    layer = _get(tree, _MODE_LAYER)
+    where = f"{_MODE} in {file}" + (" (layer 1, as published)" if layer is None else "")
+    coefficient = _real(_get(tree, _COEFFICIENT))
+    return Injection("add", "block", 1 if layer is None else layer, coefficient), where
+
+
+def _replacement(tree: dict[str, Any], file: str) -> tuple[Injection, str]:
+    scale = _get(tree, _SCALE)
+    for place in (_MODE_LAYER, _COEFFICIENT):
+        if _get(tree, place) is not None:
+            raise CheckpointError(
+                f"{_MODE} is a replacement at the embedding, and {place} is {_get(tree, place)!r}: "
+                "these contradict each other. Say what is right: NLA(..., "
+                "checkpoint=Injection(...))."
+            )
+    if scale in (None, "raw", "none"):
+        raise CheckpointError(
+            f"{_SCALE} is {scale!r}, and {_MODE} is a replacement: it needs the L2 norm that the "
+            "vector is brought to, and an absent one is never read as 'raw'. Say it: NLA(..., "
+            "checkpoint=Injection('replace', 'embedding', None, 150.0))."
+        )
+    d_model = _get(tree, "d_model") or _get(tree, "extraction.d_model")
+    if str(scale) == "sqrt_d_model" and is_int(d_model, 1) and d_model < 1 << 30:
+        root = math.sqrt(d_model)
+        return Injection("replace", "embedding", None, root), f"{_MODE} and d_model in {file}"
+    return Injection("replace", "embedding", None, _real(scale)), f"{_MODE} in {file}"
+
+
+def _other(tree: dict[str, Any], file: str, mode: str) -> tuple[Injection, str]:
+    """An operation that somebody registered: at a block where the sidecar names one."""
+    layer, scale = _get(tree, _MODE_LAYER), _real(_get(tree, _COEFFICIENT))
+    site = "embedding" if layer is None else "block"
+    return Injection(mode, site, layer, scale), f"{_MODE} in {file}"
 
 
 def is_hub_id(name: str) -> bool:

@@ -209,7 +209,7 @@ def test_an_injection_is_never_guessed(scale):
 @pytest.mark.usefixtures("as_users_run_it")
 def test_a_replacement_without_a_length_is_refused(scale):
     tree = sidecar(training__injection_mode="replace", extraction__injection_scale=scale)
-    with pytest.raises(CheckpointError, match=r"^Injection\((operation='replace'|scale=)"):
+    with pytest.raises(CheckpointError, match=r"^meta: (extraction.inj.* is |Injection\(scale=)"):
         parse_sidecar(tree, "meta")
 
 
@@ -230,13 +230,14 @@ REFUSED = [
     (
         sidecar(training__injection_mode="magic"),
         "meta: training.injection_mode is 'magic', expected one of karvonen_add_norm_matched, "
-        "karvonen, norm_matched_add, replace_embedding, replace.",
+        "karvonen, norm_matched_add, replace_embedding, replace, add.",
     ),
     (
         sidecar(extraction__layer_index=None, tokens=None),
         "meta: missing layer (at extraction.layer_index or extraction_layer_index or "
-        "critic.extraction_layer_index or ar.extraction_layer_index), marker (at "
-        "tokens.injection_char), marker_id (at tokens.injection_token_id).",
+        "critic.extraction_layer_index or ar.extraction_layer_index or critic.num_hidden_layers or "
+        "ar.num_hidden_layers), marker (at tokens.injection_char), marker_id (at "
+        "tokens.injection_token_id).",
     ),
     (
         sidecar(d_model=None, prompt_templates="none"),
@@ -249,13 +250,13 @@ REFUSED = [
     ),
     (
         sidecar(training__injection_layer=-1),
-        "Injection(site='block', layer=-1): say at which block's output the vector is written, "
-        "e.g. Injection(layer=1).",
+        "meta: Injection(site='block', layer=-1): say at which block's output the vector is "
+        "written, e.g. Injection(layer=1).",
     ),
     (
-        sidecar(prompt_templates__av="At {depth_pct} % depth: <concept>{injection_char}</concept>"),
+        sidecar(prompt_templates__av="At {depth} % depth: <concept>{injection_char}</concept>"),
         "template (prompt_templates.av in meta) has slots that nnsight_nla does not know: "
-        "{depth_pct}. Fill them in and pass NLA(..., checkpoint=Checkpoint(template=...)).",
+        "{depth}. Fill them in and pass NLA(..., checkpoint=Checkpoint(template=...)).",
     ),
 ]
 
@@ -291,11 +292,10 @@ BAD_FIELDS = [
         (
             "template",
             bad,
-            f"template has {count} times {{injection_char}}, expected exactly one: {bad!r}.",
+            f"template has {count} times {{injection_char}}, expected at least one: {bad!r}.",
         )
         for bad, count in (
             ("no slot", 0),
-            ("{injection_char}{injection_char}", 2),
             (None, 0),
             (["{injection_char}"], 0),
         )
@@ -525,7 +525,7 @@ def test_a_repository_that_answers_but_has_no_sidecar(monkeypatch):
     asked = _answer(monkeypatch, {})
     with refused(
         "The Hub repository 'some/one' has no nla_meta.yaml or nla_meta.json and nnsight_nla has "
-        f"no preset for it (it has {PUBLISHED}). Describe it: NLA('some/one', "
+        f"no preset for it (it has {', '.join(sorted(PRESETS))}). Describe it: NLA('some/one', "
         "checkpoint=Checkpoint(layer=..., d_model=..., ...))."
     ):
         Checkpoint.load("some/one")
@@ -572,8 +572,8 @@ def test_presets():
     assert (preset.layer, preset.d_model, preset.marker_id) == (24, 4096, 149705)
     assert (preset.template, preset.ar_template) == (AV_TEMPLATE, AR_TEMPLATE)
     with refused(
-        f"There is no preset named 'qwen'. Built in: {PUBLISHED}. Give another checkpoint's "
-        "description with NLA(..., checkpoint=Checkpoint(...))."
+        f"There is no preset named 'qwen'. Built in: {', '.join(sorted(PRESETS))}. Give another "
+        "checkpoint's description with NLA(..., checkpoint=Checkpoint(...))."
     ):
         Checkpoint.preset("qwen")
 

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 
 from nnsight_nla.errors import CheckpointError
 from nnsight_nla.injection import (
+    OPERATIONS,
     Injection,
     norm_matched_add,
     scaled_replacement,
@@ -195,12 +196,14 @@ def test_a_zero_vector_has_no_direction_and_an_empty_batch_is_fine():
         (
             {"operation": "multiply"},
             "Injection(operation='multiply', site='block'): operation is 'add' or 'replace', site "
-            "is 'block' or 'embedding'.",
+            "is 'block' or 'embedding'. An operation of your own: "
+            "nnsight_nla.injection.OPERATIONS[name] = function.",
         ),
         (
             {"site": "head"},
             "Injection(operation='add', site='head'): operation is 'add' or 'replace', site is "
-            "'block' or 'embedding'.",
+            "'block' or 'embedding'. An operation of your own: "
+            "nnsight_nla.injection.OPERATIONS[name] = function.",
         ),
         *(
             (
@@ -234,6 +237,49 @@ def test_a_zero_vector_has_no_direction_and_an_empty_batch_is_fine():
 def test_what_an_injection_refuses(arguments, message):
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         Injection(**arguments)
+
+
+@pytest.mark.parametrize("injection", [ADD, REPLACE], ids=["add", "replace"])
+def test_several_places_all_get_the_vector_and_no_other_place_does(injection):
+    hidden = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(5)).bfloat16()
+    vectors = torch.randn(2, 16, generator=torch.Generator().manual_seed(6))
+    found = write(hidden, vectors, (1, 4, 5), injection)
+    for site in (1, 4, 5):
+        assert torch.equal(found[:, site], write(hidden, vectors, site, injection)[:, site])
+    others = [0, 2, 3, 6]
+    assert torch.equal(found[:, others], hidden[:, others])
+    # Each place has a residual of its own, which an addition keeps and a replacement does not.
+    assert torch.equal(found[:, 1], found[:, 4]) is (injection is REPLACE)
+    null = write(hidden, vectors, (1, 4, 5), injection, torch.tensor([False, False]))
+    assert torch.equal(null, hidden)
+
+
+@pytest.fixture
+def blend(monkeypatch):
+    """The third party's operation of the module's own documentation."""
+
+    def blend(hidden, vectors, scale):
+        return (hidden + scaled_replacement(vectors, scale)).to(hidden.dtype)
+
+    monkeypatch.setitem(OPERATIONS, "blend", blend)
+
+
+@pytest.mark.usefixtures("blend")
+def test_a_third_partys_operation_is_one_entry():
+    injection = Injection("blend", "block", 3, 8.0)
+    hidden, vectors = torch.ones(1, 3, 2), torch.tensor([[3.0, -4.0]])
+    found = write(hidden, vectors, 1, injection)
+    torch.testing.assert_close(found[0, 1], torch.tensor([1 + 8 * 0.6, 1 - 8 * 0.8]))
+    assert torch.equal(found[0, [0, 2]], hidden[0, [0, 2]])
+    with pytest.raises(CheckpointError, match="operation is 'add' or 'replace' or 'blend', site"):
+        Injection("other")
+
+
+def test_an_operation_is_known_only_while_it_is_registered():
+    with pytest.raises(CheckpointError, match="operation is 'add' or 'replace', site"):
+        Injection("blend", "block", 3, 8.0)
+    with pytest.raises(CheckpointError, match=r"operation=\['add'\]"):
+        Injection(["add"])
 
 
 def test_the_default_is_the_published_addition():

@@ -1,15 +1,16 @@
 """The prompt and its one marker, on small real tokenizers; and what a reply says."""
 
+import functools
 import re
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from nnsight_nla.checkpoint import Checkpoint
-from nnsight_nla.errors import CheckpointError
+from nnsight_nla.errors import CheckpointError, NLAError
 from nnsight_nla.prompting import Prompt, extract, snippets
 
 MARKER = "㈎"
@@ -210,8 +211,9 @@ def test_a_chat_template_that_fails(chat):
 def test_a_templates_format_tricks_are_never_evaluated(live, trick):
     template = f"{trick} <concept>{{injection_char}}</concept>."
     if trick == "{{injection_char}}":
-        with pytest.raises(CheckpointError, match=r"has 2 times \{injection_char\}"):
-            checkpoint(live, template)
+        # The braces stay, and what is between them is a slot like any other: a second site.
+        with pytest.raises(CheckpointError, match=r"has 1 places .* expected exactly 2"):
+            Prompt.render(checkpoint(live, template), live)
         return
     prompt = Prompt.render(checkpoint(live, template), live)
     assert f"<|user|>{trick} <concept>{MARKER}</concept>.<|end|>" in prompt.text
@@ -220,6 +222,118 @@ def test_a_templates_format_tricks_are_never_evaluated(live, trick):
 def test_a_numbered_slot_is_refused(live):
     with pytest.raises(CheckpointError, match=r"slots that nnsight_nla does not know: \{0\}\."):
         checkpoint(live, "{0} <concept>{injection_char}</concept>")
+
+
+SEVERAL = [
+    # Two slots with the same neighbours.
+    ("A <c>{injection_char}</c> B <c>{injection_char}</c>", True),
+    # A run of three between two neighbours: what stands inside the run are markers.
+    ("Vector: <c>{injection_char}{injection_char}{injection_char}</c>.", True),
+    # Slots with different neighbours, which one pair of ids cannot describe.
+    ("First ({injection_char}), second [{injection_char}].", False),
+]
+
+
+@pytest.mark.parametrize(("template", "alike"), SEVERAL)
+def test_several_slots_are_several_sites(live, template, alike):
+    unknown = checkpoint(live, template, left_id=None, right_id=None)
+    prompt = Prompt.render(unknown, live)
+    slots = template.count("{injection_char}")
+    assert len(prompt.sites) == slots == prompt.ids.count(257)
+    assert [prompt.ids[site] for site in prompt.sites] == [257] * slots
+    assert prompt.sites == (prompt.marker_position, *prompt.more_positions)
+    assert list(prompt.sites) == sorted(set(prompt.sites))
+    assert (prompt.left_id is not None and prompt.right_id is not None) is alike
+    if alike:
+        known = checkpoint(live, template, left_id=prompt.left_id, right_id=prompt.right_id)
+        assert Prompt.render(known, live) == prompt
+
+
+def test_neighbours_that_fit_one_slot_only_are_refused_before_any_forward_pass(live):
+    template = "First ({injection_char}), second [{injection_char}]."
+    ids = {"left_id": one(live, "("), "right_id": one(live, ")")}
+    with refused(
+        f"The verbalizer's prompt has 1 places where '{MARKER}' (257) stands between "
+        f"{ids['left_id']} and {ids['right_id']}, expected exactly 2. Beside it stand: "
+        f"({one(live, '(')}, {one(live, ')')}), ({one(live, '[')}, {one(live, ']')}). Use the "
+        "tokenizer and template that ship with the checkpoint."
+    ):
+        Prompt.render(checkpoint(live, template, **ids), live)
+
+
+def test_a_marker_beside_a_slot_makes_the_run_too_long(live):
+    template = f"<concept>{MARKER}{{injection_char}}</concept>."
+    with pytest.raises(CheckpointError, match=r"has 2 places .* expected exactly 1"):
+        Prompt.render(checkpoint(live, template), live)
+
+
+def test_the_depth_slot(live):
+    template = "From depth {depth_pct}%: <concept>{injection_char}</concept>."
+    unfilled = checkpoint(live, template, layer=20, source={"template": "prompt_templates.av in m"})
+    with refused(
+        "template (prompt_templates.av in m) still has {depth_pct}: at what share of the target's "
+        "depth, in percent, was the vector read? Say how many blocks the target has "
+        "(checkpoint.at_depth(blocks)), or put the number in place of {depth_pct}."
+    ):
+        Prompt.render(unfilled, live)
+    filled = unfilled.at_depth(28)
+    assert "From depth 71%: <concept>" in Prompt.render(filled, live).text
+    assert filled.source["template"] == (
+        "prompt_templates.av in m; {depth_pct} is 71, block 20 of 28"
+    )
+    assert filled.at_depth(28) is filled
+    for blocks in (20, 0, -1, "28", None, 28.0):
+        with refused(
+            f"layer is 20, and the target has {blocks!r} blocks: {{depth_pct}} in the template "
+            "cannot be filled in."
+        ):
+            unfilled.at_depth(blocks)
+
+
+THINKING = CHAT.replace(
+    "<|assistant|>",
+    "<|assistant|>{% if enable_thinking is defined and not enable_thinking %}<think></think>"
+    "{% endif %}",
+)
+
+
+def test_the_thinking_block_is_the_checkpoints_to_say():
+    live = tokenizer(chat=THINKING)
+    silent = Prompt.render(checkpoint(live), live)
+    assert silent.text.endswith("<|assistant|>")
+    assert Prompt.render(checkpoint(live, thinking=True), live) == silent
+    off = Prompt.render(checkpoint(live, thinking=False), live)
+    assert off.text == silent.text + "<think></think>"
+    assert off.sites == silent.sites
+    for bad in (1, 0, "false", []):
+        with refused(f"thinking is {bad!r}, expected true, false or nothing."):
+            checkpoint(live, thinking=bad)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text(max_size=30) | st.sampled_from(["{", "}", "{0.__class__}", "%s", "{{ 7 * 7 }}", MARKER])
+    | st.builds("{{{}}}".format, st.text(max_size=8)),
+    st.sampled_from([TEMPLATE, "{injection_char}", "x{injection_char}{injection_char}y", ""]),
+    st.text(max_size=10),
+)  # fmt: skip
+def test_any_template_gives_a_prompt_or_one_of_our_errors(before, middle, after):
+    live = _shared_tokenizer()
+    template = before + middle + after
+    try:
+        unknown = checkpoint(live, template, left_id=None, right_id=None)
+        prompt = Prompt.render(unknown, live)
+    except NLAError:
+        return
+    # Verbatim but for the marker: no slot was evaluated, no brace lost, nothing unescaped.
+    filled = template.replace("{injection_char}", MARKER)
+    assert prompt.text == f"<|bos|><|user|>{filled}<|end|><|assistant|>"
+    assert len(prompt.sites) == template.count("{injection_char}")
+
+
+@functools.cache
+def _shared_tokenizer() -> PreTrainedTokenizerFast:
+    return tokenizer()
 
 
 # What a reply says.
