@@ -30,6 +30,7 @@ from .errors import NLAError, VerbalizationError
 from .explanation import Explanation
 from .scoring import cosine as _cosine
 from .view.glyphs import readable
+from .view.table import table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,18 +230,12 @@ class Comparison:
         return f"<Comparison shape={self.shape}>"
 
     def _repr_html_(self) -> str:
-        cell = "padding:.35rem .7rem;border-top:1px solid #8884;text-align:left;vertical-align:top"
-        head = "".join(
-            f'<th style="{cell}">{name}</th>' for name in ("index", "difference", *_SHOWN)
-        )
-        body = "".join(
-            f'<tr><td style="{cell}">{", ".join(map(str, at))}</td>'
-            f'<td dir="auto" style="{cell}">{row.to_html()}</td>'
-            + "".join(f'<td style="{cell}">{_number(getattr(row, name))}</td>' for name in _SHOWN)
-            + "</tr>"
+        rows = [
+            [", ".join(map(str, at)), row.to_html()]
+            + [_number(getattr(row, name)) for name in _SHOWN]
             for at, row in zip(np.ndindex(*self.shape), self.rows, strict=True)
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        ]
+        return table(("index", "difference", *_SHOWN), rows)
 
 
 _SHOWN = ("change", "cosine", "text_distance")

@@ -266,6 +266,27 @@ class TestPicture:
         ]  # fmt: skip
         assert all(value is not None for line in trace.z for value in line)
 
+        curves = sweep.plot(form="curves").data
+        assert [line.name for line in curves] == [
+            "block 1, ␣speak@8: steer", "block 1, ␣speak@8: random 0",
+            "block 3, ␣speak@8: steer", "block 3, ␣speak@8: random 0",
+        ]  # fmt: skip
+        rows = {(row["layer"], row["kind"], row["dose"]): row for row in sweep.rows()}
+        for line, (layer, kind) in zip(
+            curves, [(1, "steer"), (1, "random 0"), (3, "steer"), (3, "random 0")], strict=True
+        ):
+            assert list(line.x) == [0.5, 2]
+            assert list(line.y) == [rows[layer, kind, dose]["effect"] for dose in (0.5, 2)]
+            changed = [rows[layer, kind, dose]["text_changed"] for dose in (0.5, 2)]
+            shown = ["circle" if each else "circle-open" for each in changed]
+            assert list(line.marker.symbol) == shown
+
+    def test_curves_need_doses_and_forms_are_two(self):
+        with pytest.raises(ExperimentError, match="no doses to draw curves of"):
+            by_hand().plot(form="curves")
+        with pytest.raises(ExperimentError, match="'grid' or 'curves'"):
+            by_hand().plot(form="bars")
+
     def test_the_page_escapes_and_fetches_nothing(self):
         page = by_hand()._repr_html_()
         assert "a &lt;model&gt;" in page

@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..view.glyphs import readable, visible
+from ..view.table import chip, table
 from .cells import REACHES
 from .errors import ExperimentError
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 12
 _LONGEST = 2000
-_CELL = "padding:.3rem .6rem;border-top:1px solid #8884;text-align:left;vertical-align:top"
+_SYMBOLS = {"●": "circle", "–": "x-thin-open", "○": "circle-open", "?": "diamond-open"}
+_LINE = '<div style="font:14px/1.5 system-ui,sans-serif;margin:.3rem 0">'
 
 
 def heat_map(sweep: Sweep, value: str) -> go.Figure:
@@ -33,8 +35,7 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
     """
     import plotly.graph_objects as go
 
-    if value not in ("effect", "change"):
-        raise ExperimentError(f"plot(value={value!r}): expected 'effect' or 'change'.")
+    _check(value)
     rows = _first_of_each_cell(sweep.rows())
     compared = sweep.compared(rows, distances=False)
     across = list(dict.fromkeys(_across(row) for row in sorted(rows, key=_across_order)))
@@ -46,8 +47,6 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
         z[y][x] = row["effect"] if value == "effect" else difference.change
         hover[y][x] = _hover(row, difference)
         mark[y][x] = _mark(row)
-    patch = sweep.header.experiment == "patch"
-    unit = "effect (corrupt 0, clean 1)" if patch else f"change of {sweep.header.metric}"
     most = max((abs(each) for line in z for each in line if each is not None), default=1.0) or 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -59,20 +58,20 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
             # Blue and red meet at zero; what has no value stays blank.
-            colorscale="RdBu_r" if value == "effect" else "Greens",
+            colorscale="RdBu_r" if value == "effect" else "Oranges",
             zmid=0 if value == "effect" else None,
             zmin=-most if value == "effect" else 0,
             zmax=most if value == "effect" else 1,
-            colorbar={"title": {"text": unit if value == "effect" else "share of words changed"}},
+            colorbar={
+                "title": {"text": _unit(sweep) if value == "effect" else "share of words changed"}
+            },
             xgap=1,
             ygap=1,
         )
     )
-    at = ", ".join(dict.fromkeys(visible(row["explained_token"]) for row in rows))
-    where = f"explained at block {sweep.header.k}" + (f", {at}" if len(at) < 40 else "")
     figure.update_layout(
         title={
-            "text": f"{sweep.header.experiment}: {escape(sweep.header.metric)}; {escape(where)}"
+            "text": f"{_title(sweep, rows)}"
             "<br><sup>● the text changed   – it could not   ○ it did not</sup>"
         },
         xaxis={"title": {"text": "position"}, "type": "category", "tickangle": -40},
@@ -83,20 +82,72 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
     return figure
 
 
+def curves(sweep: Sweep, value: str) -> go.Figure:
+    """Doses to the right, a line for each place; the random directions' in grey.
+
+    Args:
+        sweep: The table.
+        value: ``"effect"`` or ``"change"``.
+
+    Raises:
+        ExperimentError: `value` is something else, or nothing was given in doses.
+    """
+    import plotly.graph_objects as go
+
+    _check(value)
+    rows = [row for row in _first_of_each_cell(sweep.rows()) if row["dose"] is not None]
+    if not rows:
+        raise ExperimentError(
+            f"A sweep of {sweep.header.experiment!r} has no doses to draw curves of: plot()."
+        )
+    lines: dict[str, list[tuple[Any, Any]]] = {}
+    compared = sweep.compared(rows, distances=False)
+    for row, difference in zip(rows, compared, strict=True):
+        place = f"block {_upwards(row)}, {_place(row)}"
+        lines.setdefault(f"{place}: {row['kind']}", []).append((row, difference))
+    figure = go.Figure()
+    for name, line in lines.items():
+        line.sort(key=lambda each: each[0]["dose"])
+        random = line[0][0]["kind"].startswith("random")
+        symbols = [_SYMBOLS[_mark(row)] for row, _ in line]
+        figure.add_scatter(
+            x=[row["dose"] for row, _ in line],
+            y=[row["effect"] if value == "effect" else each.change for row, each in line],
+            name=escape(name),
+            mode="lines+markers",
+            line={"color": "#888888", "dash": "dot"} if random else {},
+            marker={"size": 9, "symbol": symbols},
+            customdata=[_hover(*each) for each in line],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    unit = _unit(sweep) if value == "effect" else "share of words changed"
+    figure.update_layout(
+        title={
+            "text": f"{_title(sweep, rows)}"
+            "<br><sup>● the text changed   ✕ it could not   ○ it did not</sup>"
+        },
+        xaxis={"title": {"text": "dose"}},
+        yaxis={"title": {"text": unit}},
+        template="plotly_white",
+        height=420,
+    )
+    return figure
+
+
 def html(sweep: Sweep) -> str:
     """A summary, the runs without an intervention, and the rows with the largest effects."""
     header, rows = sweep.header, sweep.rows()
     done = f"{len(sweep.outcomes)} of {len(sweep.cells)} cells"
     lines = [
-        f"<div><b>{header.experiment}</b> of {escape(header.target)}: {done}; metric "
+        f"{_LINE}<b>{header.experiment}</b> of {escape(header.target)}: {done}; metric "
         f"{escape(header.metric)}; explained: the output of block {header.k}</div>",
-        _table(
+        table(
             ("run", "metric", "answer", "explanation"),
             [
                 [
                     name,
                     _number(run.metric),
-                    f"<code>{escape(visible(run.answer))}</code>",
+                    chip(run.answer),
                     _texts(sweep, run),
                 ]
                 for name, run in sweep.runs.items()
@@ -106,13 +157,13 @@ def html(sweep: Sweep) -> str:
     top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
     differences = sweep.compared(top, distances=False)
     lines.append(
-        _table(
+        table(
             ("where", "effect", "answer", "explanation, before to after"),
             [
                 [
                     escape(_name(row)),
                     _number(row["effect"]),
-                    f"<code>{escape(visible(row['answer']))}</code>",
+                    chip(row["answer"]),
                     difference.to_html()
                     if row["reach"] == REACHES
                     else f"<em>{escape(row['reach'])}</em>",
@@ -123,9 +174,25 @@ def html(sweep: Sweep) -> str:
     )
     if len(rows) > len(top):
         lines.append(
-            f"<div>the {len(top)} largest effects of {len(rows)} rows; .to_pandas() has all</div>"
+            f"{_LINE}the {len(top)} largest effects of {len(rows)} rows; .to_pandas() has all</div>"
         )
     return "".join(lines)
+
+
+def _check(value: str) -> None:
+    if value not in ("effect", "change"):
+        raise ExperimentError(f"plot(value={value!r}): expected 'effect' or 'change'.")
+
+
+def _unit(sweep: Sweep) -> str:
+    patch = sweep.header.experiment == "patch"
+    return "effect (corrupt 0, clean 1)" if patch else f"change of {sweep.header.metric}"
+
+
+def _title(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
+    at = ", ".join(dict.fromkeys(visible(row["explained_token"]) for row in rows))
+    where = f"explained at block {sweep.header.k}" + (f", {at}" if len(at) < 40 else "")
+    return f"{sweep.header.experiment}: {escape(sweep.header.metric)}; {escape(where)}"
 
 
 def _first_of_each_cell(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -167,13 +234,14 @@ def _across_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    place = (
-        "every position"
-        if row["position"] is None
-        else f"{visible(row['token'])}@{row['position']}"
-    )
     dose = "" if row["dose"] is None else f", {row['kind']} × {row['dose']:g}"
-    return f"{row['site']}, block {_upwards(row)}, {place}{dose}"
+    return f"{row['site']}, block {_upwards(row)}, {_place(row)}{dose}"
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    if row["position"] is None:
+        return "every position"
+    return f"{visible(row['token'])}@{row['position']}"
 
 
 def _hover(row: Mapping[str, Any], difference: Any) -> str:
@@ -202,15 +270,3 @@ def _texts(sweep: Sweep, run: Any) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    names = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in head)
-    body = "".join(
-        "<tr>" + "".join(f'<td dir="auto" style="{_CELL}">{cell}</td>' for cell in row) + "</tr>"
-        for row in rows
-    )
-    return (
-        '<table style="border-collapse:collapse;font:14px/1.45 system-ui,sans-serif">'
-        f"<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
-    )

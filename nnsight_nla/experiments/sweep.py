@@ -201,16 +201,28 @@ class Sweep:
         header, cells, runs, outcomes, known = read(Path(path))
         return cls(header, cells, runs, outcomes, nla, known)
 
-    def plot(self, *, value: Literal["effect", "change"] = "effect") -> go.Figure:
-        """A heat map of layers × positions, with the explanations on hover.
+    def plot(
+        self,
+        *,
+        value: Literal["effect", "change"] = "effect",
+        form: Literal["grid", "curves"] = "grid",
+    ) -> go.Figure:
+        """A heat map of layers × positions, or curves over doses, with the explanations on hover.
 
         Args:
             value: What the colour shows: the effect on the metric, or the share of words that the
                 explanation changed by. A dot marks a text that changed, a dash one that could not.
-        """
-        from .picture import heat_map
+            form: ``"grid"``, or ``"curves"``: the value over the doses of a `steer`, a line for
+                each place and direction.
 
-        return heat_map(self, value)
+        Raises:
+            ExperimentError: An option is none of these, or the sweep has no doses for curves.
+        """
+        from .picture import curves, heat_map
+
+        if form not in ("grid", "curves"):
+            raise ExperimentError(f"plot(form={form!r}): expected 'grid' or 'curves'.")
+        return curves(self, value) if form == "curves" else heat_map(self, value)
 
     def _row(self, cell: Cell, at: int, angle: float | None) -> dict[str, Any]:
         header, outcome = self.header, self.outcomes[cell]

@@ -8,7 +8,7 @@ from typing import Any
 
 _BOX = "font:14px/1.5 system-ui,sans-serif;max-width:60rem;border-collapse:collapse;text-align:left"
 _CELL = "padding:.3rem .8rem;border-top:1px solid #8884;vertical-align:top;text-align:left"
-_CARRIES, _HARMS = "#2a9d8f", "#d1495b"
+_CARRIES, _HARMS = "#0d9488", "#b91c1c"
 
 
 def claims(record: Mapping[str, Any]) -> str:

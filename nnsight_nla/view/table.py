@@ -1,4 +1,8 @@
-"""A handle's table: inline styles only, so that it looks the same wherever a notebook is shown."""
+"""Tables for notebooks: inline styles only, so that they look the same wherever one is shown.
+
+They take ink and paper from where they stand, light or dark, and their few colours from the reading
+page.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +29,36 @@ def explanation(records: Sequence[Mapping[str, Any]]) -> str:
     placed = any(
         record["token"] is not None or record["position"] is not None for record in records
     )
-    head = ["position", "token"] if placed else ["index"]
-    lines = [
-        f'<table style="{_STYLE}"><thead><tr>',
-        *(f'<th scope="col" style="{_HEAD}">{name}</th>' for name in (*head, "explanation")),
-        "</tr></thead><tbody>",
-    ]
+    rows = []
     for record in records:
         place = (
-            [_plain(record["position"]), _chip(record["token"])]
+            [_plain(record["position"]), chip(record["token"])]
             if placed
             else [", ".join(map(str, record["index"]))]
         )
-        cells = [*place, _body(record)]
-        lines += [
-            "<tr>",
-            *(f'<td dir="auto" style="{_CELL}">{cell}</td>' for cell in cells),
-            "</tr>",
-        ]
-    return "".join([*lines, "</tbody></table>"])
+        rows.append([*place, _body(record)])
+    head = ("position", "token") if placed else ("index",)
+    return table((*head, "explanation"), rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in the style that all of ours have.
+
+    Args:
+        head: The columns' names.
+        rows: Their cells, as HTML: whoever made them has escaped what is in them.
+    """
+    names = "".join(f'<th scope="col" style="{_HEAD}">{name}</th>' for name in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td dir="auto" style="{_CELL}">{cell}</td>' for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f'<table style="{_STYLE}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def chip(token: str | None) -> str:
+    """A token as the reading page shows it: its white space to be seen, set apart."""
+    return "" if token is None else f'<code style="{_CHIP}">{escape(visible(token))}</code>'
 
 
 def _body(record: Mapping[str, Any]) -> str:
@@ -56,10 +71,6 @@ def _body(record: Mapping[str, Any]) -> str:
     label = record.get("trust")
     trust = "" if label is None else f'<div style="{_NOTE}">{escape(label["line"])}</div>'
     return text + trust + notes
-
-
-def _chip(token: str | None) -> str:
-    return "" if token is None else f'<code style="{_CHIP}">{escape(visible(token))}</code>'
 
 
 def _plain(value: Any) -> str:
