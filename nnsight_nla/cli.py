@@ -205,8 +205,8 @@ def doctor(
 ) -> None:
     """Try each setting that AV declares against others; exit code 1 when a declared one loses."""
     with _working("examining"):
-        from .diagnosis import Diagnosis
         from .checkup import check
+        from .diagnosis import Diagnosis
         from .sampling import Sampling
 
         unusable = check(av)

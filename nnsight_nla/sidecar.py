@@ -288,7 +288,9 @@ def _replacement(tree: dict[str, Any], file: str) -> tuple[Injection, str]:
             "checkpoint=Injection('replace', 'embedding', None, 150.0))."
         )
     d_model = _get(tree, "d_model") or _get(tree, "extraction.d_model")
-    if str(scale) == "sqrt_d_model" and is_int(d_model, 1) and d_model < 1 << 30:
+    if str(scale) == "sqrt_d_model":
+        if not is_int(d_model, 1) or d_model >= 1 << 30:
+            raise CheckpointError(f"{_SCALE} is sqrt_d_model, and d_model is {d_model!r}.")
         root = math.sqrt(d_model)
         return Injection("replace", "embedding", None, root), f"{_MODE} and d_model in {file}"
     return Injection("replace", "embedding", None, _real(scale)), f"{_MODE} in {file}"
