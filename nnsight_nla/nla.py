@@ -1,10 +1,12 @@
 """`NLA`: the facade. Each method is a few lines that call the module whose idea it is.
 
-model = TransformersModel("Qwen/Qwen3-8B", task="text-generation")
-nla = NLA("ceselder/nanonla-l24-av-qwen3-8b")
-with model.trace("The Eiffel Tower is in the city of"):
-    thought = nla.explain(nla.layer(model).output[0, -1])
-print(thought.text)
+In one glance::
+
+    model = TransformersModel("Qwen/Qwen3-8B", task="text-generation")
+    nla = NLA("ceselder/nanonla-l24-av-qwen3-8b")
+    with model.trace("The Eiffel Tower is in the city of"):
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    print(thought.text)
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import controls as _controls
-from . import hosts, lens
+from . import hosts, lens, sharing
 from . import remote as _remote
 from .arguments import (
     batch_rows,
@@ -38,7 +40,8 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError, InjectionError, NLAWarning, ReconstructionError
 from .explanation import Explanation, captured_rows, nested, provenance
 from .injection import Injection
-from .loading import load_model, load_tokenizer
+from .loading import at_depth, load_model, load_tokenizer
+from .placement import Placement, Places
 from .prompting import Prompt
 from .queue import Queue
 from .reconstructor import Reconstructor
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from . import judge
     from . import read as _read
     from . import score as _score
+    from .diagnosis import Diagnosis
     from .ndif import HostStatus
     from .reading import Reading
     from .wire import Direction
@@ -75,6 +79,8 @@ class NLA:
         remote: bool = False,
         sampling: Sampling | None = None,
         batch_size: int | Literal["auto"] = "auto",
+        target: TransformersModel | None = None,
+        placement: Placement = "together",
         **load: Any,
     ) -> None:
         """Read and check sidecar, configuration and tokenizer; weights load at the first text.
@@ -92,25 +98,36 @@ class NLA:
                 stay there.
             sampling: The default for every `explain`; greedy, 200 new tokens.
             batch_size: Vectors per verbalizer batch.
+            target: The model that is read. Halves that are adapters run on its weights (see
+                `NLA.on`), and it makes room where `placement` says so.
+            placement: ``"together"``, or ``"sequential"``: target, verbalizer and reconstructor
+                are in memory one at a time (see `placement` for who makes room how).
             load: Goes to nnsight's `TransformersModel` as it is (``dtype=``, ``device_map=``, ...).
 
         Raises:
             CheckpointError: The checkpoint cannot be found, read, or served as it is.
         """
         self.sampling = check_sampling(sampling) or Sampling()
+        self.target, self.remote = target, remote
+        base: Any = av
+        if target is not None and peft is None and sharing.is_adapter(av):
+            base, peft = target, str(av)
         where = peft or (av if isinstance(av, str | Path) else hosts.describe(av))
-        described = _describe(where, checkpoint)
-        tokenizer = load_tokenizer(av, described)
+        described = at_depth(base, _describe(where, checkpoint), load)
+        trust = load.get("trust_remote_code", False)
+        tokenizer = load_tokenizer(base, described, trust=trust)
         self.prompt = Prompt.render(described, tokenizer)
         self.checkpoint = _completed(described, self.prompt, tokenizer)
-        self.av = load_model(av, tokenizer, peft, load)
-        self.remote = remote
+        self.av = self._load(base, tokenizer, peft, load)
+        self._places = Places(placement, target)
+        self._places.add_half("verbalizer", self.av, loaded_here=isinstance(av, str | Path))
         self._verbalizer = Verbalizer(self.av, self.checkpoint, self.prompt, remote=remote)
-        self._queue = Queue(self, self._verbalizer, batch_rows(batch_size))
+        self._queue = Queue(self, self._verbalizer, batch_rows(batch_size), self._places)
         self.baseline = _checked(baseline) or self.checkpoint.baseline
         self._reconstructor = None if ar is None else self._half(ar, load)
         self._reference: judge.Reference | None = None
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
+        sharing.check_used(load, self.av, self._reconstructor and self._reconstructor.ar)
         self.spec = _spec(
             av=av,
             ar=ar,
@@ -120,9 +137,40 @@ class NLA:
             remote=remote,
             sampling=sampling,
             batch_size=batch_size,
+            target=target,
+            placement=placement,
             **load,
         )
         self.uid = _remote.enter(self)
+
+    @classmethod
+    def on(
+        cls,
+        model: TransformersModel,
+        av: str | Path | TransformersModel,
+        *,
+        ar: str | Path | TransformersModel | None = None,
+        **options: Any,
+    ) -> NLA:
+        """An NLA whose halves are adapters on `model`: its weights, held once, in every role.
+
+        `model` itself is not touched (see `sharing`), so your traces see the plain base, and a text
+        may be read inside one of them. With ``remote=True`` the adapter runs on the deployment of
+        `model`.
+
+        Args:
+            model: The target, an nnsight model.
+            av: The verbalizer's PEFT adapter, a folder or a Hub id; or a model of its own.
+            ar: The reconstructor's (as PEFT stores it with a head beside it, or ``ar_meta.json``);
+                or a model of its own.
+            options: As for `NLA`; what goes to nnsight is for a half that is a model of its own.
+
+        Raises:
+            CheckpointError: Neither half is an adapter, or one cannot stand on `model`.
+        """
+        nla = cls(av, ar=ar, target=model, **options)
+        sharing.check_shares(nla.av, nla.ar if nla.has_reconstructor else None, model)
+        return nla
 
     @property
     def hook_name(self) -> str:
@@ -176,6 +224,7 @@ class NLA:
                 NLAWarning,
                 stacklevel=2,
             )
+        self._places.add_target(model)
         return envoy
 
     def positions(
@@ -307,6 +356,16 @@ class NLA:
         else:
             only = [handles] if isinstance(handles, Explanation) else list(handles)
             self._queue.resolve_only(only)
+
+    def unload(self) -> None:
+        """Drop the weights of the verbalizer and the reconstructor; handles keep what they have.
+
+        The next text loads them again. A live model that you passed stays as it is.
+
+        Raises:
+            VerbalizationError: A trace is running on one of them.
+        """
+        self._queue.unload()
 
     def controls(
         self, n: int, *, like: Explanation | Tensor | None = None, seed: int = 0
@@ -456,6 +515,37 @@ class NLA:
         start = None if ends[1] is None else self.reconstruct(ends[1])
         return _direction.direction(self.reconstruct(ends[0]), start, length)
 
+    def doctor(
+        self,
+        model: TransformersModel,
+        *,
+        ar: str | Path | None = None,
+        texts: Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        remote: bool = False,
+    ) -> Diagnosis:
+        """Try every setting of the checkpoint against its neighbours, on a few activations.
+
+        Args:
+            model: The target.
+            ar: A reconstructor to judge by, as its own sidecar describes it, where this NLA has
+                none or where the two halves contradict each other.
+            texts: What the target reads; a few plain English texts unless given.
+            sampling: How the explanations' tokens are chosen.
+            remote: Run the target on the configured NDIF host.
+
+        Returns:
+            What was tried with its figures, what loses, and the checkpoint that the evidence
+            supports; see `diagnosis`.
+
+        Raises:
+            InjectionError: The target does not fit, or `texts` are none.
+            CheckpointError: The checkpoint as declared cannot be run at all.
+        """
+        from .doctor import diagnose
+
+        return diagnose(self, model, ar=ar, texts=texts, sampling=sampling, remote=remote)
+
     def compare(self, before: Explanation, after: Explanation) -> _compare.Comparison:
         """What changed between two explanations: words, vectors, and the texts' meaning.
 
@@ -546,16 +636,38 @@ class NLA:
         from . import layouts
 
         layout = layouts.read(source, self.checkpoint)
-        tokenizer = load_tokenizer(source, self.checkpoint)
         adapter = None if layout.adapter is None else str(layout.adapter)
-        if isinstance(source, str | Path):
+        here = isinstance(source, str | Path)
+        shares = adapter is not None and self.target is not None
+        tokenizer = load_tokenizer(self.target if shares else source, self.checkpoint)
+        if shares:
+            source = self.target
+        elif here:
             source = layout.base
             config = layouts.cut_config(source, self.checkpoint.layer, load)
             # A host serves whole models; what lies above block K is not run there.
             if config is not None and not self.remote:
                 load = {**load, "config": config}
-        model = load_model(source, tokenizer, adapter, load)
-        return Reconstructor(model, self.checkpoint, layout, tokenizer, remote=self.remote)
+        model = self._load(source, tokenizer, adapter, load, self.checkpoint.layer + 1)
+        self._places.add_half("reconstructor", model, loaded_here=here)
+        return Reconstructor(
+            model, self.checkpoint, layout, tokenizer, remote=self.remote, places=self._places
+        )
+
+    def _load(
+        self,
+        source: Any,
+        tokenizer: Any,
+        adapter: str | None,
+        load: dict[str, Any],
+        blocks: int | None = None,
+    ) -> TransformersModel:
+        """A half without its weights: on the target's where it is an adapter on it."""
+        if adapter is None or source is not self.target:
+            return load_model(source, tokenizer, adapter, load)
+        if self.remote:
+            return load_model(hosts.describe(source), tokenizer, adapter, load)
+        return sharing.AdapterModel(source, adapter, blocks=blocks)
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
@@ -598,7 +710,11 @@ def _describe(where: str | Path, given: Checkpoint | Injection | str | Path | No
 def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
     """Fill in the neighbours that a sidecar left out, and say whose tokenizer is used."""
     live = {"left_id": prompt.left_id, "right_id": prompt.right_id}
-    absent = {name: value for name, value in live.items() if getattr(checkpoint, name) is None}
+    absent = {
+        name: value
+        for name, value in live.items()
+        if getattr(checkpoint, name) is None and value is not None
+    }
     whose = str(getattr(tokenizer, "name_or_path", "") or "a live tokenizer")
     source = {
         **checkpoint.source,
@@ -624,7 +740,7 @@ def _whole(positions: list[Any] | None) -> list[int] | None:
 def _spec(**given: Any) -> dict[str, Any] | None:
     """The arguments an NLA can be rebuilt from elsewhere; ``None`` where one is a live model."""
     plain = (str, Path, int, float, bool, Checkpoint, Injection, Sampling, type(None))
-    models = (given["av"], given["ar"])
+    models = (given["av"], given["ar"], given["target"])
     return given if all(isinstance(each, plain) for each in models) else None
 
 

@@ -6,7 +6,7 @@ marker, at the injection site's output, in the prefill (a plain read inside nnsi
 
     with av.generate(ids, ...) as tracer:
         before = site.output
-        site.output = write(before, vectors, marker_position, injection)
+        site.output = write(before, vectors, marker_positions, injection)
         sequences = tracer.result.save()
 """
 
@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError, VerbalizationError
 from .injection import write
 from .ndif import send
+from .placement import load_weights
 from .prompting import CLOSE, Prompt, extract
 from .sampling import Sampling, draw_seed
 from .scoring import cosine
@@ -119,7 +120,7 @@ class Verbalizer:
         """
         self._check_free()
         if not self.remote:
-            self.av.dispatch()
+            load_weights(self.av)
         start = len(self.prompt.ids)
         if start + sampling.max_new_tokens > self.context:
             raise VerbalizationError(
@@ -157,15 +158,12 @@ class Verbalizer:
 
         The block is shipped as it stands where it runs remotely, so it names nothing of `self`.
         """
-        position, injection, site = (
-            self.prompt.marker_position,
-            self.checkpoint.injection,
-            self.site,
-        )
+        sites, injection, site = self.prompt.sites, self.checkpoint.injection, self.site
+        position = sites[0]
         ids = torch.tensor([self.prompt.ids]).expand(len(vectors), -1).contiguous()
         with self.av.generate(ids, **settings) as tracer:
             before = site.output
-            after = write(before, vectors, position, injection, given)
+            after = write(before, vectors, sites, injection, given)
             site.output = after
             marker = torch.stack([before[:, position], after[:, position]]).float().cpu().save()
             sequences = tracer.result.cpu().save()
@@ -211,7 +209,7 @@ class Verbalizer:
     ) -> list[Reply]:
         ends = {*self._ends(), self._generation_config(Sampling()).pad_token_id}
         before, after = marker
-        added = after - before if self.checkpoint.injection.operation == "add" else after
+        added = after if self.checkpoint.injection.operation == "replace" else after - before
         angles = torch.where(given.cpu(), cosine(added, vectors), torch.nan)
         replies: list[Reply] = []
         for row, ids in enumerate(tokens.tolist()):
