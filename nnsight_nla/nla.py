@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import controls as _controls
-from . import hosts, lens, sharing
+from . import hosts
 from . import remote as _remote
 from .arguments import (
     batch_rows,
@@ -40,13 +40,8 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError, InjectionError, NLAWarning, ReconstructionError
 from .explanation import Explanation, captured_rows, nested, provenance
 from .injection import Injection
-from .loading import at_depth, load_model, load_tokenizer
-from .placement import Placement, Places
 from .prompting import Prompt
-from .queue import Queue
-from .reconstructor import Reconstructor
 from .sampling import Sampling
-from .verbalizer import Verbalizer
 
 # What only some sessions use is imported where it is used: importing the package has to be quick.
 if TYPE_CHECKING:
@@ -56,12 +51,14 @@ if TYPE_CHECKING:
 
     from . import claims as _claims
     from . import compare as _compare
-    from . import judge
+    from . import judge, lens
     from . import read as _read
     from . import score as _score
     from .diagnosis import Diagnosis
     from .ndif import HostStatus
+    from .placement import Placement
     from .reading import Reading
+    from .reconstructor import Reconstructor
     from .wire import Direction
 
 
@@ -107,6 +104,12 @@ class NLA:
         Raises:
             CheckpointError: The checkpoint cannot be found, read, or served as it is.
         """
+        from . import sharing
+        from .loading import at_depth, load_tokenizer
+        from .placement import Places
+        from .queue import Queue
+        from .verbalizer import Verbalizer
+
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         base: Any = av
@@ -168,6 +171,8 @@ class NLA:
         Raises:
             CheckpointError: Neither half is an adapter, or one cannot stand on `model`.
         """
+        from . import sharing
+
         nla = cls(av, ar=ar, target=model, **options)
         sharing.check_shares(nla.av, nla.ar if nla.has_reconstructor else None, model)
         return nla
@@ -206,6 +211,8 @@ class NLA:
         Warns:
             NLAWarning: `model` goes by another name than the one the verbalizer was trained on.
         """
+        from . import lens
+
         layer, d_model = self.checkpoint.layer, self.checkpoint.d_model
         host: Any = lens if lens.is_bridge(model) else hosts
         if host.width(model) != d_model:
@@ -231,6 +238,8 @@ class NLA:
         self, model: TransformersModel | TransformerBridge, prompts: str | Sequence[Any]
     ) -> list[hosts.Positions]:
         """The real positions of each prompt in a padded batch; see `hosts.positions`."""
+        from . import lens
+
         if lens.is_bridge(model):
             return lens.positions(model, prompts)
         return hosts.positions(model, prompts)
@@ -250,6 +259,8 @@ class NLA:
         Raises:
             InjectionError: `bridge` cannot be read by this NLA; see `layer`.
         """
+        from . import lens
+
         if not lens.is_bridge(bridge):
             raise InjectionError(
                 f"A hook is for a TransformerBridge, got {hosts.describe(bridge)}. In an nnsight "
@@ -634,6 +645,8 @@ class NLA:
     def _half(self, source: str | Path | TransformersModel, load: dict[str, Any]) -> Reconstructor:
         """The reconstructor, checked and without weights."""
         from . import layouts
+        from .loading import load_tokenizer
+        from .reconstructor import Reconstructor
 
         layout = layouts.read(source, self.checkpoint)
         adapter = None if layout.adapter is None else str(layout.adapter)
@@ -663,11 +676,14 @@ class NLA:
         blocks: int | None = None,
     ) -> TransformersModel:
         """A half without its weights: on the target's where it is an adapter on it."""
+        from .loading import load_model
+        from .sharing import AdapterModel
+
         if adapter is None or source is not self.target:
             return load_model(source, tokenizer, adapter, load)
         if self.remote:
             return load_model(hosts.describe(source), tokenizer, adapter, load)
-        return sharing.AdapterModel(source, adapter, blocks=blocks)
+        return AdapterModel(source, adapter, blocks=blocks)
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:

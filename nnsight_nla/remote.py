@@ -35,7 +35,6 @@ from .explanation import Explanation
 from .hosts import Positions
 from .injection import Injection
 from .sampling import Sampling
-from .sharing import weights_of
 
 NLAS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """Every NLA of this process, by its uid."""
@@ -245,6 +244,8 @@ def _check_block(nla: Any) -> None:
             raise VerbalizationError(f"line {node.lineno}: {root}.{node.attr}: {_ONE_MODEL}")
     if len(models) > 1:
         raise VerbalizationError(f"this block names {len(models)} models: {_ONE_MODEL}")
+    from .sharing import weights_of
+
     here = weights_of(nla.av)
     if not nla.remote and any(
         model is nla.av or (model is here and not model.dispatched) for model in models.values()

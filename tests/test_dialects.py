@@ -370,10 +370,11 @@ anything = st.recursive(
     leaf, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(leaf, inner, max_size=2)
 )
 everywhere = [
-    *sorted({place for places in PLACES.values() for place in places}), "kind", "schema_version", "extraction", "tokens", "critic", "ar", "training",
-    "prompt_templates", "training.injection_mode", "training.injection_layer",
-    "training.injection_coefficient", "extraction.injection_scale", "extraction.norm",
-]  # fmt: skip
+    *sorted({place for places in PLACES.values() for place in places}),
+    *("kind", "schema_version", "extraction", "tokens", "critic", "ar", "training"),
+    *("prompt_templates", "training.injection_mode", "training.injection_layer"),
+    *("training.injection_coefficient", "extraction.injection_scale", "extraction.norm"),
+]
 
 
 @settings(max_examples=200, deadline=None)
