@@ -30,7 +30,7 @@ def broken(checkpoint: Checkpoint, av: str | Path = FOLDERS["av"]) -> NLA:
 
 
 def examined(model, nla: NLA, **options) -> Diagnosis:
-    return nla.doctor(model, ar=FOLDERS["ar"], sampling=SHORT, **options)
+    return nla.doctor(model, ar=FOLDERS["ar"], sampling=SHORT, texts=TEXTS[:3], **options)
 
 
 @pytest.fixture(scope="module")
