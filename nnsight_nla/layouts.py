@@ -82,6 +82,15 @@ def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layo
     head_file = stored(where, HEAD, needed=True)
     head = _identity(where, source, checkpoint) if head_file is None else _matrix(head_file)
     base = Path(where).expanduser() if Path(where).expanduser().exists() else where
+    own_head = head_file is not None and isinstance(source, str | Path)
+    if own_head and cut_config(base, checkpoint.layer, {}) is not None:
+        warnings.warn(
+            f"{where} has a head and more blocks than a reconstructor of layer {checkpoint.layer}: "
+            "it is cut after that block. If the head was trained on a later one, this is the "
+            "reconstructor of another layer.",
+            NLAWarning,
+            stacklevel=4,
+        )
     return Layout(base, head, template, suffix, final_norm=stripped is False)
 
 
@@ -94,7 +103,9 @@ def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | No
     from transformers import AutoConfig
 
     try:
-        options = {name: load[name] for name in ("trust_remote_code", "revision") if name in load}
+        # Left out, transformers asks on the terminal whether to run the repository's code.
+        options = {"trust_remote_code": load.get("trust_remote_code", False)}
+        options |= {"revision": load["revision"]} if "revision" in load else {}
         config = AutoConfig.from_pretrained(str(source), **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
