@@ -19,6 +19,7 @@ from torch.nn.functional import mse_loss
 from .. import hosts
 from ..checkpoint import Checkpoint
 from ..errors import InjectionError
+from ..layouts import shorten
 from ..scoring import normalise
 from .rows import TrainingError, reconstructor_rows
 from .settings import Settings
@@ -115,7 +116,6 @@ def _truncate(model: Any, layer: int) -> tuple[str, nn.Module]:
     Returns:
         The path of the final norm, and the norm that was there.
     """
-    config = hosts.text_config(model)
     try:
         norm_path = hosts.final_norm_path(model)
     except InjectionError as error:
@@ -132,7 +132,5 @@ def _truncate(model: Any, layer: int) -> tuple[str, nn.Module]:
     )
     setattr(decoder, name, blocks[: layer + 1])
     setattr(decoder, norm_name, nn.Identity())
-    config.num_hidden_layers = layer + 1
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = list(config.layer_types[: layer + 1])
+    shorten(model.config, layer + 1)
     return norm_path, norm
