@@ -238,7 +238,7 @@ def test_a_sound_checkpoint_can_be_rendered():
 
 
 def test_the_command_line_prints_a_table_and_exits_zero(monkeypatch):
-    monkeypatch.setattr(cli, "_out", Console(width=140))
+    monkeypatch.setattr(cli.doctor, "out", Console(width=140))
     command = ["doctor", FOLDERS["av"], "--target", FOLDERS["target"], "--ar", FOLDERS["ar"]]
     ran = CliRunner().invoke(app, [*command, "--max-new-tokens", "60"])
     assert ran.exit_code == 0, ran.output

@@ -1,0 +1,74 @@
+"""``nnsight-nla doctor``: every setting of a checkpoint against its neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .shell import AsJson, app, load, out, print_json, working
+
+if TYPE_CHECKING:
+    from ..diagnosis import Diagnosis
+
+
+@app.command()
+def doctor(
+    av: Annotated[str, typer.Argument(help="The verbalizer: a folder or a Hub id.")],
+    ar: Annotated[str | None, typer.Option(help="The reconstructor, to judge by.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Run all on the NDIF host.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 200,
+    dtype: Annotated[str, typer.Option(help="Of target and verbalizer.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try each setting that AV declares against others; exit code 1 when a declared one loses."""
+    with working("examining"):
+        from ..checkup import check
+        from ..diagnosis import Diagnosis
+        from ..sampling import Sampling
+
+        unusable = check(av)
+        if unusable is not None:
+            found = Diagnosis((unusable,), (unusable.setting,), None, False, 0)
+        else:
+            model, nla = load(av, None, target, dtype, device_map, remote=remote)
+            sampling = Sampling(max_new_tokens=max_new_tokens)
+            found = nla.doctor(model, ar=ar, sampling=sampling, remote=remote)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        if any(finding.variants for finding in found.findings):
+            out.print(_diagnosis_table(found))
+        out.print(Text(found.conclusion, style="green" if found.ok else "red"))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _diagnosis_table(found: Diagnosis) -> Table:
+    from ..diagnosis import shown
+
+    judged = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
+    table = Table(
+        title=f"{found.rows} activations; the verdict rests on {judged}",
+        title_justify="left",
+        caption="effect: what the vector adds to the reply's likelihood, nats per token",
+        caption_justify="left",
+    )
+    for name in ("setting", "value", "extraction", "effect", "AR cosine", "verdict"):
+        table.add_column(name, overflow="fold")
+    styles = {"loses": "red", "fails": "red", "supported": "green"}
+    for finding in found.findings:
+        for variant in finding.variants:
+            verdict = finding.verdict if variant.declared else variant.error or ""
+            note = f": {finding.note}" if variant.declared and finding.note else ""
+            table.add_row(
+                finding.setting if variant.declared else "",
+                Text(variant.value, style="bold" if variant.declared else ""),
+                *map(shown, (variant.extraction, variant.effect, variant.cosine)),
+                Text(verdict + note, style=styles.get(verdict, "")),
+            )
+    return table

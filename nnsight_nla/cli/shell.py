@@ -1,0 +1,75 @@
+"""What every command has: the application, where it prints, how it loads the models."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import VerbalizationError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Natural Language Autoencoders as ordinary values of an nnsight experiment.",
+)
+out = Console()
+err = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+
+def load(
+    av: str | None,
+    ar: str | None,
+    target: str | None,
+    dtype: str,
+    device_map: str | None,
+    *,
+    remote: bool = False,
+) -> Any:
+    """The target and the NLA: the embedded pair, unless `av` says another."""
+    from .. import tiny
+
+    if av is None:
+        for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
+            if given is not None:
+                raise VerbalizationError(
+                    f"--{option} {given} needs the verbalizer that was trained {how} it: "
+                    "--av PATH_OR_ID."
+                )
+        return tiny.load()
+    from nnsight import TransformersModel
+
+    from ..nla import NLA
+
+    options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
+    nla = NLA(av, ar=ar, remote=remote, **options)
+    base = target or nla.checkpoint.base_model
+    if base is None:
+        raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
+    try:
+        return TransformersModel(base, task="text-generation", **options), nla
+    except OSError as error:
+        raise VerbalizationError(
+            f"The target {base!r} could not be read: {str(error).splitlines()[0]} "
+            "Give a local folder with --target."
+        ) from error
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as the one document that ``--json`` promises."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))  # noqa: T201
+
+
+def working(what: str) -> Any:
+    """A spinner on standard error, where a person watches; the host's own bars are switched off."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return err.status(what) if err.is_terminal else nullcontext()

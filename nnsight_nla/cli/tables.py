@@ -1,0 +1,92 @@
+"""What `demo`, `explain` and `read` print: records as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
+    from ..reading import Reading
+    from ..tiny.demo import Patched, Read
+
+_GRADES = {"high": "green", "medium": "yellow", "low": "red", "none": "red"}
+
+
+def sentence_table(rows: list[Read]) -> Table:
+    """A sentence, a row per token: what was said of it beside the truth."""
+    table = Table(title=" ".join(row.token for row in rows), title_justify="left", pad_edge=False)
+    for name in ("token", "expects", "explanation of the residual", "truth", "right"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        style = "green" if row.slots_right == 6 else "yellow" if row.slots_right >= 4 else "red"
+        right = Text(f"{row.slots_right}/6", style=style)
+        said, true = row.explanation.splitlines(), row.truth.splitlines()
+        differs = [line for line in true if line not in said]
+        truth = Text("\n".join(differs), style=style) if differs else Text("the same", "green")
+        table.add_row(row.token, row.expected, _one_line(row.explanation), truth, right)
+    return table
+
+
+def patch_table(patched: Patched) -> Table:
+    """What one patched residual did to the target and to the explanation."""
+    table = Table(
+        "",
+        "target's next word",
+        "explanation at the last token",
+        title=f"{patched.prompt} …   patched at {patched.where}",
+        title_justify="left",
+    )
+    for name, word, text in zip(
+        ("before", "after"), patched.predicted, patched.explanation, strict=True
+    ):
+        table.add_row(name, word, _one_line(text))
+    return table
+
+
+def explanation_table(thoughts: Explanation) -> Table:
+    """The explanations of a few vectors, with their labels where there are any."""
+    records = thoughts.to_dict()["explanations"]
+    labels = [record["trust"] for record in records]
+    columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
+    over = [str(label.baseline) for label in thoughts.trust or [] if label.baseline]
+    table = Table(*columns, caption=f"FVE over {over[0]}" if over else None, caption_justify="left")
+    for record, label in zip(records, labels, strict=True):
+        table.add_row(
+            str(record["position"]),
+            Text(repr(record["token"])),
+            Text(record["text"] or f"no text: this vector {record['error']}"),
+            *([_label(label)] if label else []),
+            Text("\n".join(record["warnings"])),
+        )
+    return table
+
+
+def _label(label: dict[str, Any]) -> Text:
+    """A trust label with a figure a line, in its grade's colour."""
+    grade, _, figures = label["line"].removeprefix("trust: ").partition(" ")
+    shown = Text(grade, style=_GRADES[label["grade"]])
+    return shown.append("\n" + figures[1:-1].replace("; ", "\n"), style="default")
+
+
+def reading_table(reading: Reading) -> Table:
+    """A text, a row per token that was read."""
+    scored = any(record.grade for record in reading)
+    table = Table("position", "token", "explanation", *(["trust"] if scored else []))
+    for record in reading:
+        if record.read:
+            said = record.explanation or f"no text: this vector {record.error}"
+            trust = [Text(_trust(record.grade, record.cosine))] if scored else []
+            token = Text(repr(record.token))
+            table.add_row(str(record.position), token, _one_line(said), *trust)
+    return table
+
+
+def _trust(grade: str | None, cosine: float | None) -> str:
+    return (grade or "") if cosine is None else f"{grade} {cosine:.2f}"
+
+
+def _one_line(text: str) -> Text:
+    return Text(" / ".join(text.splitlines()))
