@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .errors import InjectionError
+from .errors import InjectionError, NLAError
 from .hosts import Positions
 
 if TYPE_CHECKING:
@@ -82,6 +82,19 @@ def check_weights(bridge: TransformerBridge) -> None:
             "are not those the verbalizer was trained on. Boot it again and leave the weights as "
             f"they are: {_BOOT}; for the old hook names alone, "
             "bridge.enable_compatibility_mode(no_processing=True)."
+        )
+
+
+def check_here(*, remote: bool) -> None:
+    """Refuse to run a bridge on an NDIF host.
+
+    Raises:
+        NLAError: `remote` is true.
+    """
+    if remote:
+        raise NLAError(
+            "remote=True needs an nnsight model; a TransformerBridge runs on this machine. Leave "
+            "remote out, or pass TransformersModel(name, task='text-generation')."
         )
 
 

@@ -66,11 +66,8 @@ def read(
     """Explain every token of `prompt`, and of the model's reply; see `NLA.read`."""
     nla.layer(model)  # Whatever is wrong with the model is said before it runs.
     bridged = lens.is_bridge(model)
-    if bridged and remote:
-        raise NLAError(
-            "remote=True needs an nnsight model; a TransformerBridge runs on this machine. Leave "
-            "remote out, or read with TransformersModel(name, task='text-generation')."
-        )
+    if bridged:
+        lens.check_here(remote=remote)
     span = _one(nla, model, prompt)
     begun = len(span.ids)
     if generate is not None:

@@ -8,6 +8,7 @@ from nnsight_nla import InjectionError, NLAError
 from nnsight_nla.experiments.alignment import align, listed, pairs
 from nnsight_nla.experiments.cells import Cell, explained, reach
 from nnsight_nla.experiments.forward import Edit, Target
+from nnsight_nla.experiments.host import host_of
 from nnsight_nla.experiments.metrics import bind
 from nnsight_nla.experiments.sites import find
 from tests.test_hosts import build, tokenizer
@@ -168,7 +169,7 @@ class TestSites:
         family, plain, model = host
         torch.manual_seed(1)
         ids = [4, 5, 6, 7, 8]
-        target = Target(model, find(model, "residual", K)[0].envoy, K, remote=False)
+        target = Target(host_of(model), find(model, "residual", K)[0].envoy, K)
         places = [(layer, position) for layer in range(4) for position in (0, 2, 4)]
         where = {layer: find(model, site, layer)[-1] for layer in range(4)}
         vectors = torch.randn(len(places), where[0].width)
@@ -234,7 +235,9 @@ def test_heads_that_do_not_tile_the_projection():
     plain = build("llama")
     plain.config.num_attention_heads = 3
     model = TransformersModel(plain, tokenizer=tokenizer())
-    with pytest.raises(InjectionError, match=r"the 3 heads .* do not tile the 16 inputs of Linear"):
+    with pytest.raises(
+        InjectionError, match=r"the 3 heads .* do not tile the 16 inputs of the attention"
+    ):
         find(model, "head", 0)
 
 

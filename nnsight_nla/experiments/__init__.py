@@ -13,8 +13,12 @@ the model's state *was about* before and after::
     sweep.plot()
     sweep.differences("text, not output")
 
+The model is nnsight's, here or on an NDIF host (``remote=True``), or a TransformerLens
+`TransformerBridge` on this machine; the table is the same.
+
 Read in this order: `metrics`, `alignment` and `sites` (what may be asked for), `cells` (what can
-reach what), `edits` and `forward` (one forward pass), `grid` (all of them), `sweep` (the table).
+reach what), `host` with `envoys` and `bridge` (the two kinds of model), `edits` and `forward` (one
+forward pass), `grid` (all of them), `sweep` (the table).
 """
 
 from .ablate import ablate

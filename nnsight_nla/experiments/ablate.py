@@ -30,6 +30,7 @@ from .vectors import digest, plain
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
 
 Method = Literal["zero", "mean", "resample", "project"]
 """What takes the value's place."""
@@ -38,7 +39,7 @@ Over = Literal["position", "tokens"]
 
 
 def ablate(
-    model: TransformersModel,
+    model: TransformersModel | TransformerBridge,
     nla: Any,
     prompt: Any,
     *,
@@ -60,7 +61,7 @@ def ablate(
     """Ablate one cell at a time.
 
     Args:
-        model: The target.
+        model: The target, an nnsight model or a `TransformerBridge`.
         nla: Its NLA.
         prompt: The prompt (a string, token ids or chat messages).
         layers: A block, a list of them (counted from 0), or ``"all"``.

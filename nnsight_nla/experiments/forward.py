@@ -14,28 +14,20 @@ All rows hold one prompt, so there is no padding and a position is the same in e
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import nnsight
 import torch
 from torch import Tensor
 
-from .. import hosts
-from ..errors import InjectionError
-from ..ndif import send
-from .edits import answers, perform
+from ..hosts import Positions
+from .host import Host, host_of
 from .metrics import Measure
 from .sites import ORDER, Site
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from nnsight import TransformersModel
-
-# Shipped as source with a request: the host has none of ours.
-nnsight.register("nnsight_nla.experiments.edits")
 
 _EXPLAINED = "explained"
 
@@ -70,16 +62,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Target:
-    """A model, its verbalized block, and where it runs."""
+    """A model and its verbalized block."""
 
-    model: TransformersModel
-    """The target."""
+    host: Host
+    """The target, and where it runs."""
     layer: Any
-    """The envoy of block K."""
+    """The place of block K's output."""
     k: int
     """Its number."""
-    remote: bool
-    """Whether the forwards run on the configured NDIF host."""
 
     @staticmethod
     def of(model: Any, nla: Any, *, remote: bool) -> Target:
@@ -87,20 +77,14 @@ class Target:
 
         Raises:
             InjectionError: It is none, or not one that the verbalizer reads.
+            NLAError: It cannot run remotely.
         """
-        from nnsight import TransformersModel
-
         layer = nla.layer(model)
-        if not isinstance(model, TransformersModel):
-            raise InjectionError(
-                f"The experiments run on an nnsight TransformersModel, got {type(model).__name__}. "
-                "Write: TransformersModel(name, task='text-generation')."
-            )
-        return Target(model, layer, int(nla.checkpoint.layer), remote)
+        return Target(host_of(model, remote=remote), layer, int(nla.checkpoint.layer))
 
-    def tokens(self, prompt: Any) -> hosts.Positions:
+    def tokens(self, prompt: Any) -> Positions:
         """The ids and tokens of one prompt, as the model will read it."""
-        return hosts.positions(self.model, [prompt])[0]
+        return self.host.positions(prompt)
 
     def run(
         self,
@@ -124,6 +108,7 @@ class Target:
 
         Raises:
             HostError: The host stayed away, or the request failed there.
+            InjectionError: The forward pass of a bridge did not come by one of the sites.
         """
         planned = [(site.order, None, step) for site, step in _writes(edits, action)]
         places = torch.arange(len(ids[0]))
@@ -131,12 +116,14 @@ class Target:
             step = _read(site.envoy, site.where, site.start, site.stop, places * 0, places)
             planned.append((site.order, key, step))
         if read:
-            rows, positions = torch.tensor(list(read)).T
-            step = _read(self.layer, "output", 0, hosts.width(self.model), rows, positions)
+            at, positions = torch.tensor(list(read)).T
+            step = _read(self.layer, "output", 0, self.host.width, at, positions)
             planned.append(((self.k, len(ORDER)), _EXPLAINED, step))
         planned.sort(key=lambda each: each[0])
         keys = [key for _, key, step in planned if step[0] == "read"]
-        values, last, top = self._forward(ids, [step for *_, step in planned], measure.columns)
+        rows = torch.tensor([list(row) for row in ids])
+        columns = None if measure.columns is None else list(measure.columns)
+        values, last, top = self.host.forward(rows, [step for *_, step in planned], columns)
         found = dict(zip(keys, values, strict=True))
         residuals = found.pop(_EXPLAINED, None)
         return Found(
@@ -145,35 +132,6 @@ class Target:
             last.float().cpu(),
             [int(token) for token in top],
         )
-
-    def _forward(
-        self, ids: Sequence[Sequence[int]], steps: list[Any], columns: tuple[int, ...] | None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        model = self.model
-        rows = torch.tensor([list(row) for row in ids])
-        wanted = None if columns is None else list(columns)
-        options: dict[str, Any] = {}
-        if "logits_to_keep" in inspect.signature(model._module.forward).parameters:
-            options["logits_to_keep"] = 1
-        if not self.remote:
-            return _trace(model, rows, steps, wanted, options)
-        options["remote"] = True
-        return send(
-            lambda: _trace(model, rows, steps, wanted, options),
-            f"The request to run {len(rows)} rows of {hosts.describe(model)}",
-        )
-
-
-def _trace(
-    model: Any, rows: Tensor, steps: list[Any], columns: list[int] | None, options: dict[str, Any]
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The block, shipped as it stands where it runs remotely."""
-    with torch.no_grad(), model.trace(rows, **options):
-        values = nnsight.save(perform(steps))
-        logits = model.output.logits[:, -1]
-        last = answers(logits, columns).save()
-        top = logits.argmax(dim=-1).save()
-    return list(values), last, top
 
 
 def _writes(edits: Iterable[Edit], action: str) -> list[tuple[Site, Any]]:

@@ -134,7 +134,7 @@ def untouched(
 def outcome(found: Found, measure: Measure, target: Target, at: Mapping[int, int]) -> Outcome:
     """What an untouched run gave, in the table's terms."""
     residuals = {} if found.residuals is None else dict(zip(at, found.residuals, strict=True))
-    token = target.model.tokenizer.decode([found.top[0]])
+    token = target.host.tokenizer.decode([found.top[0]])
     return Outcome(measure(found.answers)[0], token, residuals)
 
 
@@ -161,7 +161,7 @@ def _run(plan: Plan, cells: Sequence[Cell]) -> dict[Cell, Outcome]:
         if cell in plan.idle:
             reached = plan.explained.reached(cell, plan.target.k)
             residuals[row] = {at: untouched_run.residuals[at] for at in reached}
-    decode = plan.target.model.tokenizer.decode
+    decode = plan.target.host.tokenizer.decode
     numbers = plan.measure(found.answers)
     return {
         cell: Outcome(numbers[row], decode([found.top[row]]), residuals[row])

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .. import hosts
 from .alignment import Positions, align, pairs
 from .cells import Cell, ExplainAt, explained
 from .errors import ExperimentError
@@ -29,10 +28,11 @@ from .sweep import Sweep
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 def patch(
-    model: TransformersModel,
+    model: TransformersModel | TransformerBridge,
     nla: Any,
     clean: Any,
     corrupt: Any,
@@ -50,7 +50,7 @@ def patch(
     """Patch the clean run's values into the corrupt run, one cell at a time.
 
     Args:
-        model: The target.
+        model: The target, an nnsight model or a `TransformerBridge`.
         nla: Its NLA.
         clean: The prompt that values are taken from (a string, token ids or chat messages).
         corrupt: The prompt that they are written into.
@@ -71,7 +71,7 @@ def patch(
         InjectionError: The model shows no such site, or is not the verbalizer's.
     """
     target = Target.of(model, nla, remote=remote)
-    measure = bind(metric, model.tokenizer)
+    measure = bind(metric, target.host.tokenizer)
     source, into = target.tokens(clean), target.tokens(corrupt)
     alignment = align(source.ids, into.ids)
     places = pairs(positions, source.tokens, into.tokens, alignment)
@@ -103,7 +103,7 @@ def patch(
 
     header = Header(
         "patch",
-        hosts.describe(model),
+        target.host.name,
         target.k,
         measure.name,
         {"clean": source.tokens, "corrupt": into.tokens},

@@ -65,7 +65,7 @@ class Setting:
         return Setting(
             target,
             text,
-            bind(metric, model.tokenizer),
+            bind(metric, target.host.tokenizer),
             explained(explain_at, len(text.ids)),
             {(each.layer, each.head): each for each in find(model, site, layers, heads)},
             (None,) if every else tuple(listed(positions, len(text.ids), also=("every",))),
@@ -109,7 +109,7 @@ class Setting:
             measure = replace(measure, runs={"clean": own.answers[0]})
         header = Header(
             experiment,
-            hosts.describe(target.model),
+            target.host.name,
             target.k,
             measure.name,
             {"clean": self.text.tokens},

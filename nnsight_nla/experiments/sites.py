@@ -7,6 +7,8 @@ All are found by structure, so one function serves Qwen, Llama, GPT-2 and what i
 * ``mlp``: the output of the block's MLP.
 * ``head``: head H's slice of that projection's *input*, ``[batch, seq, head_dim]``, where the
   configuration's heads tile it; what the head adds is this slice through its part of the matrix.
+
+Where each is in an nnsight model, `envoys` knows; where in a TransformerLens bridge, `bridge`.
 """
 
 from __future__ import annotations
@@ -15,20 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import nn
-
-from .. import hosts
 from ..errors import InjectionError
 from .errors import ExperimentError
+from .host import Host, host_of
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
 
 SiteName = Literal["residual", "attention", "mlp", "head"]
 """What ``site=`` may be."""
 
-_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "o")
-_MLPS = ("mlp", "feed_forward", "ffn")
 ORDER = {"head": 0, "attention": 1, "mlp": 2, "residual": 3}
 """In which order a block's sites come in its forward pass."""
 
@@ -44,7 +43,7 @@ class Site:
     head: int | None
     """Which head, ``None`` for the other sites."""
     envoy: Any
-    """The envoy that is read and written."""
+    """The envoy that is read and written; of a bridge, the hook point."""
     where: Literal["input", "output"]
     """Which side of it."""
     start: int
@@ -63,7 +62,9 @@ class Site:
         return self.layer, ORDER[self.name]
 
 
-def find(model: TransformersModel, site: Any, layers: Any, heads: Any = None) -> list[Site]:
+def find(
+    model: TransformersModel | TransformerBridge, site: Any, layers: Any, heads: Any = None
+) -> list[Site]:
     """The sites of one kind, by layer and head.
 
     Args:
@@ -80,27 +81,24 @@ def find(model: TransformersModel, site: Any, layers: Any, heads: Any = None) ->
         raise ExperimentError(f"site={site!r}: expected one of {', '.join(get_args(SiteName))}.")
     if heads is not None and site != "head":
         raise ExperimentError(f'heads={heads!r} goes with site="head", not with site={site!r}.')
-    depth = int(hosts.text_config(model).num_hidden_layers)
+    host = host_of(model)
     found: list[Site] = []
-    for layer in _numbers(layers, depth, "layers", "all"):
+    for layer in _numbers(layers, host.depth, "layers", "all"):
         if site == "head":
-            found += _heads(model, layer, heads)
+            found += _heads(host, layer, heads)
         else:
-            envoy = {"residual": hosts.block, "attention": _projection, "mlp": _mlp}[site](
-                model, layer
-            )
-            found.append(Site(site, layer, None, envoy, "output", 0, hosts.width(model)))
+            places = {"residual": host.block, "attention": host.attention, "mlp": host.mlp}
+            found.append(Site(site, layer, None, places[site](layer), "output", 0, host.width))
     return found
 
 
-def _heads(model: TransformersModel, layer: int, heads: Any) -> list[Site]:
-    projection = _projection(model, layer)
-    count = int(hosts.text_config(model).num_attention_heads)
-    columns = _columns(projection._module)
+def _heads(host: Host, layer: int, heads: Any) -> list[Site]:
+    projection, columns = host.projection(layer)
+    count = host.heads
     if columns is None or columns % count:
         raise InjectionError(
-            f"{hosts.describe(model)}: the {count} heads of block {layer} do not tile the "
-            f"{columns} inputs of {_kind(projection)}, so a head is no slice there. Use "
+            f"{host.name}: the {count} heads of block {layer} do not tile the {columns} inputs of "
+            f"the attention's last projection, so a head is no slice there. Use "
             'site="attention".'
         )
     size = columns // count
@@ -108,50 +106,6 @@ def _heads(model: TransformersModel, layer: int, heads: Any) -> list[Site]:
         Site("head", layer, head, projection, "input", head * size, (head + 1) * size)
         for head in _numbers("all" if heads is None else heads, count, "heads", "all")
     ]
-
-
-def _projection(model: TransformersModel, layer: int) -> Any:
-    """The envoy of the attention's last projection in block `layer`."""
-    block = hosts.block(model, layer)
-    attention = [
-        name
-        for name, child in block._module.named_children()
-        if "attention" in type(child).__name__.lower() or "attn" in name
-    ]
-    if len(attention) == 1:
-        # GPT-2 and OPT wrap nothing; GPT-Neo and BERT-like ones nest an inner attention.
-        envoy = getattr(block, attention[0])
-        names = [name for name, _ in envoy._module.named_children() if name in _PROJECTIONS]
-        if len(names) == 1:
-            return getattr(envoy, names[0])
-    raise InjectionError(_missing(model, block, layer, "attention with one output projection"))
-
-
-def _mlp(model: TransformersModel, layer: int) -> Any:
-    """The envoy of the MLP of block `layer`."""
-    block = hosts.block(model, layer)
-    names = [name for name, _ in block._module.named_children() if name in _MLPS]
-    if len(names) == 1:
-        return getattr(block, names[0])
-    raise InjectionError(_missing(model, block, layer, "MLP"))
-
-
-def _missing(model: TransformersModel, block: Any, layer: int, what: str) -> str:
-    there = {name: type(child).__name__ for name, child in block._module.named_children()}
-    return (
-        f"{hosts.describe(model)}: no {what} found in block {layer}, which holds {there}. "
-        'site="residual" works everywhere.'
-    )
-
-
-def _columns(module: nn.Module) -> int | None:
-    """The width of a projection's input: a Linear's, or a GPT-2 Conv1D's."""
-    wide = getattr(module, "in_features", None) or getattr(module, "nx", None)
-    return None if wide is None else int(wide)
-
-
-def _kind(envoy: Any) -> str:
-    return type(envoy._module).__name__
 
 
 def _numbers(given: Any, count: int, name: str, everything: str) -> list[int]:

@@ -31,10 +31,11 @@ from .vectors import digest, plain
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 def steer(
-    model: TransformersModel,
+    model: TransformersModel | TransformerBridge,
     nla: Any,
     prompt: Any,
     *,
@@ -55,7 +56,7 @@ def steer(
     """Steer in one cell at a time.
 
     Args:
-        model: The target.
+        model: The target, an nnsight model or a `TransformerBridge`.
         nla: Its NLA.
         prompt: The prompt (a string, token ids or chat messages).
         layers: A block, a list of them (counted from 0), or ``"all"``.
