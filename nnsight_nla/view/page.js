@@ -40,13 +40,12 @@
   const log = (value) => Math.log(Math.max(value, 1e-12));
   const low = norms.length ? at(norms, 0.02) : 0, high = norms.length ? at(norms, 0.98) : 0;
   const unit = (value) => Math.min(1, Math.max(0, value));
-  function shades(token, changed) {
-    const wide = log(high) - log(low);
-    return {
-      "--n": token.norm === undefined ? 0 : wide > 1e-9 ? unit((log(token.norm) - log(low)) / wide) : 0.5,
-      "--s": token.cos === undefined ? 0 : unit(token.cos),
-      "--c": changed,
-    };
+  /** What the style sheet makes a background of: `--n` the norm, `--s` the score, `--c` the change. */
+  function shade(made, token, changed) {
+    const wide = log(high) - log(low), set = (name, value) => made.style.setProperty(name, value.toFixed(3));
+    if (token.norm !== undefined) set("--n", wide > 1e-9 ? unit((log(token.norm) - log(low)) / wide) : 0.5);
+    if (token.cos !== undefined) set("--s", unit(token.cos));
+    if (changed) set("--c", changed);
   }
   const short = (value) => String(Number(value.toPrecision(3)));
   const scales = { none: null, norm: [`norm ${short(low)}`, short(high)], score: ["cosine 0", "1"], change: ["same", "other words"] };
@@ -69,20 +68,24 @@
   shadeBy(offered[0]);
 
   // ---- the text: every chip is made once and never again ----------------------------------------------
+  // Lines of text in runs, each ending where a line does: one out of sight is laid out when there is time.
+  const RUN = 80, LINE = two ? 40 : 80, ROW = 2.05;
   const chips = sides.map(() => []), boxes = [], COLORS = ["var(--score)", "var(--change)"];
   const answers = new Set(["reply", "assistant", "model"]);
+  const blank = el("span", "t"), space = el("span", "ws", "␣");
+  blank.setAttribute("role", "option");
+  blank.setAttribute("aria-selected", "false");
   function chip(r, i) {
-    const token = sides[r].tokens[i], made = el("span", "t");
-    for (const piece of token.t.split(/([␣↵⇥]+)/)) {
+    const token = sides[r].tokens[i], made = blank.cloneNode();
+    let text = token.t;
+    if (text[0] === "␣") { made.append(space.cloneNode(true)); text = text.slice(1); }
+    if (!/[␣↵⇥]/.test(text)) made.append(text);
+    else for (const piece of text.split(/([␣↵⇥]+)/)) {
       if (piece) made.append(/^[␣↵⇥]/.test(piece) ? el("span", "ws", piece) : piece);
     }
     if (token.more) made.append("…");
     if (!token.t) made.append(el("span", "ws", "∅"));
     made.id = `t${r}-${i}`;
-    made.dataset.r = r;
-    made.dataset.i = i;
-    made.setAttribute("role", "option");
-    made.setAttribute("aria-selected", "false");
     made.setAttribute("aria-label", `${token.p}: ${spoken(token)}`);
     const read = token.x !== undefined || token.err !== undefined;
     if (!read) { made.classList.add("unread"); made.setAttribute("aria-disabled", "true"); }
@@ -95,9 +98,7 @@
       if (changed) made.classList.add("changed");
       if (partner === undefined || sides[1 - r].tokens[partner].t !== token.t) made.classList.add("other");
     }
-    for (const [name, value] of Object.entries(shades(token, changed))) {
-      made.style.setProperty(name, value.toFixed(3));
-    }
+    shade(made, token, changed);
     return made;
   }
   function spoken(token) {
@@ -113,7 +114,11 @@
     box.setAttribute("aria-controls", "details");
     const parts = new Set(side.tokens.map((t) => t.part));
     parts.delete("template");
-    let part = null, name = null;
+    let part = null, name = null, run = null, long = 0, rows = 0, row = 0;
+    const end = () => {
+      if (run) run.style.containIntrinsicBlockSize = `auto ${((rows + (row > 0)) * ROW).toFixed(1)}em`;
+      run = null;
+    };
     side.tokens.forEach((token, i) => {
       if (token.part !== name) {
         name = token.part;
@@ -126,12 +131,19 @@
         part.setAttribute("aria-label", name);
         if (talk) { const who = el("span", "who", name); who.setAttribute("aria-hidden", "true"); part.append(who); }
         box.append(part);
+        end();
       }
+      if (!run) { part.append((run = el("div", "run"))); long = rows = row = 0; }
       const made = chip(r, i);
       chips[r].push(made);
-      part.append(made);
-      if (token.br) part.append(el("br"));
+      run.append(made);
+      long += 1;
+      row += token.t.length + 1;
+      if (token.br) { run.append(el("br")); rows += Math.ceil(row / LINE); row = 0; }
+      else if (row >= LINE) { rows += 1; row = 0; }
+      if (token.br && long >= RUN) end();
     });
+    end();
     if (two) {
       section.style.setProperty("--side", COLORS[r]);
       const dot = el("i");
@@ -352,7 +364,9 @@
   }
   const find = (target) => {
     const it = target instanceof Element ? target.closest(".t") : null;
-    return it && !it.classList.contains("unread") ? { r: Number(it.dataset.r), i: Number(it.dataset.i) } : null;
+    if (!it || it.classList.contains("unread")) return null;
+    const [r, i] = it.id.slice(1).split("-").map(Number);
+    return { r, i };
   };
   texts.addEventListener("pointerover", (event) => { hovered = find(event.target) || hovered; draw(); });
   texts.addEventListener("pointerleave", () => { hovered = null; draw(); });
@@ -415,6 +429,15 @@
     }
   });
   for (const id of ["shade", "keys", "table", "query"]) byId(id).hidden = false;
+  // For as long as a run is not laid out it is missing from what a screen reader is told.
+  const waiting = [...texts.querySelectorAll(".run")];
+  const later = window.requestIdleCallback || ((go) => setTimeout(go, 20));
+  function rest() {
+    if (!waiting.length) return;
+    waiting.shift().style.contentVisibility = "visible";
+    later(rest);
+  }
+  requestAnimationFrame(() => later(rest));
   const linked = /^#t([01])-(\d+)$/.exec(location.hash);
   if (linked && readable(Number(linked[1]), Number(linked[2]))) pin({ r: Number(linked[1]), i: Number(linked[2]) }, true);
   else if (active.i >= 0) activate(active, false);

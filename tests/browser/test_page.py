@@ -1,5 +1,6 @@
 """The reading page in a real browser: hover, pin, keys, search, two sides, size and speed."""
 
+import itertools
 from dataclasses import replace
 from statistics import median
 
@@ -331,6 +332,68 @@ def test_2000_tokens_within_a_second(context, tmp_path):
     )
     assert min(opened) < 1000
     assert min(hovered) < 50
+
+
+def test_what_is_out_of_sight_is_laid_out_later(show, context):
+    laid_out = "e => e.checkVisibility({contentVisibilityAuto: true})"
+    context.add_init_script("requestIdleCallback = go => { window.rest = go; }")
+    page = show(long(600))
+    last = page.locator("#t0-599")
+    assert page.locator("#t0-0").evaluate(laid_out)
+    assert not last.evaluate(laid_out)
+    box(page).focus()
+    page.keyboard.press("End")
+    page.keyboard.press("Home")
+    page.keyboard.press("End")  # reaching there does not wait
+    expect(last).to_be_in_viewport()
+    assert last.evaluate(laid_out)
+    page.keyboard.press("ArrowUp")
+    up = int(box(page).get_attribute("aria-activedescendant").removeprefix("t0-"))
+    assert 580 < up < 599
+    page.keyboard.press("Home")
+    expect(page.locator("#t0-0")).to_be_in_viewport()
+    seen = [0]
+    for _ in range(20):  # over the borders of runs, a line at a time
+        page.keyboard.press("ArrowDown")
+        seen.append(int(box(page).get_attribute("aria-activedescendant").removeprefix("t0-")))
+    assert all(0 < b - a <= 12 for a, b in itertools.pairwise(seen))
+    assert seen[-1] > 80, "more than one run"
+    page.fill("#query", "harbour 480")
+    page.keyboard.press("Enter")
+    expect(page.locator("#t0-480")).to_be_in_viewport()
+    page.goto(page.url.split("#")[0] + "#t0-300")
+    page.reload()
+    expect(page.locator("#t0-300")).to_be_in_viewport()
+
+
+def test_a_screen_reader_is_told_of_every_token_in_the_end(show):
+    page = show(long(600))
+    page.wait_for_function(
+        "() => document.getElementById('t0-599').checkVisibility({contentVisibilityAuto: true})"
+    )
+    page.wait_for_timeout(100)
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    names = [node["name"]["value"] for node in tree if node["role"].get("value") == "option"]
+    assert names[-1] == "599: . newline"
+    assert len(names) == 600
+
+
+def test_runs_end_where_lines_do(show):
+    """Dissolving them moves no token, whatever the text's own lines are."""
+    words = ["word", " and", "\n", " more", "\n\n", " of", ".\n"]
+    page = show(made([words[i * i % 7] for i in range(500)], said))
+    assert page.locator(".run").count() > 3
+    where = """style => {
+      for (const run of document.querySelectorAll(".run")) {
+        run.style.contentVisibility = "visible";
+        run.style.display = style;
+      }
+      return [...document.querySelectorAll(".t")].map(t => {
+        const box = t.getBoundingClientRect();
+        return [Math.round(box.x), Math.round(box.y + scrollY)];
+      });
+    }"""
+    assert page.evaluate(where, "block") == page.evaluate(where, "contents")
 
 
 def test_two_sides_of_2000_tokens(context, tmp_path):
