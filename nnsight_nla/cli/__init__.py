@@ -1,4 +1,4 @@
-"""The command line: ``nnsight-nla demo | explain | read | info | doctor``.
+"""The command line: ``nnsight-nla demo | explain | read | info | doctor | run | merge``.
 
 Every command takes ``--json`` and then prints one JSON document on standard output, nothing else.
 Exit codes: 0 done, 1 something you passed cannot be used (the message says what to type), 2 the
@@ -18,9 +18,10 @@ from .shell import app, err
 # isort: off
 from . import look
 from . import doctor
+from . import data
 # isort: on
 
-__all__ = ["app", "doctor", "look", "main"]
+__all__ = ["app", "data", "doctor", "look", "main"]
 
 
 def main() -> None:

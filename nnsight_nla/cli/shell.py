@@ -31,10 +31,25 @@ def load(
     device_map: str | None,
     *,
     remote: bool = False,
+    reads: bool = True,
 ) -> Any:
-    """The target and the NLA: the embedded pair, unless `av` says another."""
+    """The target and the NLA: the embedded pair, unless `av` says another.
+
+    Args:
+        av: The verbalizer, and so on as the options of these names.
+        ar: The reconstructor.
+        target: The target.
+        dtype: Of all.
+        device_map: Of all.
+        remote: Verbalizer and reconstructor are on the host.
+        reads: Whether the target is needed; else it is ``None`` beside an `av`.
+    """
     from .. import tiny
 
+    if av is None and remote:
+        raise VerbalizationError(
+            "--remote needs the verbalizer's name on the host: --av ID --target ID."
+        )
     if av is None:
         for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
             if given is not None:
@@ -49,6 +64,8 @@ def load(
 
     options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
     nla = NLA(av, ar=ar, remote=remote, **options)
+    if not reads:
+        return None, nla
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")

@@ -1,0 +1,18 @@
+"""Data sets: explanations (`run`), activations (`extract`) and labels (`label`) over many rows.
+
+Every one of them goes on where it was interrupted, and two machines may share an input::
+
+    from nnsight_nla import bulk
+
+    bulk.run(nla, "corpus.jsonl", "out.parquet", model=model, positions="every:10")
+
+Read in this order: `sources` (what is read), `places` (at which tokens), `residuals` (the target),
+`records` (the rows), `work` (the loop), `parts` (what survives), `whole` (the finished file).
+"""
+
+from .run import run
+from .sources import open_source
+from .whole import merge
+from .work import Report
+
+__all__ = ["Report", "merge", "open_source", "run"]

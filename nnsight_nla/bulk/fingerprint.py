@@ -1,0 +1,88 @@
+"""What tells one input, or one model, from another: short hashes of what they are.
+
+Plain data that does not depend on where a file lies, so that two machines with the same files in
+other folders agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import hosts
+from ..sharing import AdapterModel
+
+_BLOCK = 1 << 20
+_DENSE = 64 * _BLOCK
+_STRIDE = 4 * _BLOCK
+_WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "ar_meta.json")
+
+
+def whole_file(path: Path) -> dict[str, Any]:
+    """A file's name, size and hash; all of it is read."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return {"name": path.name, "bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def model(host: Any, *sources: object) -> dict[str, Any]:
+    """A model's name, dtype and weights.
+
+    Weights are known by the files of a local folder, by the Hub's commit, or, for a live module
+    that has neither, by a sample of every parameter.
+
+    Args:
+        host: The nnsight model.
+        sources: What else it was made from, such as an adapter: folders count, all else does not.
+    """
+    base = host.target if isinstance(host, AdapterModel) else host
+    name = hosts.describe(base)
+    folders = [Path(name), *(Path(str(each)) for each in sources if each is not None)]
+    found = {path.resolve(): _folder(path) for path in folders if path.is_dir()}
+    weights = "+".join(found.values())
+    if Path(name).resolve() not in found:
+        commit = getattr(getattr(base._module, "config", None), "_commit_hash", None)
+        weights = "+".join(filter(None, [commit or _parameters(base._module), weights]))
+    return {
+        "name": Path(name).name if Path(name).is_dir() else name,
+        "weights": weights or "not known",
+        "dtype": str(host._module.dtype).removeprefix("torch."),
+    }
+
+
+def _folder(path: Path) -> str:
+    """A hash of a folder's weights and configuration.
+
+    Files up to 64 MiB are read whole; of larger ones 64 KiB in every 4 MiB, which meets every
+    large matrix: a fine-tuned model differs everywhere in the matrices that were trained.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted({each for pattern in _WEIGHTS for each in path.glob(pattern)}):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            if size <= _DENSE:
+                digest.update(opened.read())
+                continue
+            for start in range(0, size, _STRIDE):
+                opened.seek(start)
+                digest.update(opened.read(_BLOCK // 16))
+    return digest.hexdigest()
+
+
+def _parameters(module: torch.nn.Module) -> str | None:
+    """A hash of up to 1024 values of every parameter; ``None`` where there are no values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, each in module.named_parameters():
+        if each.device.type == "meta":
+            return None
+        flat = each.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu().contiguous()
+        digest.update(f"{name} {tuple(each.shape)}\n".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
