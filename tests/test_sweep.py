@@ -233,13 +233,16 @@ class TestParquet:
 
 class TestPicture:
     def test_layers_upwards_positions_to_the_right_explanations_on_hover(self):
-        (trace,) = by_hand().plot().data
+        figure = by_hand().plot()
+        (trace,) = figure.data
         assert list(trace.y) == ["0", "1", "2", "4"]
         assert list(trace.x) == ["1 ␣b", "2 ␣c", "3 &lt;i&gt;"]
         assert list(trace.z[0][:2]) == [1.0, 0.0]
         assert trace.z[2][2] is None
         assert [line[0] for line in trace.text] == ["●", "○", None, None]
-        assert trace.text[3][2] == "–"
+        blank = {(each.x, each.y): each.text for each in figure.layout.annotations}
+        shown = trace.text[3][2] or blank[trace.x[2], "4"]
+        assert shown == "–"
         assert "two of them" in trace.customdata[0][0]
         assert "one of them" in trace.customdata[0][0]
         assert "downstream of the verbalized layer" in trace.customdata[3][2]
@@ -247,9 +250,12 @@ class TestPicture:
         assert (trace.zmin, trace.zmax, trace.zmid) == (-1.0, 1.0, 0)
 
     def test_the_words_that_changed_as_colour(self):
-        (trace,) = by_hand().plot(value="change").data
+        figure = by_hand().plot(value="change")
+        (trace,) = figure.data
         assert trace.z[0][0] == pytest.approx(1 / 3)
-        assert trace.z[3][2] is None
+        assert trace.z[3][2] is trace.text[3][2] is None
+        blank = {(each.x, each.y): each.text for each in figure.layout.annotations}
+        assert blank[trace.x[2], "4"] == "–", "a mark on the page itself has the page's ink"
         with pytest.raises(ExperimentError, match="'effect' or 'change'"):
             by_hand().plot(value="cosine")
 

@@ -7,6 +7,7 @@ from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from ..view.figure import INK, TEMPLATE
 from ..view.glyphs import readable, visible
 from ..view.table import chip, table
 from .cells import REACHES
@@ -53,7 +54,10 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
             z=z,
             x=across,
             y=upwards,
-            text=mark,
+            text=[
+                [text if shade is not None else None for shade, text in zip(*line, strict=True)]
+                for line in zip(z, mark, strict=True)
+            ],
             texttemplate="%{text}",
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
@@ -69,6 +73,11 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
             ygap=1,
         )
     )
+    # Plotly picks a mark's colour by its cell's; where there is none, it takes the page for white.
+    for y, line in zip(upwards, zip(z, mark, strict=True), strict=True):
+        for x, shade, text in zip(across, *line, strict=True):
+            if shade is None and text is not None:
+                figure.add_annotation(x=x, y=y, text=text, showarrow=False)
     figure.update_layout(
         title={
             "text": f"{_title(sweep, rows)}"
@@ -76,7 +85,7 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
         },
         xaxis={"title": {"text": "position"}, "type": "category", "tickangle": -40},
         yaxis={"title": {"text": "block"}, "type": "category"},
-        template="plotly_white",
+        template=TEMPLATE,
         height=180 + 34 * max(len(upwards), 4),
     )
     return figure
@@ -115,7 +124,7 @@ def curves(sweep: Sweep, value: str) -> go.Figure:
             y=[row["effect"] if value == "effect" else each.change for row, each in line],
             name=escape(name),
             mode="lines+markers",
-            line={"color": "#888888", "dash": "dot"} if random else {},
+            line={"color": INK, "dash": "dot"} if random else {},
             marker={"size": 9, "symbol": symbols},
             customdata=[_hover(*each) for each in line],
             hovertemplate="%{customdata}<extra></extra>",
@@ -128,7 +137,7 @@ def curves(sweep: Sweep, value: str) -> go.Figure:
         },
         xaxis={"title": {"text": "dose"}},
         yaxis={"title": {"text": unit}},
-        template="plotly_white",
+        template=TEMPLATE,
         height=420,
     )
     return figure
