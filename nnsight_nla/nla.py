@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from . import read as _read
     from . import score as _score
     from .diagnosis import Diagnosis
+    from .engine import Engine
     from .ndif import HostStatus
     from .placement import Placement
     from .reading import Reading
@@ -78,12 +79,14 @@ class NLA:
         batch_size: int | Literal["auto"] = "auto",
         target: TransformersModel | None = None,
         placement: Placement = "together",
+        engine: Engine = "fast",
         **load: Any,
     ) -> None:
         """Read and check sidecar, configuration and tokenizer; weights load at the first text.
 
         Args:
-            av: The verbalizer: a Hub id, a local folder, or a `TransformersModel` you already have.
+            av: The verbalizer: a Hub id, a local folder (of a whole model, or of an adapter that names
+                its base), or a `TransformersModel` you already have.
             ar: The reconstructor, likewise (see `layouts` for how it may be stored); needed by
                 `reconstruct`, `score`, `claims`, `direction` and the trust label.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (how the vector is
@@ -94,11 +97,15 @@ class NLA:
             remote: Run verbalizer and reconstructor on the configured NDIF host; their weights
                 stay there.
             sampling: The default for every `explain`; greedy, 200 new tokens.
-            batch_size: Vectors per verbalizer batch.
+            batch_size: Texts per verbalizer batch; ``"auto"`` finds a size that fits into the free
+                memory. A batch that does not fit after all is tried again in halves.
             target: The model that is read. Halves that are adapters run on its weights (see
                 `NLA.on`), and it makes room where `placement` says so.
             placement: ``"together"``, or ``"sequential"``: target, verbalizer and reconstructor
                 are in memory one at a time (see `placement` for who makes room how).
+            engine: ``"fast"`` computes what a batch shares once and lets rows leave when they are
+                done; ``"generate"`` is nnsight's own, the reference. An architecture that needs
+                the latter takes it, and `info` says why.
             load: Goes to nnsight's `TransformersModel` as it is (``dtype=``, ``device_map=``, ...).
 
         Raises:
@@ -115,16 +122,21 @@ class NLA:
         base: Any = av
         if target is not None and peft is None and sharing.is_adapter(av):
             base, peft = target, str(av)
+        folder = None if peft is not None else sharing.adapter_folder(av)
+        if folder is not None:
+            base, peft = sharing.base_of(folder), str(folder)
         where = peft or (av if isinstance(av, str | Path) else hosts.describe(av))
         described = at_depth(base, _describe(where, checkpoint), load)
         trust = load.get("trust_remote_code", False)
-        tokenizer = load_tokenizer(base, described, trust=trust)
+        tokenizer = load_tokenizer(folder or base, described, trust=trust)
         self.prompt = Prompt.render(described, tokenizer)
         self.checkpoint = _completed(described, self.prompt, tokenizer)
         self.av = self._load(base, tokenizer, peft, load)
         self._places = Places(placement, target)
         self._places.add_half("verbalizer", self.av, loaded_here=isinstance(av, str | Path))
-        self._verbalizer = Verbalizer(self.av, self.checkpoint, self.prompt, remote=remote)
+        self._verbalizer = Verbalizer(
+            self.av, self.checkpoint, self.prompt, remote=remote, engine=engine
+        )
         self._queue = Queue(self, self._verbalizer, batch_rows(batch_size), self._places)
         self.baseline = _checked(baseline) or self.checkpoint.baseline
         self._reconstructor = None if ar is None else self._half(ar, load)
@@ -142,6 +154,7 @@ class NLA:
             batch_size=batch_size,
             target=target,
             placement=placement,
+            engine=engine,
             **load,
         )
         self.uid = _remote.enter(self)
@@ -186,6 +199,18 @@ class NLA:
     def pending(self) -> tuple[Explanation, ...]:
         """The handles you can still reach that have no text yet, oldest first."""
         return tuple(self._queue.pending())
+
+    @property
+    def batch_size(self) -> int:
+        """Texts per verbalizer batch; with ``"auto"``, a size is found when it is first asked for.
+
+        It can be set, and running out of memory makes it smaller.
+        """
+        return self._queue.batch_size
+
+    @batch_size.setter
+    def batch_size(self, rows: int | Literal["auto"]) -> None:
+        self._queue.batch_size = batch_rows(rows)
 
     @property
     def ar(self) -> TransformersModel:
@@ -595,6 +620,10 @@ class NLA:
             },
             "prompt_tokens": len(self.prompt.ids),
             "sampling": vars(self.sampling),
+            "engine": {
+                "name": "fast" if self._verbalizer.why_plain is None else "generate",
+                "why": self._verbalizer.why_plain,
+            },
             "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
             "baseline": self.baseline.to_dict() if self.baseline else None,
             "source": dict(self.checkpoint.source),

@@ -156,6 +156,30 @@ def is_adapter(source: object) -> bool:
     return layouts.stored(source, ADAPTER_CONFIG) is not None
 
 
+def adapter_folder(source: object) -> Path | None:
+    """The folder that `source` is, where it holds an adapter and no whole model."""
+    folder = Path(source).expanduser() if isinstance(source, str | Path) else None
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    return None if (folder / "config.json").is_file() else folder
+
+
+def base_of(folder: Path) -> str:
+    """The base model that an adapter's folder names.
+
+    Raises:
+        CheckpointError: It names none.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = json.loads(file.read_text("utf-8"))
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not base:
+        raise CheckpointError(
+            f"{file} does not name its base model. Say it: NLA('path or id', peft='{folder}')."
+        )
+    return str(base)
+
+
 def weights_of(model: Any) -> Any:
     """The model that holds the weights `model` runs on: itself, or the target it stands on."""
     return model.target if isinstance(model, AdapterModel) else model

@@ -177,6 +177,20 @@ def fields(sidecar: object, file: str) -> tuple[dict[str, Any], dict[str, str]]:
         CheckpointError: The sidecar is no mapping, of an unknown kind or version, whitened,
             contradictory or incomplete.
     """
+    tree = known(sidecar, file)
+    values, source = partial(tree, file)
+    missing = [f"{key} (at {' or '.join(PLACES[key])})" for key in _REQUIRED if key not in values]
+    if missing:
+        raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
+    return values, source
+
+
+def known(sidecar: object, file: str) -> dict[str, Any]:
+    """A parsed sidecar, of a kind that can be served.
+
+    Raises:
+        CheckpointError: It is no mapping, of an unknown kind or version, or whitened.
+    """
     if not isinstance(sidecar, dict):
         raise CheckpointError(f"{file}: a sidecar is a mapping, this holds {_brief(sidecar)}.")
     tree = cast("dict[str, Any]", sidecar)
@@ -194,11 +208,7 @@ def fields(sidecar: object, file: str) -> tuple[dict[str, Any], dict[str, str]]:
             f"{file}: extraction.norm is {norm!r}. This verbalizer was trained on {norm} vectors, "
             "and nnsight_nla serves raw residuals only: its texts would be wrong without a warning."
         )
-    values, source = partial(tree, file)
-    missing = [f"{key} (at {' or '.join(PLACES[key])})" for key in _REQUIRED if key not in values]
-    if missing:
-        raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
-    return values, source
+    return tree
 
 
 def partial(sidecar: object, file: str) -> tuple[dict[str, Any], dict[str, str]]:

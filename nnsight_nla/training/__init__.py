@@ -16,25 +16,40 @@ A training from rows to folders that ``NLA(av, ar=ar)`` loads::
     av = train_verbalizer(model, tokenizer, rows, checkpoint, Settings(steps=1000, batch_size=64))
     save_verbalizer("av", av, tokenizer, checkpoint)
 
+The same from a published file, as the command ``nnsight-nla train`` does it: resumable, measured on
+held-out documents as it goes, and nothing under the final name before it is complete::
+
+    train("av", "rows.parquet", base="Qwen/Qwen3-8B", out="checkpoints/av")
+
 The stages that follow a warm start (reinforcement learning on the round trip) are not here.
 """
 
+from .held_out import HeldOut
+from .published import Published
 from .reconstructor import Reconstructor, train_reconstructor
 from .rows import INJECT, Row, TrainingError
+from .run import Trained, Watching, train
 from .saving import describe, save_reconstructor, save_verbalizer
 from .settings import Lora, Settings
+from .trainer import Files
 from .verbalizer import train_verbalizer
 
 __all__ = [
     "INJECT",
+    "Files",
+    "HeldOut",
     "Lora",
+    "Published",
     "Reconstructor",
     "Row",
     "Settings",
+    "Trained",
     "TrainingError",
+    "Watching",
     "describe",
     "save_reconstructor",
     "save_verbalizer",
+    "train",
     "train_reconstructor",
     "train_verbalizer",
 ]

@@ -8,7 +8,7 @@ learned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +21,12 @@ from ..checkpoint import Checkpoint
 from ..errors import InjectionError
 from ..layouts import shorten
 from ..scoring import normalise
-from .rows import TrainingError, reconstructor_rows
+from .adapters import with_adapters
+from .held_out import HeldOut, reconstructor_figures
+from .rows import RowsLike, TrainingError, reconstructor_rows
 from .settings import Settings
-from .trainer import Report, fit
+from .trainer import Files, Held, Log, Report, fit, prepare
+from .verbalizer import text_only
 
 
 class Reconstructor(nn.Module):
@@ -48,6 +51,11 @@ class Reconstructor(nn.Module):
         self.head = nn.Linear(width, width, bias=False, dtype=model.dtype, device=model.device)
         nn.init.eye_(self.head.weight)
 
+    @property
+    def adapted(self) -> bool:
+        """Whether `model` is the base with adapters on it."""
+        return hasattr(self.model, "get_base_model")
+
     def forward(
         self, input_ids: Int[Tensor, "batch seq"], last: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch d_model"]:
@@ -57,19 +65,26 @@ class Reconstructor(nn.Module):
             input_ids: The reconstructor's prompts, padded on the right.
             last: The position of each row's last real token.
         """
-        output = self.model.base_model(input_ids=input_ids, use_cache=False)
+        whole = self.model.get_base_model() if self.adapted else self.model
+        output = whole.base_model(
+            input_ids=input_ids, use_cache=False, **text_only(whole, input_ids)
+        )
         rows = torch.arange(len(last), device=last.device)
-        return self.head(output.last_hidden_state[rows, last])
+        read = output.last_hidden_state[rows, last]
+        return self.head(read.to(self.head.weight.dtype))
 
 
 def train_reconstructor(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
+    rows: RowsLike,
     checkpoint: Checkpoint,
     settings: Settings = Settings(),  # noqa: B008  (frozen)
     *,
     report: Report | None = None,
+    held_out: HeldOut | None = None,
+    files: Files | None = None,
+    log: Log | None = None,
 ) -> Reconstructor:
     """Cut and fine-tune `model` into a reconstructor.
 
@@ -77,22 +92,21 @@ def train_reconstructor(
         model: The causal language model to start from, usually the target itself; cut and
             trained in place.
         tokenizer: Its tokenizer.
-        rows: Training rows (`Row`); the explanation is what stands between the response's tags.
+        rows: Training rows: a list of `Row`, or a file of them (`Published`); the explanation is
+            what stands between the response's tags.
         checkpoint: The reconstructor's template and the layer.
-        settings: Steps, rates, batches. Adapters are for verbalizers only.
+        settings: Steps, rates, batches; with `Settings.lora` adapters and the head are trained.
         report: Called with a line of progress.
+        held_out: Rows that it is measured on as it goes: loss, cosine, FVE.
+        files: Where it can be resumed from, and is where something is there.
+        log: Gets the losses and the figures, by step.
 
     Returns:
         The reconstructor in evaluation mode.
 
     Raises:
-        TrainingError: Rows, model and checkpoint do not fit each other.
+        TrainingError: Rows, model and checkpoint do not fit each other, or the disk is full.
     """
-    if settings.lora is not None:
-        raise TrainingError(
-            "A reconstructor trains all its weights: Settings(lora=None). Adapters are for "
-            "verbalizers."
-        )
     if hosts.width(model) != checkpoint.d_model:
         raise TrainingError(
             f"{hosts.describe(model)} has d_model {hosts.width(model)}, the checkpoint says "
@@ -100,7 +114,20 @@ def train_reconstructor(
         )
     tokenized = reconstructor_rows(rows, tokenizer, checkpoint)
     reconstructor = Reconstructor(model, checkpoint.layer)
-    fit(reconstructor, tokenized, reconstruction_loss, settings, report)
+    prepare(model, settings)
+    if settings.lora is not None:
+        reconstructor.model = with_adapters(model, settings.lora, settings.seed)
+        # Beside bfloat16 weights the adapters are float32, and so is the head.
+        reconstructor.head.float()
+    held = None
+    if held_out is not None:
+        some = reconstructor_rows(held_out.rows, tokenizer, checkpoint)
+        held = Held(reconstructor_figures(held_out, some, reconstruction_loss), held_out.every)
+    found = fit(
+        reconstructor, tokenized, reconstruction_loss, settings, report, held=held, files=files
+    )
+    if log is not None:
+        log.extend(found)
     return reconstructor
 
 

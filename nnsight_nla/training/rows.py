@@ -1,17 +1,24 @@
 """Training rows in the published schema, and what they become: token ids beside a vector.
 
-A row is a mapping, as the published parquet files hold it: ``prompt`` (chat messages, with a
-literal ``<INJECT>`` where the marker goes), ``response`` (the explanation in its tags) and
-``activation_vector`` (raw, of any length but zero); provenance columns are ignored. The prompt is
-the same in every row, because a verbalizer has one, and it has to be the one that the checkpoint
-will be served with.
+A row has a ``prompt`` (chat messages, with a literal ``<INJECT>`` where the marker goes), a
+``response`` (the explanation in its tags) and an ``activation_vector`` (raw, of any length but
+zero); provenance columns are ignored. The prompt is the same in every row, because a verbalizer
+has one, and it has to be the one that the checkpoint will be served with.
+
+Rows come as a list of mappings, or from a Parquet file of any size (`Published`). Both are read a
+`Batch` at a time; what is kept is the responses' ids and the vectors, and those of a file lie
+memory-mapped on the disk, so that a million rows train on a machine that could not hold them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,7 +27,7 @@ from torch.utils.data import Dataset
 from ..checkpoint import EXPLANATION_SLOT, MARKER_SLOT, Checkpoint
 from ..errors import NLAError
 from ..injection import unusable
-from ..prompting import Prompt, extract
+from ..prompting import CLOSE, OPEN, Prompt, extract, proper
 
 INJECT = "<INJECT>"
 """Where the marker goes in a row's prompt."""
@@ -43,6 +50,37 @@ class Row(TypedDict):
     """The output of block K of the target at one token, ``[d_model]``."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, checked for what needs no tokenizer."""
+
+    names: list[str]
+    """Each row's name in a message: its number, and its file where it has one."""
+    prompts: list[Any]
+    """Chat messages; ``None`` where the rows have none and get the checkpoint's."""
+    responses: list[str]
+    """The explanations, in their tags."""
+    vectors: Float[Tensor, "rows d_model"]
+    """The vectors, float32."""
+
+
+class Source(Protocol):
+    """Where rows come from, when they are more than a list."""
+
+    scratch: Path | None
+    """The folder whose disk holds their vectors while they are trained on."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        ...
+
+    def batches(self, d_model: int) -> Iterator[Batch]:
+        """Read them, and refuse a vector of another width by its row's name."""
+        ...
+
+
+RowsLike = Sequence[Mapping[str, Any]] | Source
+"""A list of `Row`, or a `Source` such as `Published`."""
 Item = dict[str, Any]
 """A row, tokenized: ``input_ids``, ``labels`` (AV) and ``vector``."""
 
@@ -50,22 +88,37 @@ Item = dict[str, Any]
 class Rows(Dataset[Item]):
     """Tokenized rows; what `transformers.Trainer` reads."""
 
-    def __init__(self, ids: list[list[int]], start: int, vectors: Tensor) -> None:
-        """Keep `ids` whose loss starts at position `start`, and the vector of each."""
-        self.ids, self.start, self.vectors = ids, start, vectors
+    def __init__(self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor) -> None:
+        """Keep rows that begin with `prompt` and go on with their own ids.
+
+        Args:
+            prompt: The ids that all rows begin with; no loss is taken on them.
+            tails: The ids that follow in each.
+            vectors: The vector of each, in memory or mapped into it.
+        """
+        self.prompt, self.vectors = list(prompt), vectors
+        self._ends = np.cumsum([len(tail) for tail in tails])
+        self._ids = np.concatenate([np.asarray(tail, dtype=np.int32) for tail in tails])
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._ends)
 
     def __getitem__(self, index: int) -> Item:
-        ids = self.ids[index]
-        labels = [IGNORED] * self.start + ids[self.start :]
-        return {"input_ids": ids, "labels": labels, "vector": self.vectors[index]}
+        start = self._ends[index - 1] if index else 0
+        tail: list[int] = self._ids[start : self._ends[index]].tolist()
+        labels = [IGNORED] * len(self.prompt) + tail
+        return {
+            "input_ids": self.prompt + tail,
+            "labels": labels,
+            "vector": self.vectors[index],
+        }
+
+    def lengths(self) -> list[int]:
+        """How many tokens each row has, without reading its vector."""
+        return (np.diff(self._ends, prepend=0) + len(self.prompt)).tolist()
 
 
-def verbalizer_rows(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, checkpoint: Checkpoint
-) -> tuple[Rows, Prompt]:
+def verbalizer_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> tuple[Rows, Prompt]:
     """Prompt, response and end of sequence as ids, with labels on the response only.
 
     The prompt's ids are those that inference runs (`Prompt.render`), and the response is encoded
@@ -73,25 +126,27 @@ def verbalizer_rows(
 
     Raises:
         TrainingError: A row's prompt is another one, or has no or several ``<INJECT>``, its
-            vector has another width or no direction, or there are no rows.
+            response is empty, its vector has another width or no direction, or there are no rows.
     """
-    for number, row in enumerate(rows):
-        _check_prompt(number, row["prompt"], checkpoint)
-    prompt = Prompt.render(checkpoint, tokenizer)
-    end = [tokenizer.eos_token_id]
-    responses = [tokenizer.encode(row["response"], add_special_tokens=False) for row in rows]
-    ids = [[*prompt.ids, *response, *end] for response in responses]
-    return Rows(ids, len(prompt.ids), _vectors(rows, checkpoint)), prompt
+    rendered: list[Prompt] = []
+    tails: list[list[int]] = []
+
+    def tokenize(batch: Batch) -> None:
+        if not rendered:
+            rendered.append(Prompt.render(checkpoint, tokenizer))
+        encoded = tokenizer(batch.responses, add_special_tokens=False)["input_ids"]
+        tails.extend([*ids, tokenizer.eos_token_id] for ids in encoded)
+
+    vectors = _read(rows, checkpoint, tokenize, prompts=True)
+    return Rows(rendered[0].ids, tails, vectors), rendered[0]
 
 
-def reconstructor_rows(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, checkpoint: Checkpoint
-) -> Rows:
+def reconstructor_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> Rows:
     """The reconstructor's prompt around each explanation, special tokens included.
 
     Raises:
-        TrainingError: The checkpoint has no reconstructor's template, or a row's vector does
-            not fit.
+        TrainingError: The checkpoint has no reconstructor's template, or a row's response is empty
+            or its vector does not fit.
     """
     template = checkpoint.ar_template
     if template is None:
@@ -99,9 +154,15 @@ def reconstructor_rows(
             "The checkpoint has no ar_template, so there is no prompt to reconstruct from. Give it "
             "one: describe(..., ar_template=AR_TEMPLATE)."
         )
-    texts = [template.replace(EXPLANATION_SLOT, extract(row["response"])[0]) for row in rows]
-    ids = [list(tokenizer.encode(text)) for text in texts]
-    return Rows(ids, 0, _vectors(rows, checkpoint))
+    tails: list[list[int]] = []
+
+    def tokenize(batch: Batch) -> None:
+        explanations = (extract(response)[0] for response in batch.responses)
+        texts = [template.replace(EXPLANATION_SLOT, each) for each in explanations]
+        tails.extend(tokenizer(texts)["input_ids"])
+
+    vectors = _read(rows, checkpoint, tokenize, prompts=False)
+    return Rows((), tails, vectors)
 
 
 def collate(items: Sequence[Item]) -> dict[str, Tensor]:
@@ -121,49 +182,122 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     }
 
 
+def checked(rows: RowsLike, checkpoint: Checkpoint, *, prompts: bool) -> Iterator[Batch]:
+    """Read rows, each checked for all that needs no tokenizer.
+
+    Args:
+        rows: A list or a file of them.
+        checkpoint: The width of a vector, and the prompt.
+        prompts: Whether the rows' prompts are checked too; a reconstructor does not read them.
+
+    Raises:
+        TrainingError: Names the first row that does not fit; or there are none.
+    """
+    if len(rows) == 0:
+        raise TrainingError("There are no rows to train on.")
+    d_model = checkpoint.d_model
+    listed = isinstance(rows, Sequence)
+    for batch in [_listed(rows, d_model)] if listed else rows.batches(d_model):
+        if prompts:
+            for name, messages in zip(batch.names, batch.prompts, strict=True):
+                if messages is not None:
+                    _check_prompt(name, messages, checkpoint)
+        for name, response in zip(batch.names, batch.responses, strict=True):
+            _check_response(name, response)
+        for number, reason in unusable(batch.vectors).items():
+            name = batch.names[number]
+            raise TrainingError(f"{name}: activation_vector {reason}. Leave the row out.")
+        yield batch
+
+
+def check_width(name: str, width: int, d_model: int) -> None:
+    """Refuse a vector of another width."""
+    if width != d_model:
+        raise TrainingError(
+            f"{name}: activation_vector has shape [{width}], expected [{d_model}] (the "
+            "checkpoint's d_model). Train from the model that the rows were read from."
+        )
+
+
 def _pad(row: list[int], width: int, value: int) -> list[int]:
     return row + [value] * (width - len(row))
 
 
-def _check_prompt(number: int, prompt: Sequence[Mapping[str, str]], checkpoint: Checkpoint) -> None:
+def _read(
+    rows: RowsLike, checkpoint: Checkpoint, tokenize: Callable[[Batch], None], *, prompts: bool
+) -> Float[Tensor, "rows d_model"]:
+    """Pass every batch to `tokenize`, and keep the vectors."""
+    parts = checked(rows, checkpoint, prompts=prompts)
+
+    def vectors() -> Iterator[Tensor]:
+        for batch in parts:
+            tokenize(batch)
+            yield batch.vectors
+
+    if isinstance(rows, Sequence):
+        return torch.cat(list(vectors()))
+    return _mapped(vectors(), checkpoint.d_model, rows.scratch)
+
+
+def _listed(rows: Sequence[Mapping[str, Any]], d_model: int) -> Batch:
+    names = [f"Row {number}" for number in range(len(rows))]
+    vectors = [torch.as_tensor(row["activation_vector"], dtype=torch.float32) for row in rows]
+    for name, vector in zip(names, vectors, strict=True):
+        check_width(name, len(vector), d_model)
+    prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
+    return Batch(names, prompts, responses, torch.stack(vectors))
+
+
+def _mapped(
+    parts: Iterable[Tensor], d_model: int, scratch: Path | None
+) -> Float[Tensor, "rows d_model"]:
+    """Write vectors to a file that only this process can see, and map it into memory.
+
+    Written as a file is, not through the map: a full disk is then an error and not a signal.
+    """
+    with tempfile.NamedTemporaryFile(prefix="vectors-", dir=scratch) as file:
+        count = 0
+        for part in parts:
+            file.write(part.contiguous().numpy().tobytes())
+            count += len(part)
+        file.flush()
+        # The map outlives the file's name, so that nothing is left behind, whatever happens.
+        flat = torch.from_file(file.name, shared=True, size=count * d_model, dtype=torch.float32)
+    return flat.reshape(count, d_model)
+
+
+def _check_response(name: str, response: Any) -> None:
+    if not isinstance(response, str) or not extract(response)[0]:
+        raise TrainingError(
+            f"{name}: the response is empty ({response!r}), so there is nothing to learn. "
+            "Label the row, or leave it out."
+        )
+    reason = proper(response)
+    if reason is not None:
+        raise TrainingError(
+            f"{name}: {reason}, and a verbalizer would learn to write it so: {response[:60]!r}. "
+            f"Write '{OPEN}\\n' + text + '\\n{CLOSE}'."
+        )
+
+
+def _check_prompt(name: str, prompt: Sequence[Mapping[str, str]], checkpoint: Checkpoint) -> None:
     content = "".join(message["content"] for message in prompt)
     found = content.count(INJECT)
     if found != 1:
         raise TrainingError(
-            f"Row {number}: the prompt has {found} times {INJECT}, expected exactly one, where the "
+            f"{name}: the prompt has {found} times {INJECT}, expected exactly one, where the "
             f"marker goes: {content[:80]!r}."
         )
     if [message["role"] for message in prompt] != ["user"]:
         roles = ", ".join(message["role"] for message in prompt)
         raise TrainingError(
-            f"Row {number}: the prompt has the roles {roles}; a verbalizer is asked in one user "
-            "message."
+            f"{name}: the prompt has the roles {roles}; a verbalizer is asked in one user message."
         )
     template = content.replace(INJECT, MARKER_SLOT)
     if template != checkpoint.template:
         raise TrainingError(
-            f"Row {number}: its prompt is not the checkpoint's template, which the verbalizer "
+            f"{name}: its prompt is not the checkpoint's template, which the verbalizer "
             f"would be served with. It begins {template[:60]!r}, the template "
             f"{checkpoint.template[:60]!r}. Describe the checkpoint with the rows' own prompt: "
             f"describe(..., template=content.replace('{INJECT}', '{MARKER_SLOT}'))."
         )
-
-
-def _vectors(
-    rows: Sequence[Mapping[str, Any]], checkpoint: Checkpoint
-) -> Float[Tensor, "rows d_model"]:
-    if len(rows) == 0:
-        raise TrainingError("There are no rows to train on.")
-    found: list[Tensor] = []
-    for number, row in enumerate(rows):
-        vector = torch.as_tensor(row["activation_vector"], dtype=torch.float32)
-        if vector.shape != (checkpoint.d_model,):
-            raise TrainingError(
-                f"Row {number}: activation_vector has shape {list(vector.shape)}, expected "
-                f"[{checkpoint.d_model}] (the checkpoint's d_model)."
-            )
-        found.append(vector)
-    vectors = torch.stack(found)
-    for number, reason in unusable(vectors).items():
-        raise TrainingError(f"Row {number}: activation_vector {reason}. Leave the row out.")
-    return vectors

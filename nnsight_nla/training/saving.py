@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ..checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
 from ..injection import Injection
 from ..prompting import Prompt
 from ..sidecar import SIDECARS
+from .folders import whole
 from .reconstructor import Reconstructor
 from .rows import TrainingError
 
@@ -84,19 +87,22 @@ def save_verbalizer(
     ``merge_and_unload()`` first for a folder that needs no base.
 
     Args:
-        folder: Made if it is not there.
+        folder: Is there as a whole when this returns, or as it was before (`folders.whole`).
         model: From `train_verbalizer`.
         tokenizer: The tokenizer it was trained with.
         checkpoint: What it was trained with.
         dtype: What the weights are cast to, in place; ``None`` leaves them.
         extra: More entries of the sidecar, such as ``trained_on``.
+
+    Raises:
+        TrainingError: The disk is full, or `folder` holds something else than a checkpoint.
     """
-    folder = Path(folder)
     if dtype is not None:
         model.to(dtype)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _save_sidecar(folder, checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra}))
+    with whole(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        _save_sidecar(part, checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra}))
 
 
 def save_reconstructor(
@@ -108,35 +114,48 @@ def save_reconstructor(
     dtype: torch.dtype | None = None,
     **extra: Any,
 ) -> None:
-    """Write a reconstructor's folder: the cut base, and its head in `HEAD_FILE`.
+    """Write a reconstructor's folder: the cut base or the adapter on it, and its head.
 
-    The base is a model like any other, one that ``from_pretrained`` loads without complaint; so
-    its file has the final norm that the reconstructor never runs.
+    The cut base is a model like any other, one that ``from_pretrained`` loads without complaint;
+    so its file has the final norm that the reconstructor never runs. The head is in `HEAD_FILE`.
 
     Args:
-        folder: Made if it is not there.
+        folder: Is there as a whole when this returns, or as it was before (`folders.whole`).
         reconstructor: From `train_reconstructor`.
         tokenizer: The tokenizer it was trained with.
         checkpoint: What it was trained with.
         dtype: What the weights are cast to, in place; ``None`` leaves them.
         extra: More entries of the sidecar.
+
+    Raises:
+        TrainingError: The disk is full, or `folder` holds something else than a checkpoint.
     """
-    folder = Path(folder)
-    model = reconstructor.model
+    if dtype is not None:
+        reconstructor.to(dtype)
+    head = {"weight": reconstructor.head.weight.detach().cpu().contiguous()}
+    entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
+    with whole(folder) as part:
+        if reconstructor.adapted:
+            reconstructor.model.save_pretrained(part)
+        else:
+            with _norm_in_place(reconstructor) as model:
+                model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        save_file(head, part / HEAD_FILE)
+        _save_sidecar(part, checkpoint.to_sidecar("ar", **entries))
+
+
+@contextmanager
+def _norm_in_place(reconstructor: Reconstructor) -> Iterator[Any]:
+    """The cut base as a model like any other, with the final norm that it never runs."""
     parent, _, name = reconstructor.final_norm_name.rpartition(".")
-    decoder = model.get_submodule(parent)
-    setattr(decoder, name, reconstructor.final_norm)
+    decoder = reconstructor.model.get_submodule(parent)
+    # Cast here, for it is no part of the reconstructor.
+    setattr(decoder, name, reconstructor.final_norm.to(reconstructor.model.dtype))
     try:
-        if dtype is not None:
-            reconstructor.to(dtype)
-        model.save_pretrained(folder)
+        yield reconstructor.model
     finally:
         setattr(decoder, name, nn.Identity())
-    tokenizer.save_pretrained(folder)
-    head = {"weight": reconstructor.head.weight.detach().cpu().contiguous()}
-    save_file(head, folder / HEAD_FILE)
-    entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
-    _save_sidecar(folder, checkpoint.to_sidecar("ar", **entries))
 
 
 def _save_sidecar(folder: Path, sidecar: dict[str, Any]) -> None:

@@ -8,12 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Lora:
-    """Train low-rank adapters of every linear layer instead of the weights themselves."""
+    """Train low-rank adapters of every linear layer of the blocks, not the weights themselves."""
 
     rank: int = 128
     """The adapters' rank."""
     alpha: int = 16
-    """The adapters' scale, divided by the rank's square root (rsLoRA)."""
+    """The adapters' scale, divided by the rank's square root (``rslora``) or the rank."""
+    scaling: Literal["rslora", "lora"] = "rslora"
+    """What `alpha` is divided by; rsLoRA as published, or plain LoRA."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Settings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the forward pass computes in; ``bfloat16`` is autocast, the weights keep their dtype."""
     lora: Lora | None = None
-    """Adapters for the verbalizer; all weights are trained when ``None``."""
+    """Adapters; all weights are trained when ``None``."""
+    activations: Literal["keep", "recompute"] = "keep"
+    """``recompute`` them in the backward pass (gradient checkpointing): slower, far less memory."""
     seed: int = 0
     """Of the order of the rows and of the adapters' initial weights."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -18,9 +19,11 @@ from torch.nn.functional import cross_entropy
 from .. import hosts
 from ..checkpoint import Checkpoint
 from ..injection import Injection, write
-from .rows import IGNORED, TrainingError, verbalizer_rows
-from .settings import Lora, Settings
-from .trainer import Report, fit
+from .adapters import with_adapters
+from .held_out import HeldOut, verbalizer_figures
+from .rows import IGNORED, RowsLike, TrainingError, verbalizer_rows
+from .settings import Settings
+from .trainer import Files, Held, Log, Report, fit, prepare
 
 
 class Writing:
@@ -33,8 +36,9 @@ class Writing:
     vectors: Float[Tensor, "batch d_model"] | None = None
     """One vector a row; ``None`` writes nothing."""
 
-    def __init__(self, position: int, injection: Injection) -> None:
+    def __init__(self, position: int | Sequence[int], injection: Injection) -> None:
         self.position, self.injection = position, injection
+        self._last = position if isinstance(position, int) else max(position)
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ARG002
         """Return the module's output with the vectors written into it."""
@@ -42,17 +46,21 @@ class Writing:
             return output
         # Blocks return their residual alone, or in some families first in a tuple.
         hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] <= self._last:
+            return output  # A step of a generation, after the prompt that was written to.
         written = write(hidden, self.vectors, self.position, self.injection)
         return (written, *output[1:]) if isinstance(output, tuple) else written
 
 
 @contextmanager
-def writing(model: nn.Module, position: int, injection: Injection) -> Iterator[Writing]:
+def writing(
+    model: nn.Module, position: int | Sequence[int], injection: Injection
+) -> Iterator[Writing]:
     """Write into `model` at its injection site for as long as the block lasts.
 
     Args:
         model: A causal language model.
-        position: The marker's position.
+        position: The marker's position; several get the same vector.
         injection: Site and operation.
 
     Yields:
@@ -72,27 +80,33 @@ def writing(model: nn.Module, position: int, injection: Injection) -> Iterator[W
 def train_verbalizer(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
+    rows: RowsLike,
     checkpoint: Checkpoint,
     settings: Settings = Settings(),  # noqa: B008  (frozen)
     *,
     report: Report | None = None,
+    held_out: HeldOut | None = None,
+    files: Files | None = None,
+    log: Log | None = None,
 ) -> Any:
     """Fine-tune `model` into a verbalizer.
 
     Args:
         model: The causal language model to start from, usually the target itself; trained in place.
         tokenizer: Its tokenizer, with a chat template.
-        rows: Training rows (`Row`).
+        rows: Training rows: a list of `Row`, or a file of them (`Published`).
         checkpoint: Prompt, marker and injection, as the verbalizer will be served with.
         settings: Steps, rates, batches; with `Settings.lora` only adapters are trained.
         report: Called with a line of progress.
+        held_out: Rows that it is measured on as it goes: loss, extraction rate, FVE.
+        files: Where it can be resumed from, and is where something is there.
+        log: Gets the losses and the figures, by step.
 
     Returns:
         The model in evaluation mode; wrapped by PEFT when `Settings.lora` is given.
 
     Raises:
-        TrainingError: Rows, model and checkpoint do not fit each other.
+        TrainingError: Rows, model and checkpoint do not fit each other, or the disk is full.
     """
     width = hosts.width(model)
     if width != checkpoint.d_model:
@@ -101,17 +115,25 @@ def train_verbalizer(
             f"{checkpoint.d_model}. A verbalizer is trained from a model as wide as its target."
         )
     tokenized, prompt = verbalizer_rows(rows, tokenizer, checkpoint)
-    with writing(model, prompt.marker_position, checkpoint.injection) as hook:
+    prepare(model, settings)
+    with writing(model, prompt.sites, checkpoint.injection) as hook:
         # The adapters wrap linear layers inside the blocks; the hooked block stays the same module.
         trained = (
-            model if settings.lora is None else _with_adapters(model, settings.lora, settings.seed)
+            model if settings.lora is None else with_adapters(model, settings.lora, settings.seed)
         )
 
-        def loss_of(wrapped: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        def loss_of(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
             hook.vectors = batch["vectors"]
             return response_loss(wrapped, batch, len(prompt.ids))
 
-        fit(trained, tokenized, loss_of, settings, report)
+        held = None
+        if held_out is not None:
+            some, _ = verbalizer_rows(held_out.rows, tokenizer, checkpoint)
+            figures = verbalizer_figures(held_out, some, tokenizer, loss_of)
+            held = Held(figures, held_out.every)
+        found = fit(trained, tokenized, loss_of, settings, report, held=held, files=files)
+    if log is not None:
+        log.extend(found)
     return trained
 
 
@@ -136,23 +158,11 @@ def response_logits(
     # Logits over a large vocabulary are most of a small batch's memory: only the response's are
     # made, and the one before it, which predicts its first token.
     kept = ids.shape[1] - start + 1
-    return model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[:, :-1]
+    output = model(input_ids=ids, logits_to_keep=kept, use_cache=False, **text_only(model, ids))
+    return output.logits[:, :-1]
 
 
-def _with_adapters(model: Any, lora: Lora, seed: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise TrainingError("Settings(lora=...) needs PEFT: pip install peft.") from error
-    import torch
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        use_rslora=True,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
+def text_only(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What a model that also reads images wants to be told in training: that there are none."""
+    vision = getattr(model.config, "vision_config", None) is not None
+    return {"token_type_ids": torch.zeros_like(ids)} if vision and model.training else {}

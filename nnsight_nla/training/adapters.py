@@ -1,0 +1,55 @@
+"""Low-rank adapters on a language model's blocks, through PEFT."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import hosts
+from ..wire import find_blocks
+from .rows import TrainingError
+from .settings import Lora
+
+
+def with_adapters(model: Any, lora: Lora, seed: int) -> Any:
+    """Put adapters on every linear layer inside `model`'s blocks and freeze all else.
+
+    Not on an image tower beside them, which no text runs through.
+
+    Args:
+        model: A causal language model; changed in place.
+        lora: Rank and scale.
+        seed: Of the adapters' initial weights.
+
+    Raises:
+        TrainingError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise TrainingError("Settings(lora=...) needs PEFT: pip install peft.") from error
+    from transformers.pytorch_utils import Conv1D
+
+    hosts.text_config(model)
+    path, blocks = find_blocks(model)
+    kinds = (nn.Linear, Conv1D)
+    names = {name.rpartition(".")[2] for name, each in blocks.named_modules() if _is(each, kinds)}
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        use_rslora=lora.scaling == "rslora",
+        target_modules=rf"{re.escape(path)}\.\d+\..*\.?({'|'.join(sorted(names))})",
+        # GPT-2 keeps its linear layers transposed.
+        fan_in_fan_out=any(_is(each, (Conv1D,)) for each in blocks.modules()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def _is(module: nn.Module, kinds: tuple[type, ...]) -> bool:
+    return isinstance(module, kinds)

@@ -1,0 +1,114 @@
+"""Figures on rows that are not trained on, while a training runs.
+
+A falling loss says that the verbalizer writes like its rows; whether it writes about *its vector*
+is another question, which held-out rows answer: how often a reply is a proper explanation, and how
+much of the vector a reconstructor finds in it. For a reconstructor: how close it comes. Decoding is
+greedy and by `transformers` alone, so that nothing of a run depends on having been looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..baseline import Baseline
+from ..prompting import CLOSE, extract, proper
+from .rows import Rows, RowsLike, collate
+
+Figures = dict[str, float]
+LossOf = Callable[[Any, dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a training is measured on, and how often."""
+
+    rows: RowsLike
+    """A few dozen rows; all of them are read at each measurement."""
+    every: int
+    """Steps between two measurements."""
+    baseline: Baseline | None = None
+    """The denominator of the FVE."""
+    fve: Callable[[Sequence[str], Tensor], float] | None = None
+    """For a verbalizer: a reconstructor's judgement of texts against their vectors."""
+    max_new_tokens: int = 200
+    """The longest reply."""
+    batch_size: int = 32
+    """Rows of one forward pass."""
+
+
+def verbalizer_figures(
+    held_out: HeldOut, rows: Rows, tokenizer: Any, loss_of: LossOf
+) -> Callable[[nn.Module], Figures]:
+    """Loss, extraction rate, and FVE where there is a reconstructor.
+
+    Args:
+        held_out: What is measured, and by what.
+        rows: Its rows, tokenized.
+        tokenizer: The verbalizer's.
+        loss_of: The loss of a batch; the vectors it writes stay written until the next one's.
+    """
+
+    def measure(model: Any) -> Figures:
+        losses, replies = [], []
+        for batch in _batches(rows, held_out.batch_size, model):
+            losses.append(loss_of(model, batch).item() * len(batch["last"]))
+            prompts = batch["input_ids"][:, : len(rows.prompt)]
+            replies += _generate(model, tokenizer, prompts, held_out.max_new_tokens)
+        good = [proper(reply) is None for reply in replies]
+        figures = {"loss": sum(losses) / len(rows), "extraction": sum(good) / len(good)}
+        if held_out.fve is not None:
+            texts = [extract(r)[0] if ok else "" for r, ok in zip(replies, good, strict=True)]
+            figures["fve"] = held_out.fve(texts, rows.vectors)
+        return figures
+
+    return measure
+
+
+def reconstructor_figures(
+    held_out: HeldOut, rows: Rows, loss_of: LossOf
+) -> Callable[[nn.Module], Figures]:
+    """Loss (the mean squared error), cosine, and FVE where there is a baseline."""
+
+    def measure(model: Any) -> Figures:
+        losses = [
+            loss_of(model, batch).item() * len(batch["last"])
+            for batch in _batches(rows, held_out.batch_size, model)
+        ]
+        loss = sum(losses) / len(rows)
+        figures = {"loss": loss, "cosine": 1 - loss / 2}
+        if held_out.baseline is not None:
+            figures["fve"] = held_out.baseline.fve(loss)
+        return figures
+
+    return measure
+
+
+def _batches(rows: Rows, size: int, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), size):
+        items = [rows[i] for i in range(start, min(start + size, len(rows)))]
+        yield {name: each.to(device) for name, each in collate(items).items()}
+
+
+def _generate(model: Any, tokenizer: Any, prompts: Tensor, longest: int) -> list[str]:
+    made = model.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=longest,
+        do_sample=False,
+        # What a base model's own settings would add to greedy decoding, or warn of.
+        repetition_penalty=1.0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        stop_strings=[CLOSE],
+        tokenizer=tokenizer,
+    )
+    return tokenizer.batch_decode(made[:, prompts.shape[1] :], skip_special_tokens=True)

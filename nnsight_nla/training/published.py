@@ -1,0 +1,202 @@
+"""Rows in a published Parquet file, and the sidecar that says what they are rows of.
+
+Columns: ``activation_vector``, and the label as ``response`` (in its tags) or ready-made as
+``api_explanation``; ``prompt`` where the rows have one; ``doc_id``, ``activation_layer`` and others
+as provenance. Beside the file lies ``{file}.nla_meta.yaml``, which names base model and layer::
+
+    rows = Published("rows.parquet", part="train")
+    for batch in rows.batches(d_model): ...
+
+Neighbouring tokens of one text have almost the same vector, so rows are split by *document*: a hash
+of ``doc_id`` says which are held out, whatever else is in the file. What is held out at one share
+is held out at every larger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import sidecar
+from ..checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
+from ..prompting import CLOSE, OPEN
+from .rows import Batch, TrainingError, check_width
+
+Part = Literal["all", "train", "held out"]
+HELD_OUT = 0.05
+"""The share of documents that no training sees, unless you say another."""
+VECTOR, DOCUMENT = "activation_vector", "doc_id"
+_LABELS = ("response", "api_explanation")
+_LAYERS = ("activation_layer", "layer")
+_BATCH = 1024
+
+
+class Published:
+    """The rows of a Parquet file, or of one part of it, read a batch at a time."""
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        part: Part = "all",
+        held_out: float = HELD_OUT,
+        limit: int | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        """Read the sidecar and the columns' names; no rows yet.
+
+        Args:
+            file: The Parquet file.
+            part: Which documents.
+            held_out: The share of documents that are held out.
+            limit: The most rows that are read, from the beginning.
+            scratch: The folder whose disk the vectors are mapped from: 4 bytes an entry.
+
+        Raises:
+            TrainingError: The file cannot be read or has no vectors, no labels, or no documents to
+                split by.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.file, self.part, self.held_out, self.limit = Path(file), part, held_out, limit
+        self.scratch = scratch
+        try:
+            self._columns = pq.read_schema(self.file).names
+        except (OSError, pa.ArrowInvalid) as error:
+            raise TrainingError(
+                f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}"
+            ) from error
+        if VECTOR not in self._columns:
+            raise TrainingError(
+                f"{file} has no column {VECTOR!r}; it has {', '.join(self._columns)}."
+            )
+        self._label = next((name for name in _LABELS if name in self._columns), None)
+        if part != "all" and DOCUMENT not in self._columns:
+            raise TrainingError(
+                f"{file} has no column {DOCUMENT!r}, so no documents can be held out of it, and "
+                "rows of one text would stand on both sides. Hold out none: --held-out 0."
+            )
+        self.meta = _sidecar(self.file)
+        self._count: int | None = None
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = sum(len(numbers) for _, numbers in self._tables([DOCUMENT]))
+        return self._count
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.file.name
+
+    def batches(self, d_model: int) -> Iterator[Batch]:
+        """Read the rows, checking each vector's width and each row's layer.
+
+        Raises:
+            TrainingError: A row has a vector of another width, or one of another layer than the
+                sidecar's; or the file has no labels.
+        """
+        if self._label is None and "prompt" not in self._columns:
+            raise TrainingError(
+                f"{self.file} has no labels: a column {' or '.join(map(repr, _LABELS))} with an "
+                f"explanation for each row. It has {', '.join(self._columns)}."
+            )
+        wanted = [VECTOR, DOCUMENT, "prompt", *_LABELS, *_LAYERS]
+        for table, numbers in self._tables(wanted):
+            names = [f"{self.file}, row {number}" for number in numbers]
+            self._check_layer(table, names)
+            vectors = _vectors(table.column(VECTOR), names, d_model)
+            prompts, responses = self._texts(table)
+            yield Batch(names, prompts, responses, vectors)
+
+    def vectors(self, d_model: int) -> Iterator[torch.Tensor]:
+        """The vectors alone, a batch at a time; a file of them needs no labels."""
+        for table, numbers in self._tables([VECTOR, DOCUMENT]):
+            names = [f"{self.file}, row {number}" for number in numbers]
+            yield _vectors(table.column(VECTOR), names, d_model)
+
+    def _tables(self, wanted: Sequence[str]) -> Iterator[tuple[Any, list[int]]]:
+        """Slices of these columns with the rows of this part, and the rows' numbers."""
+        import pyarrow.parquet as pq
+
+        columns = [name for name in dict.fromkeys(wanted) if name in self._columns]
+        start, left = 0, self.limit
+        with pq.ParquetFile(self.file, memory_map=True) as file:
+            for batch in file.iter_batches(_BATCH, columns=columns):
+                numbers = list(range(batch.num_rows))
+                if self.part != "all":
+                    documents = batch.column(DOCUMENT).to_pylist()
+                    wants = self.part == "held out"
+                    numbers = [
+                        i for i in numbers if is_held_out(documents[i], self.held_out) == wants
+                    ]
+                numbers = numbers[:left]
+                if numbers:
+                    yield batch.take(numbers), [start + number for number in numbers]
+                start += batch.num_rows
+                left = None if left is None else left - len(numbers)
+                if left == 0:
+                    return
+
+    def _texts(self, table: Any) -> tuple[list[Any], list[str]]:
+        """Prompts as chat messages, and labels in their tags."""
+        given = table.column("prompt").to_pylist() if "prompt" in table.schema.names else None
+        # Reconstructors' files hold the reconstructor's own prompt: a string, not messages.
+        filled = given if given is not None and isinstance(given[0], str) else None
+        prompts = [None] * table.num_rows if given is None or filled is not None else given
+        if self._label is not None:
+            labels = table.column(self._label).to_pylist()
+            if self._label == "response":
+                return prompts, labels
+        else:
+            template = self.meta.get("ar_template", AR_TEMPLATE)
+            before, _, after = template.partition(EXPLANATION_SLOT)
+            labels = [each.removeprefix(before).removesuffix(after) for each in filled or []]
+        return prompts, [f"{OPEN}\n{(each or '').strip()}\n{CLOSE}" for each in labels]
+
+    def _check_layer(self, table: Any, names: list[str]) -> None:
+        layer = self.meta.get("layer")
+        column = next((name for name in _LAYERS if name in table.schema.names), None)
+        if layer is None or column is None:
+            return
+        for name, found in zip(names, table.column(column).to_pylist(), strict=True):
+            if found is not None and found != layer:
+                raise TrainingError(
+                    f"{name}: {column} is {found}, the sidecar says layer {layer}. A verbalizer "
+                    "reads one layer: leave the other rows out, or correct the sidecar."
+                )
+
+
+def is_held_out(document: object, share: float) -> bool:
+    """Whether a document belongs to the share that no training sees."""
+    digest = hashlib.blake2b(str(document).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
+
+
+def _vectors(column: Any, names: list[str], d_model: int) -> torch.Tensor:
+    import pyarrow.compute as pc
+
+    widths = pc.list_value_length(column).to_pylist()
+    for name, width in zip(names, widths, strict=True):
+        check_width(name, width or 0, d_model)
+    # No Python number is made of an entry.
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype("float32", copy=True)
+    return torch.from_numpy(flat).reshape(len(names), d_model)
+
+
+def _sidecar(file: Path) -> dict[str, Any]:
+    """What the file's sidecar says, and ``injection`` where it says how vectors are written."""
+    beside = file.with_name(file.name + sidecar.DATASET_SUFFIX)
+    if not beside.is_file():
+        return {}
+    tree = sidecar.known(sidecar.parse(beside.read_bytes(), beside), str(beside))
+    values, _ = sidecar.partial(tree, str(beside))
+    scale = (tree.get("extraction") or {}).get("injection_scale")
+    says = "injection_mode" in (tree.get("training") or {}) or isinstance(scale, int | float)
+    injection = sidecar.injection(tree, str(beside), None)[0] if says else None
+    return {**values, "injection": injection}
