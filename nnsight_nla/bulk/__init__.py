@@ -10,9 +10,11 @@ Read in this order: `sources` (what is read), `places` (at which tokens), `resid
 `records` (the rows), `work` (the loop), `parts` (what survives), `whole` (the finished file).
 """
 
+from .extract import extract
+from .label import label
 from .run import run
 from .sources import open_source
 from .whole import merge
 from .work import Report
 
-__all__ = ["Report", "merge", "open_source", "run"]
+__all__ = ["Report", "extract", "label", "merge", "open_source", "run"]

@@ -34,6 +34,8 @@ def assemble(
     tables: Iterable[pa.Table],
     manifest: dict[str, Any],
     sidecar: dict[str, Any],
+    *,
+    errors: int = 0,
 ) -> tuple[int, int]:
     """Write the finished file and its sidecar.
 
@@ -43,6 +45,7 @@ def assemble(
         tables: The chunks, in order; some may be empty.
         manifest: What the rows depend on.
         sidecar: In the projects' own schema.
+        errors: How many rows went elsewhere because of an error.
 
     Returns:
         How many rows there are, and how many of them have an error.
@@ -52,16 +55,17 @@ def assemble(
     with atomic(output.with_name(output.name + DATASET_SUFFIX)) as file:
         file.write(text.encode())
     counts: list[int] = []
-    errors = 0
     with atomic(output) as file:
         writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=3)
         with writer:
             for table in tables:
                 counts.append(len(table))
-                errors += len(table) - table["error"].null_count
+                if "error" in schema.names:
+                    errors += len(table) - table["error"].null_count
                 if len(table):
                     writer.write_table(
-                        table.cast(schema).combine_chunks(), row_group_size=len(table)
+                        table.select(schema.names).cast(schema).combine_chunks(),
+                        row_group_size=len(table),
                     )
             note = {"manifest": manifest, "rows": counts, "errors": errors}
             writer.add_key_value_metadata({KEY: json.dumps(note, ensure_ascii=False).encode()})
@@ -132,9 +136,12 @@ def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
         sidecar = yaml.safe_load(sidecar_path.read_text("utf-8"))
     sidecar["bulk"]["shard"] = None
     manifest = {**note["manifest"], "shard": None}
+    schema = pq.ParquetFile(path).schema_arrow
+    notes = [note for _, note in shards.values()]
+    apart = 0 if "error" in schema.names else sum(note["errors"] for note in notes)
     return assemble(
-        Path(output), pq.ParquetFile(path).schema_arrow,
-        _in_turn([shards[part] for part in sorted(shards)]), manifest, sidecar,
+        Path(output), schema, _in_turn([shards[part] for part in sorted(shards)]), manifest,
+        sidecar, errors=apart,
     )  # fmt: skip
 
 

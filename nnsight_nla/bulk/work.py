@@ -58,7 +58,10 @@ class Job:
     strict: bool = False
     """Whether a bad row ends the work."""
     splits: dict[str, Path] = field(default_factory=dict[str, Path])
-    """Files by the value of the column ``split``, which is not written; none: one file."""
+    """Files by the value of the column ``split``; none: one file."""
+    apart: Path | None = None
+    """A file for rows with an error, made where there are any; ``None``: they stay among the
+    others."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Report:
     """How long it took."""
 
     def __str__(self) -> str:
-        before = f", {self.resumed} chunks were there already" if self.resumed else ""
-        bad = f", {self.errors} of them with an error" if self.errors else ""
+        before = f", {self.resumed} of its chunks were there" if self.resumed else ""
+        bad = f", {self.errors} with an error" if self.errors else ""
         files = ", ".join(map(str, self.outputs))
         return f"{files}: {self.rows:,} rows{bad} ({self.seconds:.1f} s{before})"
 
@@ -98,7 +101,7 @@ def work(job: Job, output: Path, *, progress: bool = True) -> Report:
         notes = [_same(path, job) for path in outputs.values()]
         Parts(output).remove()
         rows = sum(sum(note["rows"]) for note in notes)
-        errors = sum(note["errors"] for note in notes)
+        errors = notes[0]["errors"]
         resumed = len(notes[0]["rows"])
         return Report(tuple(outputs.values()), rows, errors, 0, resumed, time.monotonic() - began)
     if not output.parent.is_dir():
@@ -183,27 +186,50 @@ def _ahead(
 
 
 def _assemble(job: Job, parts: Parts, outputs: dict[str, Path]) -> tuple[int, int]:
-    schema = job.schema
-    if not job.splits:
-        tables = (parts.read(number) for number in parts.numbers())
-        return assemble(outputs[""], schema, tables, job.manifest, job.sidecar)
-    schema = schema.remove(schema.get_field_index("split"))
-    made: list[tuple[int, int]] = []
+    """Write the finished files; the one that `work` looks for is the last."""
+    unwritten = {"error"} if job.apart else set[str]()
+    unwritten |= {"split"} if job.splits else set[str]()
+    schema = pa.schema([column for column in job.schema if column.name not in unwritten])
+
+    def tables(keep: Callable[[pa.Table], Any] | None) -> Iterator[pa.Table]:
+        for number in parts.numbers():
+            table = parts.read(number)
+            yield table if keep is None else table.filter(keep(table))
+
+    if job.apart is None:
+        return assemble(outputs[""], schema, tables(None), job.manifest, job.sidecar)
+    bad = sum(len(table) for table in tables(_is_bad))
+    if bad:
+        manifest = {**job.manifest, "split": "errors"}
+        columns = pa.schema([each for each in job.schema if each.name in {*schema.names, "error"}])
+        assemble(job.apart, columns, tables(_is_bad), manifest, {**job.sidecar, "bulk": manifest})
+    rows = 0
     for split, path in outputs.items():
-        tables = (_of(parts.read(number), split) for number in parts.numbers())
-        manifest = {**job.manifest, "split": split}
-        made.append(assemble(path, schema, tables, manifest, {**job.sidecar, "bulk": manifest}))
-    return sum(rows for rows, _ in made), sum(errors for _, errors in made)
+        manifest = {**job.manifest, **({"split": split} if split else {})}
+        rows += assemble(
+            path, schema, tables(_is_good_of(split)), manifest, {**job.sidecar, "bulk": manifest},
+            errors=bad,
+        )[0]  # fmt: skip
+    return rows, bad
 
 
-def _of(table: pa.Table, split: str) -> pa.Table:
-    return table.filter(pc.equal(table["split"], split)).drop_columns("split")
+def _is_bad(table: pa.Table) -> Any:
+    return pc.is_valid(table["error"])
+
+
+def _is_good_of(split: str) -> Callable[[pa.Table], Any]:
+    def good(table: pa.Table) -> Any:
+        fine = pc.is_null(table["error"])
+        return pc.and_(fine, pc.equal(table["split"], split)) if split else fine
+
+    return good
 
 
 def _same(path: Path, job: Job) -> dict[str, Any]:
     """The note of a finished file, which has to be the one that this job would make."""
     note = note_of(path)
-    check_same({**note["manifest"], "split": None}, {**job.manifest, "split": None}, path)
+    split = note["manifest"].get("split")
+    check_same(note["manifest"], {**job.manifest, **({"split": split} if split else {})}, path)
     with writing(path):
         path.with_name(path.name + DATASET_SUFFIX).stat()
     return note

@@ -1,4 +1,4 @@
-"""The command line: ``nnsight-nla demo | explain | read | info | doctor | run | merge``.
+"""The command line: ``nnsight-nla COMMAND``, a module for each group of commands.
 
 Every command takes ``--json`` and then prints one JSON document on standard output, nothing else.
 Exit codes: 0 done, 1 something you passed cannot be used (the message says what to type), 2 the

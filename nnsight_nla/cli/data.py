@@ -1,4 +1,4 @@
-"""Whole data sets: ``nnsight-nla run | merge``."""
+"""Whole data sets: ``nnsight-nla run | merge | extract | label``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .shell import AsJson, app, load, out, print_json, working
+from ..errors import NLAError
+from .shell import AsJson, app, load, load_target, out, print_json, working
 
 Positions = Annotated[
     str,
@@ -121,7 +122,138 @@ def merge(
     if as_json:
         print_json({"output": str(output), "rows": rows, "errors": errors})
     else:
-        out.print(f"{output}: {rows:,} rows, {errors} of them with an error", soft_wrap=True)
+        out.print(f"{output}: {rows:,} rows, {errors} with an error", soft_wrap=True)
+
+
+@app.command()
+def extract(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="Texts: a file, or a Hugging Face data set.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="K: the output of this block, counted from 0.")
+    ] = None,
+    av: Annotated[
+        str | None,
+        typer.Option(help="A verbalizer to train further: its layer, template and marker."),
+    ] = None,
+    positions: Positions = "random:10",
+    skip: Skip = 0,
+    seed: Annotated[int, typer.Option(help="Of random positions and splits.")] = 0,
+    max_tokens: MaxTokens = None,
+    splits: Annotated[
+        str | None, typer.Option(help="By document: train=0.9,test=0.1; a file for each.")
+    ] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Run it on the NDIF host.")] = False,
+    chunk: Chunk = None,
+    shard: Shard = None,
+    strict: Strict = False,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    split: Split = None,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a target's activations over a corpus, to train on; resumable as run is."""
+    with working("loading"):
+        from .. import bulk
+
+        rows = bulk.open_source(source, text=text_column, doc_id=id_column, split=split)
+        model, checkpoint = _described(target, layer, av, dtype, device_map)
+    report = bulk.extract(
+        model,
+        rows,
+        output,
+        checkpoint=checkpoint,
+        positions=positions,
+        skip=skip,
+        seed=seed,
+        max_tokens=max_tokens,
+        splits=_shares(splits),
+        chunk=chunk,
+        shard=shard,
+        remote=remote,
+        strict=strict,
+    )
+    _report(report, as_json)
+
+
+@app.command()
+def label(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What extract wrote.")],
+    output: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    by: Annotated[
+        str,
+        typer.Option(
+            help="module:function (a row in, its explanation or None out), or a .parquet with "
+            "doc_id, n_raw_tokens and api_explanation, response or text."
+        ),
+    ],
+    workers: Annotated[int, typer.Option(min=1, help="Calls at a time.")] = 1,
+    chunk: Annotated[int, typer.Option(min=1, help="Rows between points of resumption.")] = 64,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give extracted rows their explanations, to train on; resumable as run is."""
+    from .. import bulk
+
+    made_by = by if by.endswith(".parquet") else _function(by)
+    report = bulk.label(source, output, by=made_by, workers=workers, chunk=chunk, strict=strict)
+    _report(report, as_json)
+
+
+def _described(
+    target: str | None, layer: int | None, av: str | None, dtype: str, device_map: str | None
+) -> Any:
+    """The target, and what the rows are rows of."""
+    from .. import hosts, tiny
+    from ..checkpoint import Checkpoint
+    from ..training import describe
+
+    if av is None and target is None:
+        model, nla = tiny.load()
+        return model, nla.checkpoint
+    checkpoint = Checkpoint.load(av) if av is not None else None
+    name = target or (checkpoint and checkpoint.base_model)
+    if name is None:
+        raise NLAError(f"{av} does not name its target; add --target PATH_OR_ID.")
+    model = load_target(name, dtype, device_map)
+    if checkpoint is None:
+        if layer is None:
+            raise NLAError("Which layer? Add --layer K, or --av for the layer of a verbalizer.")
+        width = hosts.width(model)
+        checkpoint = describe(model.tokenizer, layer=layer, d_model=width, base_model=name)
+    elif layer not in (None, checkpoint.layer):
+        raise NLAError(f"--layer {layer}: {av} was trained on layer {checkpoint.layer}.")
+    return model, checkpoint
+
+
+def _shares(splits: str | None) -> dict[str, float] | None:
+    if splits is None:
+        return None
+    try:
+        pairs = [part.split("=") for part in splits.split(",")]
+        return {name.strip(): float(share) for name, share in pairs}
+    except ValueError as error:
+        raise NLAError(
+            f"--splits {splits!r}: expected names and shares, such as train=0.9,test=0.1."
+        ) from error
+
+
+def _function(name: str) -> Any:
+    import importlib
+
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise NLAError(
+            f"--by {name}: expected module:function of a module that Python finds from here "
+            f"({error}), or a .parquet file."
+        ) from error
 
 
 def _report(report: Any, as_json: bool) -> None:

@@ -58,8 +58,6 @@ def load(
                     "--av PATH_OR_ID."
                 )
         return tiny.load()
-    from nnsight import TransformersModel
-
     from ..nla import NLA
 
     options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
@@ -69,11 +67,19 @@ def load(
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
+    return load_target(base, dtype, device_map), nla
+
+
+def load_target(name: str, dtype: str, device_map: str | None) -> Any:
+    """A target by folder or Hub id; its weights load when it first runs."""
+    from nnsight import TransformersModel
+
+    options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
     try:
-        return TransformersModel(base, task="text-generation", **options), nla
+        return TransformersModel(name, task="text-generation", **options)
     except OSError as error:
         raise VerbalizationError(
-            f"The target {base!r} could not be read: {str(error).splitlines()[0]} "
+            f"The target {name!r} could not be read: {str(error).splitlines()[0]} "
             "Give a local folder with --target."
         ) from error
 
