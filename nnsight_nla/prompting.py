@@ -151,6 +151,15 @@ def _any(token_id: int | None) -> str:
     return "any token" if token_id is None else str(token_id)
 
 
+def wrap(text: str) -> str:
+    r"""An explanation as a verbalizer is trained to write it: between its tags.
+
+    >>> wrap("About Paris.")
+    '<explanation>\nAbout Paris.\n</explanation>'
+    """
+    return f"{OPEN}\n{text}\n{CLOSE}"
+
+
 def extract(raw: str) -> tuple[str, bool]:
     r"""The explanation inside a verbalizer's reply, and whether its closing tag came.
 

@@ -19,9 +19,10 @@ from .shell import app, err
 from . import look
 from . import doctor
 from . import data
+from . import training
 # isort: on
 
-__all__ = ["app", "data", "doctor", "look", "main"]
+__all__ = ["app", "data", "doctor", "look", "main", "training"]
 
 
 def main() -> None:

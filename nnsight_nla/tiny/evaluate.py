@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..baseline import Baseline
+from ..evaluate import explained, round_trip
 from . import load
 from .examples import Examples, collect
 from .explanations import SLOTS, parse
@@ -87,11 +88,8 @@ def measure(model: Any, nla: Any, *, documents: int = 300, pairs: int = 20) -> F
         pairs: Pairs of subjects for each prompt that is patched.
     """
     held_out = collect(model, sorted(held_out_pairs()), documents=documents, seed=900)
-    explained = nla.explain(held_out.vectors)
-    controls = nla.controls(len(held_out), like=held_out.vectors, seed=0)
-    # All of them at once, rather than a few at each text that is read below.
-    nla.resolve()
-    texts = list(explained.text)
+    told, controls = explained(nla, held_out.vectors)
+    texts = list(told.text)
     some = held_out[: len(held_out) // 3]
     return {
         "rows": len(held_out),
@@ -189,10 +187,7 @@ def _round_trip(nla: Any, examples: Examples, texts: Sequence[str]) -> dict[str,
     }
     return {
         "baseline": baseline.to_dict(),
-        **{
-            name: nla.score(source, examples.vectors, baseline=baseline).mean
-            for name, source in sources.items()
-        },
+        **round_trip(nla, sources, examples.vectors, baseline),
     }
 
 

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoint import AV_TEMPLATE, MARKER_SLOT
+from ..prompting import wrap
 from ..training import INJECT, Row
 from .documents import Document, join, sample
-from .explanations import END, UNSURE, explain, wrap
+from .explanations import END, UNSURE, explain
 from .facts import Pair
 from .target import K
 

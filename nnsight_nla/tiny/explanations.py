@@ -102,11 +102,6 @@ def rewrite(text: str, old: str, new: str) -> str:
     return text.replace(_head(old), _head(new), 1)
 
 
-def wrap(text: str) -> str:
-    """The explanation as a verbalizer writes it: between its tags."""
-    return f"<explanation>\n{text}\n</explanation>"
-
-
 def _head(subject: str | None) -> str:
     if subject is None:
         return _NO_SUBJECT

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ..prompting import wrap
 from .documents import Document, join, sample
-from .explanations import UNSURE, explain, wrap
+from .explanations import UNSURE, explain
 from .facts import NEUTRAL, RELATIONS, SUBJECTS, TONES
 from .tokenizer import DESCRIBE, chat, encode_words
 

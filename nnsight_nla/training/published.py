@@ -23,7 +23,7 @@ import torch
 
 from .. import sidecar
 from ..checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
-from ..prompting import CLOSE, OPEN
+from ..prompting import wrap
 from .rows import Batch, TrainingError, check_width
 
 Part = Literal["all", "train", "held out"]
@@ -157,7 +157,7 @@ class Published:
             template = self.meta.get("ar_template", AR_TEMPLATE)
             before, _, after = template.partition(EXPLANATION_SLOT)
             labels = [each.removeprefix(before).removesuffix(after) for each in filled or []]
-        return prompts, [f"{OPEN}\n{(each or '').strip()}\n{CLOSE}" for each in labels]
+        return prompts, [wrap((each or "").strip()) for each in labels]
 
     def _check_layer(self, table: Any, names: list[str]) -> None:
         layer = self.meta.get("layer")
