@@ -325,3 +325,38 @@ def test_models_that_do_not_fit_are_named(tokenizer, checkpoint):
     without = dataclasses.replace(checkpoint, ar_template=None)
     with pytest.raises(TrainingError, match="no ar_template"):
         train_reconstructor(model, tokenizer, make_rows(), without, ONE_STEP)
+
+
+def test_training_and_inference_give_the_same_logits(pair):
+    """Both whole paths on the same row: the shipped verbalizer generates, training reads along."""
+    from transformers import AutoModelForCausalLM
+
+    from nnsight_nla.prompting import wrap
+    from nnsight_nla.tiny.examples import collect
+    from nnsight_nla.tiny.facts import held_out_pairs
+
+    model, nla = pair
+    held = collect(model, sorted(held_out_pairs()), documents=1, per_document=2, seed=8)
+    vector, checkpoint = held.vectors[:1], nla.checkpoint
+    steps = []
+    nla.av.dispatch()
+    head = nla.av._module.lm_head
+    thought = nla.explain(vector)
+    handle = head.register_forward_hook(lambda _, __, output: steps.append(output[0, -1].detach()))
+    raw = thought.raw[0]
+    handle.remove()
+    assert raw == wrap(thought.text[0])
+
+    plain = AutoModelForCausalLM.from_pretrained(paths()["av"], dtype=torch.float32).eval()
+    row = {**held.training_rows()[0], "response": raw}
+    rows, prompt = verbalizer_rows([row], nla.av.tokenizer, checkpoint)
+    batch = collate([rows[0]])
+    with torch.no_grad(), writing(plain, prompt.sites, checkpoint.injection) as hook:
+        hook.vectors = batch["vectors"]
+        expected = response_logits(plain, batch, len(prompt.ids))[0]
+        hook.vectors = -batch["vectors"]
+        other = response_logits(plain, batch, len(prompt.ids))[0]
+    # The last row predicts what follows the closing tag, where inference has stopped.
+    found = torch.stack(steps)[-len(expected) + 1 :]
+    torch.testing.assert_close(found, expected[:-1], rtol=1e-4, atol=1e-4)
+    assert (found - other[:-1]).abs().max() > 1
