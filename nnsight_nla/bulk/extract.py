@@ -120,6 +120,7 @@ def extract(
         dataset_sidecar(checkpoint, manifest),
         reader.read,
         finish,
+        waits=remote,
         strict=strict,
         splits={name: beside(output, name) for name in shares},
         apart=beside(output, "errors"),

@@ -153,6 +153,7 @@ def run(
         reader.read if reader else _as_found(nla.checkpoint.d_model),
         verbalize,
         ahead=reader is not None and _apart(nla, model),
+        waits=remote or nla.remote,
         strict=strict,
     )
     return work(job, output, progress=progress)

@@ -55,6 +55,8 @@ class Job:
     """The second: the chunk's rows."""
     ahead: bool = False
     """Whether the first step may run while the second does: they use two models."""
+    waits: bool = False
+    """Whether a host runs one of them, and is waited for while it is away."""
     strict: bool = False
     """Whether a bad row ends the work."""
     splits: dict[str, Path] = field(default_factory=dict[str, Path])
@@ -96,6 +98,7 @@ def work(job: Job, output: Path, *, progress: bool = True) -> Report:
             row is bad. What is finished is kept.
     """
     began = time.monotonic()
+    part, of = parse_shard(job.manifest["shard"])
     outputs = job.splits or {"": output}
     if all(path.exists() for path in outputs.values()):
         notes = [_same(path, job) for path in outputs.values()]
@@ -112,7 +115,6 @@ def work(job: Job, output: Path, *, progress: bool = True) -> Report:
     parts = Parts(output)
     with parts.open(job.manifest):
         done = set(parts.numbers())
-        part, of = parse_shard(job.manifest["shard"])
         made = 0
         # The number of rows is known where an unfinished input could hide its end.
         total = job.source.count
@@ -144,8 +146,8 @@ def _in_turn(
     job: Job, chunks: Iterator[tuple[int, list[Item]]], say: Say
 ) -> Iterator[tuple[int, int, pa.Table]]:
     for number, items in chunks:
-        found = patiently(lambda items=items: job.read(items), say)
-        yield number, len(items), patiently(lambda found=found: job.finish(found), say)
+        found = _tried(job, lambda items=items: job.read(items), say)
+        yield number, len(items), _tried(job, lambda found=found: job.finish(found), say)
 
 
 def _ahead(
@@ -166,7 +168,7 @@ def _ahead(
             for number, items in chunks:
                 if stop.is_set():
                     return
-                found = patiently(lambda items=items: job.read(items), say, stop)
+                found = _tried(job, lambda items=items: job.read(items), say, stop)
                 put((number, len(items), found))
             put(None)
         except BaseException as error:
@@ -179,10 +181,14 @@ def _ahead(
             if isinstance(each, BaseException):
                 raise each
             number, size, found = each
-            yield number, size, patiently(lambda found=found: job.finish(found), say)
+            yield number, size, _tried(job, lambda found=found: job.finish(found), say)
     finally:
         stop.set()
         reader.join()
+
+
+def _tried(job: Job, step: Callable[[], Any], say: Say, stop: threading.Event | None = None) -> Any:
+    return patiently(step, say, stop) if job.waits else step()
 
 
 def _assemble(job: Job, parts: Parts, outputs: dict[str, Path]) -> tuple[int, int]:
