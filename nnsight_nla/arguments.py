@@ -10,8 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .errors import InjectionError, ReconstructionError, VerbalizationError
 from .sampling import Sampling
 
-_AUTO_BATCH = 64
-
 
 def check_vectors(vectors: object, d_model: int) -> None:
     """Refuse what is no floating-point tensor of vectors with values; costs no synchronisation.
@@ -70,14 +68,14 @@ def count_samples(samples: object, sampling: Sampling) -> int:
     return samples
 
 
-def batch_rows(given: object) -> int:
-    """The number of vectors in a batch.
+def batch_rows(given: object) -> int | None:
+    """The number of vectors in a batch; ``None`` where it is to be found.
 
     Raises:
         VerbalizationError: It is neither ``"auto"`` nor a whole number from 1.
     """
     if given == "auto":
-        return _AUTO_BATCH
+        return None
     if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
         return given
     raise VerbalizationError(f"batch_size={given!r}: expected 'auto' or a whole number from 1.")

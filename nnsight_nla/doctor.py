@@ -180,7 +180,8 @@ class Doctor:
             half = Verbalizer(self.nla.av, tried.checkpoint, prompt, remote=self.nla.remote)
             rows = len(vectors)
             everyone = torch.ones(rows, dtype=torch.bool)
-            replies = half.verbalize(vectors, everyone, [0] * rows, self.sampling)
+            found = dict(half.verbalize(vectors, everyone, [0] * rows, self.sampling))
+            replies = [found[row] for row in range(rows)]
             ids = [token_ids(tried.tokenizer, reply.raw) or [0] for reply in replies]
             sure = likelihoods(half, vectors, everyone, ids)
             alone = likelihoods(half, vectors, ~everyone, ids)

@@ -85,8 +85,8 @@ class NLA:
         """Read and check sidecar, configuration and tokenizer; weights load at the first text.
 
         Args:
-            av: The verbalizer: a Hub id, a local folder (of a whole model, or of an adapter that names
-                its base), or a `TransformersModel` you already have.
+            av: The verbalizer: a Hub id, a local folder (a whole model's, or of an adapter that
+                names its base), or a `TransformersModel` you already have.
             ar: The reconstructor, likewise (see `layouts` for how it may be stored); needed by
                 `reconstruct`, `score`, `claims`, `direction` and the trust label.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (how the vector is

@@ -7,23 +7,26 @@ the rest stay pending with their vectors. One lock per verbalizer: a second thre
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import hosts
-from .capture import Capture, Receipt
+from .capture import Capture, Receipt, Reply
+from .engine import out_of_memory
 from .errors import CheckpointError, NLAWarning, VerbalizationError
 from .explanation import Explanation
 from .injection import unusable
 from .placement import Places
+from .sampling import draw_seed
 
 if TYPE_CHECKING:
     from .sampling import Sampling
@@ -40,7 +43,11 @@ class Queue:
     """Pending handles of one verbalizer, in the order they were made."""
 
     def __init__(
-        self, owner: Any, verbalizer: Verbalizer, batch_size: int, places: Places | None = None
+        self,
+        owner: Any,
+        verbalizer: Verbalizer,
+        batch_size: int | None,
+        places: Places | None = None,
     ) -> None:
         """Share one lock among all queues of the same verbalizer model."""
         self.owner = owner
@@ -50,6 +57,17 @@ class Queue:
         self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()
         self._number = itertools.count()
         self._lock = _LOCKS.setdefault(verbalizer.av, threading.RLock())
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a batch; where none was given, one that fits is found at the first question."""
+        if self._batch_size is None:
+            self._batch_size = self._verbalizer.rows_that_fit(self.owner.sampling.max_new_tokens)
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, rows: int | None) -> None:
+        self._batch_size = rows
 
     def add(self, handle: Explanation) -> None:
         """Let `handle` wait for its text, without keeping it alive."""
@@ -123,32 +141,77 @@ class Queue:
         by_sampling: dict[Sampling, list[Job]] = {}
         for job in jobs:
             by_sampling.setdefault(job[0].sampling, []).append(job)
-        left = len(jobs)
-        with self._turn(jobs), _progress(left) as bar:
+        with self._turn(jobs), _progress(len(jobs)) as bar:
             for sampling, group in by_sampling.items():
-                for start in range(0, len(group), self._batch_size):
-                    batch = group[start : start + self._batch_size]
-                    self._settle(batch, sampling, left, len(jobs))
-                    left -= len(batch)
-                    bar.update(len(batch))
+                self._settle(group, sampling, bar)
 
-    def _settle(self, batch: list[Job], sampling: Sampling, left: int, of: int) -> None:
-        try:
-            replies = self._verbalizer.verbalize(
-                torch.stack([capture.vectors[row].float().cpu() for capture, row, _ in batch]),
-                torch.tensor([not capture.null for capture, _, _ in batch]),
-                [sample for _, _, sample in batch],
-                sampling,
-            )
-        except (VerbalizationError, CheckpointError):
-            raise
-        except Exception as error:
-            raise VerbalizationError(
-                f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {of} "
-                "rows are still pending with their vectors; call nla.resolve() to go on."
-            ) from error
-        for (capture, row, sample), reply in zip(batch, replies, strict=True):
-            capture.replies[row, sample] = reply
+    def _settle(self, jobs: list[Job], sampling: Sampling, bar: Any) -> None:
+        """Batch after batch; what does not fit into memory is tried again in halves."""
+        waiting = _merged(jobs)
+        while waiting:
+            size = self.batch_size
+            batch = waiting[:size]
+            try:
+                for number, reply in self._replies([asked[0] for asked in batch], sampling):
+                    for capture, row, sample in batch[number]:
+                        capture.replies[row, sample] = reply
+                    bar.update(len(batch[number]))
+            except (VerbalizationError, CheckpointError):
+                raise
+            except Exception as error:
+                if not out_of_memory(error) or size == 1:
+                    raise self._stopped(error, jobs) from error
+                failed = f"{type(error).__name__} {error}".strip().splitlines()[0]
+            else:
+                failed = None
+            waiting = [asked for asked in batch if not _has_reply(asked[0])] + waiting[size:]
+            if failed is not None:
+                self._halve(min(size, len(batch)), failed)
+
+    def _replies(self, batch: list[Job], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        return self._verbalizer.verbalize(
+            torch.stack([capture.vectors[row].float().cpu() for capture, row, _ in batch]),
+            torch.tensor([not capture.null for capture, _, _ in batch]),
+            [sample for _, _, sample in batch],
+            sampling,
+        )
+
+    def _halve(self, size: int, why: str) -> None:
+        """Make batches smaller from here on; only outside of the `except`, which holds tensors."""
+        self.batch_size = max(1, size // 2)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"A batch of {size} did not fit into memory ({why}). Going on with batches of "
+            f"{self.batch_size}; NLA(..., batch_size={self.batch_size}) starts there.",
+            NLAWarning,
+            stacklevel=2,
+        )
+
+    def _stopped(self, error: Exception, jobs: list[Job]) -> VerbalizationError:
+        left = sum(not _has_reply(job) for job in jobs)
+        return VerbalizationError(
+            f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {len(jobs)} "
+            "rows are still pending with their vectors; call nla.resolve() to go on."
+        )
+
+
+def _has_reply(job: Job) -> bool:
+    capture, row, sample = job
+    return (row, sample) in capture.replies
+
+
+def _merged(jobs: list[Job]) -> list[list[Job]]:
+    """Jobs whose replies are the same, for they have the same vector, and the same draw."""
+    same: dict[object, list[Job]] = {}
+    for job in jobs:
+        capture, row, sample = job
+        draw = None if capture.sampling.greedy else sample
+        # What `draw_seed` hashes is all that a reply depends on.
+        key = None if capture.null else draw_seed(0, capture.vectors[row], 0)
+        same.setdefault((key, draw), []).append(job)
+    return list(same.values())
 
 
 def _jobs(handles: Iterable[Explanation]) -> list[Job]:

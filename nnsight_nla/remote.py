@@ -41,9 +41,14 @@ NLAS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _CAPTURES: weakref.WeakValueDictionary[str, Capture] = weakref.WeakValueDictionary()
 """Captures that have crossed the wire, so that one that comes back is the same one."""
 
-# Shipped as source with a request: the stand-ins, and the two modules whose functions run inside
-# the verbalizer's own block.
-_BY_VALUE = ("nnsight_nla.wire", "nnsight_nla.injection", "nnsight_nla.sampling")
+# Shipped as source with a request: the stand-ins, and the modules whose functions run inside the
+# verbalizer's own block.
+_BY_VALUE = (
+    "nnsight_nla.wire",
+    "nnsight_nla.injection",
+    "nnsight_nla.sampling",
+    "nnsight_nla.engine",
+)
 _NEEDS_TEXT = {
     "text",
     "samples",

@@ -107,6 +107,11 @@ class GumbelNoise:
             row.exponential_(generator=generator)
         return scores - noise.log().to(scores.device)
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows, each with its own generator as far as it has got."""
+        self.seeds = [self.seeds[row] for row in rows]
+        self.generators = [self.generators[row] for row in rows]
+
 
 def draw_seed(seed: int, vector: Tensor, sample: int) -> int:
     """The seed of one draw: a hash of (seed, the vector's float32 bytes, the sample's number)."""

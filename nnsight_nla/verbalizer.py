@@ -12,14 +12,27 @@ marker, at the injection site's output, in the prefill (a plain read inside nnsi
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from . import hosts
 from .capture import Reply
 from .checkpoint import Checkpoint
+from .engine import (
+    AT_A_HOST,
+    Closing,
+    Engine,
+    check_engine,
+    decode,
+    in_place,
+    rows_that_fit,
+    unfit,
+)
 from .errors import CheckpointError, VerbalizationError
 from .injection import write
 from .ndif import send
@@ -61,6 +74,7 @@ class Verbalizer:
         prompt: Prompt,
         *,
         remote: bool = False,
+        engine: Engine = "fast",
     ) -> None:
         """Check that `av` fits `checkpoint`; loads no weights.
 
@@ -69,6 +83,7 @@ class Verbalizer:
         """
         self.av = av
         self.remote = remote
+        self.engine = check_engine(engine)
         self.checkpoint = checkpoint
         self.prompt = prompt
         config = hosts.text_config(av)
@@ -103,7 +118,7 @@ class Verbalizer:
         given: Bool[Tensor, " rows"],
         samples: list[int],
         sampling: Sampling,
-    ) -> list[Reply]:
+    ) -> Iterator[tuple[int, Reply]]:
         """Write one vector per row and generate, in one batch.
 
         Args:
@@ -112,8 +127,8 @@ class Verbalizer:
             samples: The sample number of each row.
             sampling: How tokens are chosen.
 
-        Returns:
-            One `Reply` per row.
+        Yields:
+            A row's number and its `Reply`, once it is done; not in the order of the rows.
 
         Raises:
             VerbalizationError: The verbalizer is in use by a trace, or the reply cannot fit.
@@ -136,6 +151,100 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
+        run = self._fast if self.why_plain is None else self._plain
+        yield from run(vectors, given, seeds, sampling)
+
+    @property
+    def why_plain(self) -> str | None:
+        """Why batches take nnsight's own ``generate``, ``None`` where they are decoded fast."""
+        return "engine='generate' was asked for" if self.engine == "generate" else unfit(self.av)
+
+    def rows_that_fit(self, new_tokens: int) -> int:
+        """How many rows a batch should have, going by the memory that is free."""
+        if self.remote:
+            return AT_A_HOST
+        prompt = len(self.prompt.ids)
+        rest = prompt if self.why_plain else prompt - self.prompt.marker_position
+        return rows_that_fit(self.av, prompt=prompt, rest=rest, new_tokens=new_tokens)
+
+    def _fast(
+        self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Reply]]:
+        """Prefill each different vector once, behind a prefix that is computed once; decode."""
+        different = _different(vectors, given)
+        prefilled = list(dict.fromkeys(different))
+        rows = torch.tensor([prefilled.index(each) for each in different])
+        vectors, given = vectors.float().cpu()[prefilled], given.cpu()[prefilled]
+        start = len(self.prompt.ids)
+        settings = {
+            "processors": sampling.processors(seeds),
+            "closed": Closing(self.av.tokenizer, CLOSE),
+            "ends": self._ends(),
+            "limit": sampling.max_new_tokens,
+        }
+        if self.remote:
+            what = f"The request to verbalize {len(rows)} vectors with {hosts.describe(self.av)}"
+            marker, done = send(lambda: self._request(vectors, given, rows, settings), what)
+        else:
+            marker, logits, cache = self._prefill(vectors, given)
+            cache = in_place(cache, rows, start + sampling.max_new_tokens)
+            done = decode(self.av._module, logits[rows.to(logits.device)], cache, **settings)
+        receipts = self._receipts(marker, vectors, given)
+        for row, ids, ended in done:
+            yield row, self._reply(ids, receipts[int(rows[row])], ended=ended)
+
+    def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Run the prompt, a vector in each row: the marker's residual, last logits, cache."""
+        model, ids, sites = self.av._module, torch.tensor([self.prompt.ids]), self.prompt.sites
+        injection, site, start = self.checkpoint.injection, self.site, self.prompt.sites[0]
+        rest = ids[:, start:].expand(len(vectors), -1).contiguous()
+        options = {"use_cache": True, **_only_last(model)}
+        cache = DynamicCache(config=hosts.text_config(self.av))
+        with torch.no_grad():
+            if start:
+                model(input_ids=ids[:, :start].to(model.device), past_key_values=cache, **options)
+                cache.batch_repeat_interleave(len(vectors))
+            with self.av.trace(rest, past_key_values=cache, **options):
+                before = site.output
+                after = write(before, vectors, [each - start for each in sites], injection, given)
+                site.output = after
+                marker = torch.stack([before[:, 0], after[:, 0]]).float().cpu().save()
+                logits = self.av.output.logits[:, -1].save()
+        return marker, logits, cache
+
+    def _request(
+        self, vectors: Tensor, given: Tensor, rows: Tensor, settings: dict[str, Any]
+    ) -> tuple[Tensor, list[tuple[int, list[int], bool]]]:
+        """Prefix, prefill and decoding in one request; the cache lives and dies on the host.
+
+        The block is shipped as it stands, so it names nothing of `self`.
+        """
+        av, injection, site, start = self.av, self.checkpoint.injection, self.site, 0
+        ids, start = torch.tensor([self.prompt.ids]), self.prompt.sites[0]
+        sites = [each - start for each in self.prompt.sites]
+        prefix, vectors = ids[:, :start].clone(), vectors.clone()
+        rest = ids[:, start:].expand(len(vectors), -1).contiguous()
+        options = {"use_cache": True, **_only_last(av._module)}
+        cache = DynamicCache(config=hosts.text_config(av))
+        with av.trace(rest, past_key_values=cache, **options, remote=True):
+            if start:
+                with torch.no_grad():
+                    av(input_ids=prefix.to(av.device), past_key_values=cache, **options)
+                cache.batch_repeat_interleave(len(vectors))
+            before = site.output
+            after = write(before, vectors, sites, injection, given)
+            site.output = after
+            marker = torch.stack([before[:, 0], after[:, 0]]).float().cpu().save()
+            logits = av.output.logits[:, -1]
+            rows = rows.to(logits.device)
+            cache.batch_select_indices(rows)
+            done = list(decode(av, logits[rows], cache, **settings)).save()
+        return marker, done
+
+    def _plain(
+        self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Reply]]:
+        """The reference: nnsight's ``generate`` on the whole prompt of every row."""
         settings = {
             "generation_config": self._generation_config(sampling),
             "logits_processor": sampling.processors(seeds),
@@ -149,7 +258,17 @@ class Verbalizer:
             )
         else:
             sequences, marker = self._generate(vectors, given, settings)
-        return self._replies(sequences[:, start:], marker, vectors.float().cpu(), given)
+        ends = {*self._ends(), settings["generation_config"].pad_token_id}
+        closed = Closing(self.av.tokenizer, CLOSE)
+        receipts = self._receipts(marker, vectors.float().cpu(), given)
+        for row, ids in enumerate(sequences[:, len(self.prompt.ids) :].tolist()):
+            # Its stop strings are not found in every tokenizer's vocabulary: it may have gone on.
+            stop = next(
+                (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
+                len(ids),
+            )
+            ended = stop < len(ids) and ids[stop] in ends
+            yield row, self._reply(ids[:stop], receipts[row], ended=ended)
 
     def _generate(
         self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
@@ -204,28 +323,35 @@ class Verbalizer:
             **leaks,
         )
 
-    def _replies(
-        self, tokens: Tensor, marker: Tensor, vectors: Tensor, given: Tensor
-    ) -> list[Reply]:
-        ends = {*self._ends(), self._generation_config(Sampling()).pad_token_id}
+    def _receipts(
+        self, marker: Tensor, vectors: Tensor, given: Tensor
+    ) -> list[tuple[float, float, float]]:
+        """Of each row: the residual's norm before and after writing, and the cosine of the two."""
         before, after = marker
         added = after if self.checkpoint.injection.operation == "replace" else after - before
         angles = torch.where(given.cpu(), cosine(added, vectors), torch.nan)
-        replies: list[Reply] = []
-        for row, ids in enumerate(tokens.tolist()):
-            stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-            raw = self.av.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-            text, closed = extract(raw)
-            finish = "tag" if closed else "eos" if stop < len(ids) else "length"
-            replies.append(
-                Reply(
-                    raw,
-                    text,
-                    finish,
-                    stop,
-                    before[row].norm().item(),
-                    after[row].norm().item(),
-                    angles[row].item(),
-                )
-            )
-        return replies
+        lengths = before.norm(dim=-1), after.norm(dim=-1)
+        return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
+
+    def _reply(self, ids: list[int], receipt: tuple[float, float, float], *, ended: bool) -> Reply:
+        raw = self.av.tokenizer.decode(ids, skip_special_tokens=True)
+        text, closed = extract(raw)
+        finish = "tag" if closed else "eos" if ended else "length"
+        return Reply(raw, text, finish, len(ids), *receipt)
+
+
+def _different(vectors: Tensor, given: Tensor) -> list[int]:
+    """Of each row, the first that has the same bytes; rows without a vector are all the same."""
+    first: dict[bytes | None, int] = {}
+    return [
+        first.setdefault(row.numpy().tobytes() if has else None, place)
+        for place, (row, has) in enumerate(
+            zip(vectors.detach().float().cpu(), given.tolist(), strict=True)
+        )
+    ]
+
+
+def _only_last(model: Any) -> dict[str, int]:
+    """The option that spares a prefill the logits of all tokens but the last, where it is known."""
+    known = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if known else {}

@@ -67,9 +67,7 @@ def test_what_nobody_can_reach_is_never_verbalized(small, runs, residuals):
     assert kept.resolved
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("boom"), MemoryError("no memory"), torch.OutOfMemoryError("CUDA")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError("no device")])
 def test_after_an_error_settled_rows_keep_their_text_and_the_rest_stay_pending(
     small, runs, residuals, error
 ):
@@ -124,7 +122,7 @@ def test_each_sampling_gets_its_own_batches(small, runs, residuals):
 def test_a_thousand_rows_behind_one_text_say_so(nla, residuals, monkeypatch):
     done = nla.explain(residuals[-1])
     reply = done.text and done._capture.replies[0, 0]
-    monkeypatch.setattr(nla._verbalizer, "verbalize", lambda v, *rest: [reply] * len(v))
+    monkeypatch.setattr(nla._verbalizer, "verbalize", lambda v, *rest: enumerate([reply] * len(v)))
     many = nla.explain(residuals[-1].expand(1000, -1))
     with pytest.warns(NLAWarning, match="1,000 rows"):
         _ = many[0].text

@@ -81,27 +81,30 @@ def _with(checkpoint: Checkpoint, **changes) -> Checkpoint:
     return Checkpoint(**{**vars(checkpoint), **changes})
 
 
-def test_only_the_marker_is_written(nla, vectors):
+@pytest.mark.parametrize("engine", ["fast", "generate"])
+def test_only_the_marker_is_written(nla, vectors, engine):
     """The residual at the site: every other position is bit-identical, the marker moved by |h|."""
-    ids = torch.tensor([nla.prompt.ids])
+    av = NLA(nla.av, checkpoint=nla.checkpoint, engine=engine, sampling=Sampling(max_new_tokens=1))
     position = nla.prompt.marker_position
-    site = nla.av.model.layers[1]
+    start = position if engine == "fast" else 0  # What lies before the marker is run apart.
     nla.av.dispatch()
-    with nla.av.trace(ids):
-        clean = site.output.detach().clone().save()
     seen = []
     hook = nla.av._module.model.layers[2].register_forward_pre_hook(
         lambda module, args: seen.append(args[0].detach().clone())
     )
     try:
-        thought = nla.explain(vectors[40], sampling=Sampling(max_new_tokens=1))
+        av.resolve(av.explain_nothing())
+        clean = seen[-1]
+        thought = av.explain(vectors[40])
         receipt = thought.receipt
     finally:
         hook.remove()
-    written = seen[0]
-    others = [i for i in range(len(nla.prompt.ids)) if i != position]
+    written = seen[-1]
+    assert written.shape == clean.shape == (1, len(nla.prompt.ids) - start, 128)
+    here = position - start
+    others = [i for i in range(written.shape[1]) if i != here]
     assert torch.equal(written[:, others], clean[:, others])
-    before, after = clean[0, position], written[0, position]
+    before, after = clean[0, here], written[0, here]
     expected = before + before.norm() * vectors[40] / vectors[40].norm()
     torch.testing.assert_close(after, expected)
     assert receipt.norm_before == pytest.approx(before.norm().item())

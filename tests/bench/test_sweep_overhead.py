@@ -71,7 +71,7 @@ def test_a_sweep_with_explanations_costs_what_the_sweep_by_hand_costs(loaded, mo
     def timed(*args):
         start = time.process_time()
         try:
-            return verbalize(*args)
+            return list(verbalize(*args))
         finally:
             generating.append(time.process_time() - start)
 

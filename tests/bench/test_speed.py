@@ -1,0 +1,298 @@
+"""Explanations a second: the fast engine, what its peers do, and the floor.
+
+    pytest tests/bench/test_speed.py -s                               # the tiny verbalizer
+    pytest tests/bench/test_speed.py -s --size 12x512 --batches 1,8,32,128
+    pytest tests/bench/test_speed.py -s --size 8b --device cuda       # Qwen3-8B's shape, bfloat16
+
+Weights are random but for the tiny pair's, so the model is made to reply with 40 to 150 tokens: a
+hook turns its logits into a countdown, after the forward pass has done all of its work. Who is
+compared, each within one run and on the same vectors:
+
+* **one**: one vector at a time, a hook, transformers' ``generate``;
+* **fixed**: fixed batches with a hook, which wait for their longest row;
+* **fast**: `NLA.explain`;
+* **floor**: the bare forwards of the tokens that have to be computed: the prefix once, the rest of
+  the prompt, and full batches until every reply has its length, the cache written in place.
+"""
+
+import gc
+import operator
+import statistics
+import time
+
+import pytest
+import torch
+from nnsight import TransformersModel
+from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers.cache_utils import DynamicCache
+
+from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
+from nnsight_nla.checkpoint import AV_TEMPLATE
+from nnsight_nla.engine import in_place
+
+SHORTEST, LONGEST = 40, 150
+FIRST = 100
+"""The token that ends the countdown; a reply of n tokens begins with ``FIRST + n - 1``."""
+ROUNDS = 3
+ALONE = 2
+"""Vectors that *one* is timed on; its time goes linearly with their number."""
+SMALL = Qwen3Config(
+    vocab_size=1496, hidden_size=512, intermediate_size=1536, num_hidden_layers=12,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
+    tie_word_embeddings=True, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+
+
+EIGHT_B = Qwen3Config(
+    vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
+    tie_word_embeddings=False, rope_theta=1e6, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+
+
+class Countdown:
+    """Hooks that make every reply as long as its vector says, once the work has been done."""
+
+    def __init__(self, model, end, marker):
+        self.end, self.marker = end, marker
+        model.register_forward_pre_hook(self.see, with_kwargs=True)
+        model.model.layers[2].register_forward_pre_hook(self.read)
+        model.get_output_embeddings().register_forward_hook(self.count)
+
+    def see(self, module, args, kwargs):
+        self.ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+
+    def read(self, module, args):
+        if args[0].shape[1] >= -self.marker:  # A prefill: where the vector was written.
+            spread = args[0][:, self.marker, : LONGEST - SHORTEST + 1]
+            self.length = SHORTEST + spread.float().argmax(-1)
+
+    def count(self, module, args, logits):
+        prefill = self.ids.shape[1] > 1
+        last = FIRST + self.length if prefill else self.ids[:, -1]
+        following = torch.where(last > FIRST, last - 1, self.end)
+        logits = torch.zeros_like(logits)
+        logits[torch.arange(len(last), device=last.device), -1, following] = 1
+        return logits
+
+
+@pytest.fixture(scope="module")
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="module")
+def loaded(request, device):
+    """The verbalizer of the asked-for size, as an NLA."""
+    size = request.config.getoption("--size")
+    _, pair = tiny.load()
+    if size == "tiny":
+        path = tiny.paths()["av"]
+        module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    else:
+        config = {"12x512": SMALL, "8b": EIGHT_B}[size]
+        torch.manual_seed(0)
+        with torch.device(device):
+            dtype = torch.bfloat16 if size == "8b" else torch.float32
+            module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    module = module.to(device).eval()
+    marker = pair.prompt.marker_position - len(pair.prompt.ids)  # Counted from the end.
+    Countdown(module, pair.av.tokenizer.eos_token_id, marker)
+    av = TransformersModel(module, tokenizer=pair.av.tokenizer, task="text-generation")
+    checkpoint = Checkpoint(
+        layer=3, d_model=module.config.hidden_size, template=AV_TEMPLATE, marker="㈎",
+        marker_id=pair.checkpoint.marker_id, injection=Injection("add", "block", 1),
+    )  # fmt: skip
+    return NLA(av, checkpoint=checkpoint, sampling=Sampling(max_new_tokens=LONGEST + 10))
+
+
+def peer(nla, vectors, batch):
+    """What other tools do: a hook that writes, ``generate``, a batch at a time."""
+    module, ids = nla.av._module, torch.tensor([nla.prompt.ids], device=vectors.device)
+    position = nla.prompt.marker_position
+    texts = []
+    for rows in vectors.split(batch):
+        done = []
+
+        def write(each, args, output, rows=rows, done=done):
+            if done:
+                return None
+            done.append(True)
+            here = output[:, position]
+            output = output.clone()
+            norms = here.norm(dim=-1, keepdim=True)
+            output[:, position] = here + norms * rows / rows.norm(dim=-1, keepdim=True)
+            return output
+
+        handle = module.model.layers[1].register_forward_hook(write)
+        prompts = ids.expand(len(rows), -1)
+        found = module.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
+            max_new_tokens=LONGEST + 10, pad_token_id=0,
+        )  # fmt: skip
+        handle.remove()
+        texts += nla.av.tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+@torch.inference_mode()
+def floor(nla, lengths, batch):
+    """The bare forwards: nothing is chosen, decoded or written."""
+    module, prompt, start = nla.av._module, nla.prompt.ids, nla.prompt.marker_position
+    ids = torch.tensor([prompt], device=module.device)
+    rows = min(batch, len(lengths))
+    for _ in range(-(-len(lengths) // batch)):
+        cache = DynamicCache(config=module.config)
+        module(input_ids=ids[:, :start], past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(rows)
+        rest = ids[:, start:].expand(rows, -1)
+        module(input_ids=rest, past_key_values=cache, logits_to_keep=1)
+        cache = in_place(cache, torch.arange(rows), len(prompt) + LONGEST)
+        # Of n tokens the prefill gives the first, and the last is not run.
+        for _ in range(round(sum(lengths) / len(lengths)) - 1):
+            module(input_ids=rest[:, :1], past_key_values=cache)
+
+
+def bandwidth(device):
+    """Bytes a second, read and written by a copy that no cache holds."""
+    source = torch.empty(1 << 28 if device.type == "cuda" else 1 << 26, device=device)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(5):
+        taken, _ = timed(lambda: target.copy_(source), device)
+        times.append(taken)
+    return 2 * source.nbytes / min(times)
+
+
+def roofline(nla, batch, device):
+    """Tokens a second if a step cost nothing but reading weights and keys and values."""
+    config, module = nla.av._module.config, nla.av._module
+    weights = sum(each.nbytes for each in module.model.layers.parameters())
+    weights += module.get_output_embeddings().weight.nbytes
+    length = len(nla.prompt.ids) + (SHORTEST + LONGEST) / 2 / 2
+    kept = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    cached = batch * length * kept * module.dtype.itemsize
+    return batch / ((weights + cached) / bandwidth(device))
+
+
+def timed(run, device):
+    gc.collect()
+    start = time.perf_counter()
+    result = run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def test_explanations_a_second(loaded, device, request, capsys):
+    nla = loaded
+    generator = torch.Generator().manual_seed(1)
+    lines, ratios = [], {}
+    for batch in map(int, request.config.getoption("--batches").split(",")):
+        count = max(batch, 2)
+        vectors = torch.randn(count, nla.checkpoint.d_model, generator=generator).to(device)
+        nla.batch_size = batch
+        seconds = {"one": [], "fixed": [], "fast": [], "floor": []}
+        for _ in range(ROUNDS):
+            thought = nla.explain(vectors)
+            taken, _ = timed(lambda thought=thought: nla.resolve(thought), device)
+            seconds["fast"].append(taken / count)
+            replies = thought._capture.replies
+            lengths = [replies[row, 0].new_tokens for row in range(count)]
+            taken, _ = timed(lambda n=lengths, b=batch: floor(nla, n, b), device)
+            seconds["floor"].append(taken / count)
+            taken, texts = timed(lambda v=vectors, b=batch: peer(nla, v, b), device)
+            seconds["fixed"].append(taken / count)
+            assert texts == [replies[row, 0].raw for row in range(count)]
+            alone = vectors[:ALONE] if batch > 1 else vectors
+            taken, _ = timed(lambda v=alone: peer(nla, v, 1), device)
+            mean = sum(lengths[: len(alone)]) / len(alone)
+            # Scaled to the batch's mean length, the two being its first rows.
+            seconds["one"].append(taken / len(alone) * sum(lengths) / count / mean)
+        best = {name: statistics.median(each) for name, each in seconds.items()}
+        ratio = {
+            name: statistics.median(map(operator.truediv, seconds[name], seconds["fast"]))
+            for name in ("one", "fixed", "floor")
+        }
+        ratios[batch] = ratio
+        lines.append(
+            f"{batch:5d} {1 / best['fast']:8.2f} {1 / best['fixed']:8.2f} {1 / best['one']:8.2f} "
+            f"{1 / best['floor']:8.2f}   x{ratio['fixed']:5.2f} x{ratio['one']:6.2f} "
+            f"x{ratio['floor']:5.2f}   {min(lengths)} to {max(lengths)}"
+        )
+    size = request.config.getoption("--size")
+    tokens = statistics.mean(lengths) / best["fast"]
+    with capsys.disabled():
+        print(
+            f"\nexplanations a second, {size} on {device} with {torch.get_num_threads()} threads, "
+            f"medians of {ROUNDS}\n"
+            "batch     fast    fixed      one    floor     fixed     one  floor   new tokens"
+        )
+        print("\n".join(lines))
+        print(
+            f"batch {batch}: {tokens:.0f} tokens/s; reading the weights and the cache once a step "
+            f"at the {bandwidth(device) / 1e9:.0f} GB/s measured here allows "
+            f"{roofline(nla, batch, device):.0f}"
+        )
+    for batch, ratio in ratios.items():
+        if batch >= 32:
+            assert ratio["fixed"] >= 1.5
+            assert ratio["one"] >= 6
+            assert ratio["floor"] >= 0.6
+
+
+@torch.inference_mode()
+def test_what_refilling_would_give(loaded, device, request, capsys):
+    """Rows that leave, against full batches in which waiting vectors take their places.
+
+    A place taken in mid-decode holds columns of the row before, so every step needs a mask; the
+    cache is as long as the oldest row in it. Bare forwards of both, with the same lengths.
+    """
+    nla, batch = loaded, 32
+    module, prompt, start = nla.av._module, nla.prompt.ids, nla.prompt.marker_position
+    ids = torch.tensor([prompt], device=device).expand(batch, -1)
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(SHORTEST, LONGEST + 1, (batch,), generator=generator).sort()[0].tolist()
+
+    def prefilled(extra):
+        cache = DynamicCache(config=module.config)
+        module(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        return in_place(cache, torch.arange(batch), len(prompt) + LONGEST + extra)
+
+    def leaving():
+        cache, left = prefilled(0), lengths
+        for step in range(1, LONGEST):
+            still = [length for length in left if length > step]
+            if not still:
+                return
+            if len(still) < len(left):
+                cache.batch_select_indices(torch.arange(len(still)))
+            left = still
+            module(input_ids=ids[: len(left), :1], past_key_values=cache)
+
+    def refilled():
+        cache, steps = prefilled(LONGEST), round(sum(lengths) / batch) - 1
+        for layer in cache.layers:  # The oldest row has nearly all of its reply behind it.
+            layer.length += LONGEST - steps
+            layer._show(batch)
+        for _ in range(steps):
+            length = cache.get_seq_length() + 1
+            mask = torch.ones(batch, 1, 1, length, dtype=torch.bool, device=device)
+            mask[::2, ..., : LONGEST // 2] = False
+            module(
+                input_ids=ids[:, :1], past_key_values=cache, attention_mask=mask,
+                position_ids=torch.full((batch, 1), length - 1, device=device),
+            )  # fmt: skip
+
+    rounds = []
+    for _ in range(ROUNDS):
+        prefill, _ = timed(lambda: prefilled(0), device)
+        rounds.append([timed(run, device)[0] - prefill for run in (leaving, refilled)])
+    gained = statistics.median(left / full for left, full in rounds)
+    with capsys.disabled():
+        print(
+            f"\n{batch} rows of {lengths[0]} to {lengths[-1]} tokens, decoding alone: rows that "
+            f"leave {statistics.median(left for left, _ in rounds):.2f} s, places taken again "
+            f"{statistics.median(full for _, full in rounds):.2f} s: a factor of {gained:.2f}"
+        )
+    assert gained > 0
