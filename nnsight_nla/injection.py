@@ -154,7 +154,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, float | None], Tensor]] = {
 
 It gets the markers' residuals ``[rows, d_model]`` and a vector for each, raw, and returns what
 stands there instead: a new tensor of `hidden`'s shape, dtype and device. It runs on a server too,
-so it may use torch and what stands in its own body.
+where it travels as source: it may use torch and what stands in its own body or its own module.
 """
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, TypeVar
 
 from .errors import HostError
+from .injection import OPERATIONS
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ def send(request: Callable[[], T], what: str) -> T:
     from nnsight.intervention.backends.remote import RemoteError
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+    _ship_operations()
     retrying = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=0.5, max=_LONGEST_WAIT),
@@ -52,6 +55,16 @@ def send(request: Callable[[], T], what: str) -> T:
             f"{what} at {host()} failed ({tries} of {ATTEMPTS} tries); last: "
             f"{type(error).__name__}: {last[-1].strip()}"
         ) from error
+
+
+def _ship_operations() -> None:
+    """Let requests carry third parties' injections as source: no host has their modules."""
+    import nnsight
+
+    for operation in OPERATIONS.values():
+        home = getattr(operation, "__module__", None) or "torch"
+        if isinstance(operation, FunctionType) and home.partition(".")[0] != "torch":
+            nnsight.register(home)
 
 
 def transient(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import hosts
 from .checkpoint import EXPLANATION_SLOT, Checkpoint
-from .errors import CheckpointError, ReconstructionError
+from .errors import CheckpointError, HostError, ReconstructionError
 from .ndif import send
 from .placement import Places, load_weights
 from .prompting import CLOSE, OPEN
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # A tokenizer may merge the template's first sign into whatever the text ends with.
 _ENDINGS = ("word", "word.", 'word"')
+# nnsight's words for an adapter that does not fit the modules it is put on.
+_NO_PLACE = "did not attach"
 
 
 class Reconstructor:
@@ -166,7 +168,19 @@ class Reconstructor:
             load_weights(self.ar)
             return self._read(prompts, {})
         what = f"The request to reconstruct {len(prompts)} texts with {hosts.describe(self.ar)}"
-        return send(lambda: self._read(prompts, {"remote": True}), what)
+        try:
+            return send(lambda: self._read(prompts, {"remote": True}), what)
+        except HostError as error:
+            blocks = hosts.text_config(self.ar).num_hidden_layers
+            if _NO_PLACE in str(error.__cause__) and blocks > self._last + 1:
+                raise ReconstructionError(
+                    f"The host has all {blocks} blocks of {hosts.describe(self.ar)}, and the "
+                    f"adapter {self._layout.adapter} has matrices for other ones. If it was "
+                    f"trained on the first {self._last + 1} alone, say so in its "
+                    f'adapter_config.json: "layers_to_transform": {list(range(self._last + 1))}; '
+                    "or run it here: NLA(..., remote=False)."
+                ) from error
+            raise
 
     def _read(self, prompts: list[str], where: dict[str, Any]) -> Tensor:
         """The residual at every prompt's last token; the block is shipped as it stands."""

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+import torch
 from nnsight.intervention.backends.remote import RemoteError
 from websocket import WebSocketConnectionClosedException
 
@@ -125,3 +126,23 @@ def test_status_reads_the_hosts_deployments(nla, monkeypatch):
     assert (found.reachable, found.target, found.verbalizer) == (True, "RUNNING", "DEPLOYING")
     monkeypatch.setattr(nnsight, "status", lambda raw: {})
     assert not nla.status().reachable
+
+
+def test_a_third_partys_injection_travels_as_source(monkeypatch):
+    from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES
+
+    from nnsight_nla.injection import OPERATIONS
+
+    home = f"{__name__}_of_somebody"
+
+    def blend(hidden, vectors, scale):
+        return hidden
+
+    blend.__module__ = home
+    monkeypatch.setitem(OPERATIONS, "blend", blend)
+    monkeypatch.setitem(OPERATIONS, "lerp", torch.lerp)  # The host has torch.
+    assert home not in _PICKLE_BY_VALUE_MODULES
+    assert send(lambda: 5, "The request") == 5
+    assert home in _PICKLE_BY_VALUE_MODULES
+    assert "torch" not in _PICKLE_BY_VALUE_MODULES
+    _PICKLE_BY_VALUE_MODULES.discard(home)
