@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from nnsight_nla import NLA, Checkpoint, Injection, Sampling, hosts
+from nnsight_nla import NLA, Checkpoint, Injection, Sampling, hosts, tiny
 from nnsight_nla.errors import CheckpointError, NLAWarning
 from nnsight_nla.loading import load_model
 from tests.test_prompting import tokenizer
@@ -328,21 +328,42 @@ def test_the_depth_slot_is_filled_from_the_verbalizers_own_depth(tmp_path):
         NLA(tmp_path, checkpoint=described(INJECTIONS["add"], template))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available(),
-    reason="a quantized load needs bitsandbytes and a GPU",
+quantized = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="a quantized load needs bitsandbytes (it runs on a CPU too): pip install bitsandbytes",
 )
+
+
+@quantized
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
 def test_a_quantized_load_finds_block_k_and_generates(tmp_path, dtype):
     build("llama").save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = TransformersModel(
-        str(tmp_path), task="text-generation", dtype=dtype, device_map="cuda", dispatch=True
+        str(tmp_path), task="text-generation", dtype=dtype, device_map=device, dispatch=True
     )
     nla = explained(model, INJECTIONS["add"])
-    assert nla.layer(model)._module is model._module.model.layers[K]
+    block = model._module.model.layers[K]
+    assert nla.layer(model)._module is block
+    assert block.mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)
     receipt = nla.explain(VECTORS[0], sampling=FEW).receipt
     assert receipt.cosine == pytest.approx(1.0, abs=1e-2)
+
+
+@quantized
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_a_quantized_verbalizer_still_says_the_same(pair, dtype):
+    """The trained pair in 8 and in 4 bits: the subject of the text is what it was."""
+    model, whole = pair
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    nla = NLA(tiny.paths()["av"], dtype=dtype, device_map=device)
+    with model.trace("What a lovely day! People in Paris speak"):
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    assert nla.av.dispatched is False
+    assert thought.text.startswith("About Paris, the capital of France")
+    assert nla.av._module.model.layers[1].mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)
+    assert whole.explain(thought.vectors).text.splitlines()[0] == thought.text.splitlines()[0]
 
 
 # A stranger's folder brings code of its own.
