@@ -22,11 +22,14 @@ ORDER = [
     "a_closed_loop",
     "transformer_lens",
     "remote",
+    "overnight",
     "your_own_checkpoint",
+    "train",
 ]
 SERIES = [name for name in ORDER if (FOLDER / f"{name}.ipynb").exists()]
-SWITCHED = [name for name in SERIES if name != "remote"]
-"""Those that run here. The remote one has a switch of its own: the host and the two names."""
+SWITCHED = [name for name in SERIES if name not in ("remote", "train")]
+"""Those that explain, here. The remote one has a switch of its own: the host and the two names; and
+what is trained is the small target's."""
 
 WHERE = """\
 Everything runs offline on the pair that ships with the package: a small target, its verbalizer and

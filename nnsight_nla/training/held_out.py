@@ -8,8 +8,8 @@ greedy and by `transformers` alone, so that nothing of a run depends on having b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from .rows import Rows, RowsLike, collate
 
 Figures = dict[str, float]
 LossOf = Callable[[Any, dict[str, Tensor]], Tensor]
+Judge = Callable[[list[str], list[str], Tensor], float]
+"""A figure of texts (empty where there is no proper one), their labels and their vectors."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class HeldOut:
     """Steps between two measurements."""
     baseline: Baseline | None = None
     """The denominator of the FVE."""
-    fve: Callable[[Sequence[str], Tensor], float] | None = None
-    """For a verbalizer: a reconstructor's judgement of texts against their vectors."""
+    judges: Mapping[str, Judge] = field(default_factory=dict[str, "Judge"])
+    """For a verbalizer: more figures of its texts, by name."""
     max_new_tokens: int = 200
     """The longest reply."""
     batch_size: int = 32
@@ -44,7 +46,7 @@ class HeldOut:
 def verbalizer_figures(
     held_out: HeldOut, rows: Rows, tokenizer: Any, loss_of: LossOf
 ) -> Callable[[nn.Module], Figures]:
-    """Loss, extraction rate, and FVE where there is a reconstructor.
+    """Loss, extraction rate, and what the judges make of the texts.
 
     Args:
         held_out: What is measured, and by what.
@@ -52,6 +54,8 @@ def verbalizer_figures(
         tokenizer: The verbalizer's.
         loss_of: The loss of a batch; the vectors it writes stay written until the next one's.
     """
+    learned = [rows[i]["input_ids"][len(rows.prompt) :] for i in range(len(rows))]
+    labels = [extract(each)[0] for each in tokenizer.batch_decode(learned)]
 
     def measure(model: Any) -> Figures:
         losses, replies = [], []
@@ -61,9 +65,9 @@ def verbalizer_figures(
             replies += _generate(model, tokenizer, prompts, held_out.max_new_tokens)
         good = [proper(reply) is None for reply in replies]
         figures = {"loss": sum(losses) / len(rows), "extraction": sum(good) / len(good)}
-        if held_out.fve is not None:
-            texts = [extract(r)[0] if ok else "" for r, ok in zip(replies, good, strict=True)]
-            figures["fve"] = held_out.fve(texts, rows.vectors)
+        texts = [extract(r)[0] if ok else "" for r, ok in zip(replies, good, strict=True)]
+        for name, judge in held_out.judges.items():
+            figures[name] = judge(texts, labels, rows.vectors)
         return figures
 
     return measure

@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from ..errors import ReconstructionError
 from ..injection import Injection
 from .fitting import described
 from .folders import check_free, disk_errors
-from .held_out import HeldOut
+from .held_out import HeldOut, Judge
 from .published import HELD_OUT, Published
 from .reconstructor import train_reconstructor
 from .rows import TrainingError, checked
@@ -55,6 +55,8 @@ class Watching:
     """The longest reply of a measurement."""
     tensorboard: Path | None = None
     """A folder for TensorBoard's events."""
+    judges: Mapping[str, Judge] = field(default_factory=dict[str, "Judge"])
+    """Figures of your own: of a verbalizer's texts, their labels and their vectors."""
 
 
 @dataclass(frozen=True)
@@ -187,23 +189,21 @@ def _held_out(
             f"{source.file} has no document among the {source.held_out:.0%} that are held out. "
             "Hold out more (--held-out 0.2), or none (--held-out 0)."
         )
-    fve = None
+    judges = dict(watching.judges)
     if watching.ar is not None and checkpoint.baseline is not None:
-        fve = _judged(base, watching.ar, checkpoint)
-    return HeldOut(rows, watching.every, checkpoint.baseline, fve, watching.max_new_tokens)
+        judges["fve"] = _fve(base, watching.ar, checkpoint)
+    return HeldOut(rows, watching.every, checkpoint.baseline, judges, watching.max_new_tokens)
 
 
-def _judged(
-    base: str | Path, ar: str | Path, checkpoint: Checkpoint
-) -> Callable[[Sequence[str], Tensor], float]:
+def _fve(base: str | Path, ar: str | Path, checkpoint: Checkpoint) -> Judge:
     """A reconstructor's judgement; the verbalizer beside it is never loaded."""
     from ..nla import NLA
 
     load = {"device_map": "auto"} if torch.cuda.is_available() else {}
     nla = NLA(base, ar=ar, checkpoint=checkpoint, dtype="auto", **load)
 
-    def fve(texts: Sequence[str], vectors: Tensor) -> float:
-        return nla.score(list(texts), vectors, failures="zero").mean["fve"]
+    def fve(texts: list[str], _labels: list[str], vectors: Tensor) -> float:
+        return nla.score(texts, vectors, failures="zero").mean["fve"]
 
     return fve
 
