@@ -81,9 +81,9 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(pair, corpus, undisturbed,
         rng = random.Random(seed)
         output = tmp_path / f"{seed}.parquet"
         before: dict[str, tuple[int, int]] = {}
-        for attempt in range(4):
+        for attempt in range(3):
             child = in_a_fork(lambda output=output: explain(pair, corpus, output))
-            if attempt < 3:
+            if attempt < 2:
                 time.sleep(rng.uniform(0, whole))
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)

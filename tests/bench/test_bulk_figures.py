@@ -4,6 +4,7 @@ pytest tests/bench/test_bulk_figures.py -s
 """
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -75,20 +76,18 @@ def test_rows_per_second_are_those_of_explain(tmp_path, new_tokens):
         return output
 
     by_hand()
-    ratios = []
+    seconds = {"explain": math.inf, "run": math.inf}
     for attempt in range(4):
-        # Each beside the other: this machine's clock is shared.
+        # Each beside the other, and the best of each: this machine is shared.
         began = time.perf_counter()
         by_hand()
         middle = time.perf_counter()
         in_bulk(attempt)
-        ended = time.perf_counter()
-        ratios.append((middle - began) / (ended - middle))
-        print(
-            f"\nexplain {512 / (middle - began):.0f} rows/s, run {512 / (ended - middle):.0f} rows/s"
-        )
-    print(f"run at {sorted(ratios)[-2]:.2f} of explain")
-    assert sorted(ratios)[-2] >= 0.9
+        seconds["explain"] = min(seconds["explain"], middle - began)
+        seconds["run"] = min(seconds["run"], time.perf_counter() - middle)
+    rates = {name: len(vectors) / each for name, each in seconds.items()}
+    print("\n" + ", ".join(f"{name} {rate:.0f} rows/s" for name, rate in rates.items()))
+    assert rates["run"] >= 0.9 * rates["explain"]
 
 
 def test_reading_ahead_against_reading_in_turn(pair, tmp_path, monkeypatch):
