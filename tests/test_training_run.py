@@ -103,13 +103,22 @@ def test_it_learns_and_says_so(folder, undisturbed):
 
 def test_a_reconstructor_judges_the_verbalizer_as_it_learns(folder, undisturbed, tmp_path):
     lines = []
-    watching = Watching(every=1, rows=4, ar=folder / "ar-full", max_new_tokens=4)
+    seen = []
+    judges = {"own": lambda *given: seen.append(given) or 0.5}
+    watching = Watching(1, 4, folder / "ar-full", max_new_tokens=4, judges=judges)
     settings = Settings(**{**vars(SETTINGS), "steps": 1})
     found = trained(folder, "av", tmp_path / "av", settings, watching, report=lines.append)
     # Four tokens close no tag: every reply counts as a cosine of 0.
     held = next(line for line in found.log if "eval_fve" in line)
     assert held["eval_extraction"] == 0
     assert held["eval_fve"] == pytest.approx(1 - 2 / found.checkpoint.baseline.value)
+    assert held["eval_own"] == 0.5
+    ((texts, labels, vectors),) = seen
+    assert texts == [""] * len(labels)
+    rows = Published(folder / "rows.parquet", part="held out", held_out=HELD_OUT, limit=4)
+    (batch,) = rows.batches(WIDTH)
+    assert labels == [each.split("\n")[1] for each in batch.responses]
+    assert torch.equal(vectors, batch.vectors)
     assert "held out: loss" in lines[-1]
     assert "extraction 0.0000" in lines[-1]
 

@@ -199,7 +199,7 @@ def _fve(base: str | Path, ar: str | Path, checkpoint: Checkpoint) -> Judge:
     """A reconstructor's judgement; the verbalizer beside it is never loaded."""
     from ..nla import NLA
 
-    load = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    load: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
     nla = NLA(base, ar=ar, checkpoint=checkpoint, dtype="auto", **load)
 
     def fve(texts: list[str], _labels: list[str], vectors: Tensor) -> float:
