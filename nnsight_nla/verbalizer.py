@@ -13,6 +13,7 @@ marker, at the injection site's output, in the prefill (a plain read inside nnsi
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from .engine import (
     rows_that_fit,
     unfit,
 )
-from .errors import CheckpointError, VerbalizationError
+from .errors import CheckpointError, HostError, VerbalizationError
 from .injection import write
 from .ndif import send
 from .placement import load_weights
@@ -62,6 +63,10 @@ _NEUTRAL: dict[str, Any] = {
     "min_new_tokens": 0,
     "guidance_scale": 1.0,
 }
+
+_APART = "nnsight_nla: the cache was not filled in this process"
+# Verbalizers of which that was said; found out by the first request.
+_SEPARATE: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Verbalizer:
@@ -151,12 +156,21 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
-        run = self._fast if self.why_plain is None else self._plain
-        yield from run(vectors, given, seeds, sampling)
+        if self.why_plain is None:
+            try:
+                yield from self._fast(vectors, given, seeds, sampling)
+                return
+            except HostError as error:
+                if _APART not in str(error.__cause__):
+                    raise
+            _SEPARATE.add(self.av)
+        yield from self._plain(vectors, given, seeds, sampling)
 
     @property
     def why_plain(self) -> str | None:
         """Why batches take nnsight's own ``generate``, ``None`` where they are decoded fast."""
+        if self.remote and self.av in _SEPARATE:
+            return "the host runs blocks in a process apart from the model, and its cache"
         return "engine='generate' was asked for" if self.engine == "generate" else unfit(self.av)
 
     def rows_that_fit(self, new_tokens: int) -> int:
@@ -226,6 +240,7 @@ class Verbalizer:
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
         options = {"use_cache": True, **_only_last(av._module)}
         cache = DynamicCache(config=hosts.text_config(av))
+        length, apart = ids.shape[1], _APART
         with av.trace(rest, past_key_values=cache, **options, remote=True):
             if start:
                 with torch.no_grad():
@@ -236,6 +251,9 @@ class Verbalizer:
             site.output = after
             marker = torch.stack([before[:, 0], after[:, 0]]).float().cpu().save()
             logits = av.output.logits[:, -1]
+            # A sandboxed block runs in a process of its own, and the model fills another's cache.
+            if cache.get_seq_length() != length:
+                raise RuntimeError(apart)
             rows = rows.to(logits.device)
             cache.batch_select_indices(rows)
             done = list(decode(av, logits[rows], cache, **settings)).save()

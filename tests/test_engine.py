@@ -6,7 +6,16 @@ import pytest
 import torch
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-from nnsight_nla import NLA, Checkpoint, Injection, NLAWarning, Sampling, tiny
+from nnsight_nla import (
+    NLA,
+    Checkpoint,
+    HostError,
+    Injection,
+    NLAWarning,
+    Sampling,
+    tiny,
+    verbalizer,
+)
 from nnsight_nla.engine import MOST, rows_that_fit, unfit
 from nnsight_nla.errors import VerbalizationError
 from tests import plain
@@ -196,13 +205,12 @@ def test_rows_settle_as_they_finish(nla, vectors, monkeypatch):
     assert text == nla.explain(vectors[[0, 30, 31, 40]]).text
 
 
-@pytest.mark.parametrize("when", ["prefill", "step"])
 @pytest.mark.parametrize(
-    "error",
+    ("error", "when"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-        MemoryError(),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "prefill"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), "step"),
+        (MemoryError(), "step"),
     ],
 )
 def test_running_out_of_memory_halves_the_batch(nla, vectors, error, when, monkeypatch):
@@ -297,3 +305,28 @@ def test_edits_on_the_verbalizer_act(nla, reference, vectors):
     assert odd.explain(vectors[:2]).raw == same.explain(vectors[:2]).raw
     assert odd.info()["engine"]["name"] == "generate"
     assert nla.explain(vectors[:2]).text == plain_text
+
+
+def test_a_host_whose_blocks_stand_apart_takes_the_plain_path(monkeypatch):
+    """A sandboxed block sees no keys and values of the model: said by the first request, once."""
+    nla = NLA(tiny.paths()["av"], dtype=torch.float32, remote=True)
+    half, asked = nla._verbalizer, []
+
+    def request(*_):
+        asked.append("fast")
+        try:
+            raise RuntimeError(verbalizer._APART)
+        except RuntimeError as error:
+            raise HostError("The request failed") from error
+
+    def plain(vectors, *_):
+        asked.append("plain")
+        return iter([(row, "reply") for row in range(len(vectors))])
+
+    monkeypatch.setattr(half, "_fast", lambda *given: iter([request(*given)]))
+    monkeypatch.setattr(half, "_plain", plain)
+    options = (torch.ones(1, 128), torch.ones(1, dtype=torch.bool), [0], Sampling())
+    for _ in range(2):
+        assert list(half.verbalize(*options)) == [(0, "reply")]
+    assert asked == ["fast", "plain", "plain"]
+    assert "apart from the model" in nla.info()["engine"]["why"]
