@@ -249,7 +249,7 @@ def test_what_refilling_would_give(loaded, device, request, capsys):
     cache is as long as the oldest row in it. Bare forwards of both, with the same lengths.
     """
     nla, batch = loaded, 32
-    module, prompt, start = nla.av._module, nla.prompt.ids, nla.prompt.marker_position
+    module, prompt = nla.av._module, nla.prompt.ids
     ids = torch.tensor([prompt], device=device).expand(batch, -1)
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(SHORTEST, LONGEST + 1, (batch,), generator=generator).sort()[0].tolist()

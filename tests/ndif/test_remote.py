@@ -351,16 +351,34 @@ def test_nothing_is_lost_while_the_host_is_away(ndif, target, there, local, monk
 
 def test_a_dropped_connection_is_tried_again(ndif, there, monkeypatch):
     failures = [ConnectionResetError("dropped"), TimeoutError("slow")]
-    real = there._verbalizer._generate
+    real = there._verbalizer._request
 
     def flaky(*args):
         if failures:
             raise failures.pop()
         return real(*args)
 
-    monkeypatch.setattr(there._verbalizer, "_generate", flaky)
+    monkeypatch.setattr(there._verbalizer, "_request", flaky)
     assert there.explain(torch.randn(128)).text
     assert failures == []
+
+
+def test_one_request_carries_many_vectors_and_the_host_runs_the_prefix_once(
+    either_ndif, by_path, monkeypatch
+):
+    """The same texts as here, by the fast engine and by ``generate``, drawn ones as well."""
+    av, warm = tiny.paths()["av"], Sampling(temperature=1.0, max_new_tokens=40)
+    vectors = torch.randn(6, 128, generator=torch.Generator().manual_seed(4))[[0, 1, 2, 3, 4, 5, 0]]
+    local = NLA(av, dtype=torch.float32, sampling=warm).explain(vectors, samples=2).samples
+    asked = []
+    for engine, name in (("fast", "_request"), ("generate", "_generate")):
+        nla = NLA(by_path(av), remote=True, sampling=warm, engine=engine)
+        real = getattr(nla._verbalizer, name)
+        monkeypatch.setattr(
+            nla._verbalizer, name, lambda *a, real=real, name=name: asked.append(name) or real(*a)
+        )
+        assert nla.explain(vectors, samples=2).samples == local
+    assert asked == ["_request", "_generate"]
 
 
 def test_handles_in_ordinary_pickles_keep_their_texts(ndif, target, here):
