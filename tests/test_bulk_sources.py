@@ -176,5 +176,6 @@ def test_arrays_of_another_shape_and_missing_files(tmp_path):
     with pytest.raises(NLAError, match=r"holds W_dec \[2, 3\], W_enc \[3, 2\]: say which"):
         open_source(tmp_path / "a.safetensors")
     assert open_source(tmp_path / "a.safetensors", tensor="W_enc").count == 3
-    with pytest.raises(NLAError, match="there is no such file or folder"):
-        open_source(tmp_path / "nowhere.jsonl")
+    for name in (tmp_path / "nowhere.jsonl", "data/nowhere.jsonl", "nowhere", "../owner/name"):
+        with pytest.raises(NLAError, match="there is no such file or folder"):
+            open_source(name)

@@ -197,6 +197,9 @@ def test_shards_merge_to_the_bytes_of_an_unsharded_run(pair, corpus, undisturbed
     explain(pair, corpus, other, shard="2/3", skip=1)
     with pytest.raises(NLAError, match=r"not shards of one run:\n  skip: 0 before, 1 now"):
         bulk.merge([outputs[0], other, outputs[2]], merged)
+    (tmp_path / "part1.parquet.nla_meta.yaml").unlink()
+    with pytest.raises(NLAError, match=r"has no sidecar part1\.parquet\.nla_meta\.yaml beside it"):
+        bulk.merge(outputs, merged)
     with pytest.raises(NLAError, match="nothing to merge"):
         bulk.merge([], merged)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from .fingerprint import whole_file
 
 VECTOR = "activation_vector"
 """The column that holds vectors in the published data sets."""
+_FILES = (".jsonl", ".ndjson", ".gz", ".parquet", ".npy", ".safetensors", ".csv", ".json", ".txt")
 IDS = ("doc_id", "id", "_id")
 """Where a row's name is looked for, in this order; else it is the row's number."""
 
@@ -123,7 +125,8 @@ def open_source(
             f"{path}: expected .jsonl (also .jsonl.gz), .parquet, .safetensors, .npy, or a Hugging "
             "Face data set's folder or name."
         )
-    if path.is_dir() or ("/" in str(name) and not str(name).startswith(("/", ".", "~"))):
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:.+)?", str(name)) and path.suffix not in _FILES
+    if path.is_dir() or named:
         return _hugging_face(str(name), text, doc_id, split)
     raise NLAError(
         f"{path.absolute()}: there is no such file or folder, and it is no data set's name "

@@ -20,7 +20,7 @@ import yaml
 from ..errors import NLAError
 from ..sidecar import DATASET_SUFFIX
 from .manifest import differences, parse_shard
-from .parts import atomic, writing
+from .parts import atomic
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -132,8 +132,9 @@ def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
         raise NLAError(f"Shard {listed} is missing: merge needs all of them.")
     path, note = shards[1]
     sidecar_path = path.with_name(path.name + DATASET_SUFFIX)
-    with writing(sidecar_path):
-        sidecar = yaml.safe_load(sidecar_path.read_text("utf-8"))
+    if not sidecar_path.is_file():
+        raise NLAError(f"{path} has no sidecar {sidecar_path.name} beside it. Copy it there too.")
+    sidecar = yaml.safe_load(sidecar_path.read_text("utf-8"))
     sidecar["bulk"]["shard"] = None
     manifest = {**note["manifest"], "shard": None}
     schema = pq.ParquetFile(path).schema_arrow

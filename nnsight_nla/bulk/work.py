@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import NLAError
-from ..sidecar import DATASET_SUFFIX
 from .manifest import check_same, parse_shard
-from .parts import Parts, writing
+from .parts import Parts
 from .patience import patiently
 from .progress import bar
 from .sources import Item, Source
@@ -236,8 +235,6 @@ def _same(path: Path, job: Job) -> dict[str, Any]:
     note = note_of(path)
     split = note["manifest"].get("split")
     check_same(note["manifest"], {**job.manifest, **({"split": split} if split else {})}, path)
-    with writing(path):
-        path.with_name(path.name + DATASET_SUFFIX).stat()
     return note
 
 
