@@ -22,7 +22,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(paths()["target"])
 
 
-def base(folder: Path, depth: int = 4, width: int = WIDTH) -> Path:
+def base(folder: Path, depth: int = 3, width: int = WIDTH) -> Path:
     """A Qwen3 with weights from U(-1, 1)."""
     from tests.test_training import random_model
 

@@ -61,7 +61,8 @@ def test_a_step_of_both_halves(family, kind, tmp_path):
     live = tokenizer()
     checkpoint = described(live)
     for activations, half in (("recompute", "av"), ("keep", "ar")):
-        model = stored(family, tmp_path / "base")
+        # An adapter names its base, so that one lies in a folder, as a user's does.
+        model = stored(family, tmp_path / "base") if kind == "lora" else build(family)
         blocks = plain_blocks(model, family)
         settings = Settings(**STEP, lora=KINDS[kind], activations=activations)
         before = [(each, each.detach().clone()) for each in blocks.parameters()]
@@ -72,6 +73,8 @@ def test_a_step_of_both_halves(family, kind, tmp_path):
         assert not any("vision" in name for name in adapters)
         changed = [not torch.equal(now, then) for now, then in before]
         assert any(changed) == (kind == "full")
+        if kind == "full" and family != "gemma3 in its wrapper":
+            continue  # Whole checkpoints are loaded in test_training_run.py; this one is special.
         save = save_verbalizer if half == "av" else save_reconstructor
         save(tmp_path / half, trained, live, checkpoint)
         with torch.no_grad():
@@ -83,6 +86,8 @@ def test_a_step_of_both_halves(family, kind, tmp_path):
             else:
                 batch = collate([verbalizer_rows(rows(), live, checkpoint)[0][0]])
                 said = _written(trained, batch, checkpoint, live)
+    if not (tmp_path / "av").exists():
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nla = NLA(tmp_path / "av", ar=tmp_path / "ar", checkpoint=checkpoint, dtype=torch.float32)
