@@ -120,7 +120,7 @@ def decode(
             for processor in processors:
                 if hasattr(processor, "keep"):
                     processor.keep(order)
-        with torch.no_grad():
+        with torch.inference_mode():
             output = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True)
         logits = output.logits[:, -1]
 
