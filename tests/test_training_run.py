@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def test_what_loads_is_what_was_trained(folder, undisturbed, kind):
     measured = nla.score(texts, batch.vectors).mean
     assert measured["fve"] == pytest.approx(figures[-1]["eval_fve"], abs=1e-4)
     assert measured["cosine"] == pytest.approx(figures[-1]["eval_cosine"], abs=1e-4)
+
+
+def test_a_reconstructors_adapter_fits_the_whole_base(folder, undisturbed):
+    """A host has the blocks above K too; the adapter has matrices for those below alone."""
+    config = json.loads((folder / "ar-lora" / "adapter_config.json").read_text("utf-8"))
+    names = [f"model.layers.{block}.mlp.up_proj" for block in range(LAYER + 2)]
+    named = [bool(re.fullmatch(config["target_modules"], name)) for name in names]
+    assert named == [True] * (LAYER + 1) + [False]
 
 
 def test_it_learns_and_says_so(folder, undisturbed):

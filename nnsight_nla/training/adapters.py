@@ -36,12 +36,14 @@ def with_adapters(model: Any, lora: Lora, seed: int) -> Any:
     hosts.text_config(model)
     path, blocks = find_blocks(model)
     kinds = (nn.Linear, Conv1D)
+    # By number, so that what was trained on a cut model fits the whole one that a host has.
+    numbers = "|".join(map(str, range(len(blocks))))
     names = {name.rpartition(".")[2] for name, each in blocks.named_modules() if _is(each, kinds)}
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         use_rslora=lora.scaling == "rslora",
-        target_modules=rf"{re.escape(path)}\.\d+\..*\.?({'|'.join(sorted(names))})",
+        target_modules=rf"{re.escape(path)}\.({numbers})\..*\.?({'|'.join(sorted(names))})",
         # GPT-2 keeps its linear layers transposed.
         fan_in_fan_out=any(_is(each, (Conv1D,)) for each in blocks.modules()),
         task_type="CAUSAL_LM",
