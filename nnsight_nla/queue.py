@@ -159,14 +159,14 @@ class Queue:
             except (VerbalizationError, CheckpointError):
                 raise
             except Exception as error:
-                if not out_of_memory(error) or size == 1:
+                if not out_of_memory(error) or len(batch) == 1:
                     raise self._stopped(error, jobs) from error
                 failed = f"{type(error).__name__} {error}".strip().splitlines()[0]
             else:
                 failed = None
             waiting = [asked for asked in batch if not _has_reply(asked[0])] + waiting[size:]
             if failed is not None:
-                self._halve(min(size, len(batch)), failed)
+                self._halve(len(batch), failed)
 
     def _replies(self, batch: list[Job], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         return self._verbalizer.verbalize(

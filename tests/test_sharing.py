@@ -164,7 +164,7 @@ def test_the_target_after_an_error_in_the_middle_of_verbalizing(target, av, vect
             raise error("now")
 
     hook = nla.av._module.model.layers[2].register_forward_hook(fail)
-    thought = nla.explain(vectors)
+    thought = nla.explain(vectors[:1])  # Two that do not fit into memory are tried one by one.
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else VerbalizationError):
         _ = thought.text
     hook.remove()
@@ -172,7 +172,7 @@ def test_the_target_after_an_error_in_the_middle_of_verbalizing(target, av, vect
     assert torch.equal(logits(target), before)
     assert anatomy(target) == whole
     assert nla.pending == (thought,)
-    assert thought.raw == alone.explain(vectors).raw
+    assert thought.raw == alone.explain(vectors[:1]).raw
 
 
 def test_texts_equal_those_of_a_copy_of_its_own(target, av, vectors, alone):

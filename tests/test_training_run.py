@@ -142,7 +142,10 @@ trained(Path(sys.argv[1]), "av", Path(sys.argv[2]))
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(folder, undisturbed, tmp_path):
     out = tmp_path / "av"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    # Sums depend on the number of threads, which is one where tests run in several processes.
+    threads = str(torch.get_num_threads())
+    home = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": threads}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder), str(out)],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
