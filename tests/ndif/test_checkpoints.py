@@ -70,7 +70,8 @@ def test_a_broken_setting_is_named_from_afar(ndif, target, by_path):
     assert weightless(target, there.av)
 
 
-def test_the_command_doctors_from_afar(ndif, by_path):
+def test_the_command_doctors_from_afar(ndif, by_path, monkeypatch):
+    monkeypatch.setattr("nnsight_nla.doctor.TEXTS", DOCTORED)
     arguments = ["--target", by_path(PATHS["target"]), "--ar", by_path(PATHS["ar"]), "--remote"]
     ran = CliRunner().invoke(app, ["doctor", by_path(PATHS["av"]), *arguments])
     assert ran.exit_code == 0, ran.output
