@@ -364,7 +364,7 @@ def test_a_dropped_connection_is_tried_again(ndif, there, monkeypatch):
 
 
 def test_one_request_carries_many_vectors_and_the_host_runs_the_prefix_once(
-    either_ndif, by_path, monkeypatch
+    ndif, by_path, monkeypatch
 ):
     """The same texts as here, by the fast engine and by ``generate``, drawn ones as well."""
     av, warm = tiny.paths()["av"], Sampling(temperature=1.0, max_new_tokens=40)
