@@ -178,7 +178,7 @@ class Queue:
 
     def _halve(self, size: int, why: str) -> None:
         """Make batches smaller from here on; only outside of the `except`, which holds tensors."""
-        self.batch_size = max(1, size // 2)
+        self.batch_size = size // 2
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -233,7 +233,7 @@ class Verbalizer:
 
         The block is shipped as it stands, so it names nothing of `self`.
         """
-        av, injection, site, start = self.av, self.checkpoint.injection, self.site, 0
+        av, injection, site = self.av, self.checkpoint.injection, self.site
         ids, start = torch.tensor([self.prompt.ids]), self.prompt.sites[0]
         sites = [each - start for each in self.prompt.sites]
         prefix, vectors = ids[:, :start].clone(), vectors.clone()
