@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,7 @@ from .engine import (
 from .errors import CheckpointError, HostError, VerbalizationError
 from .injection import write
 from .ndif import send
+from .packing import packed
 from .placement import load_weights
 from .prompting import CLOSE, Prompt, extract
 from .sampling import Sampling, draw_seed
@@ -204,8 +206,9 @@ class Verbalizer:
             cache = in_place(cache, rows, start + sampling.max_new_tokens)
             done = decode(self.av._module, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
-        for row, ids, ended in done:
-            yield row, self._reply(ids, receipts[int(rows[row])], ended=ended)
+        with nullcontext() if self.remote else packed(self.av._module, len(rows)):
+            for row, ids, ended in done:
+                yield row, self._reply(ids, receipts[int(rows[row])], ended=ended)
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prompt, a vector in each row: the marker's residual, last logits, cache."""

@@ -30,7 +30,7 @@ LEVELS = (
     ("variants",),
     ("queue",),
     ("verbalizer", "reconstructor"),
-    ("engine",),
+    ("engine", "packing"),
     ("placement",),
     ("sharing",),
     ("layouts", "loading"),
