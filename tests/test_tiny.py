@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nnsight_nla import Checkpoint, tiny
+from nnsight_nla import Checkpoint, Sampling, tiny
 from nnsight_nla.checkpoint import AR_TEMPLATE, AV_TEMPLATE
 from nnsight_nla.tiny import build as tiny_build
 from nnsight_nla.tiny import evaluate
@@ -149,18 +149,19 @@ def test_a_target_is_what_its_seed_says(model):
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_the_build_makes_folders_that_load(model, monkeypatch, tmp_path, capsys):
+def test_the_build_makes_folders_that_load_and_measures_them(model, monkeypatch, tmp_path, capsys):
+    """Two steps train nothing, which the figures say: that build fails, and nothing else does."""
     threads = torch.get_num_threads()
     shipped = json.loads(evaluate.FIGURES.read_text())
-    built = []
 
     def measure(target, nla):
         with target.trace("People in Paris speak"):
             thought = nla.explain(nla.layer(target).output[0, -1])
         assert isinstance(thought.text, str)
         assert nla.reconstruct("About Paris.").shape == (128,)
-        built.append(nla.checkpoint)
-        return shipped
+        assert nla.checkpoint.injection == Checkpoint.load(FOLDERS["av"]).injection
+        nla.sampling = Sampling(max_new_tokens=20)
+        return evaluate.measure(target, nla, documents=2, pairs=1)
 
     monkeypatch.setattr(tiny_build, "train_tokenizer", lambda: model.tokenizer)
     monkeypatch.setattr(tiny_build, "TARGET_SETTINGS", TargetSettings(steps=2, batch_size=4))
@@ -168,9 +169,11 @@ def test_the_build_makes_folders_that_load(model, monkeypatch, tmp_path, capsys)
     monkeypatch.setattr(tiny_build, "AV_SETTINGS", Settings(steps=1, batch_size=2))
     monkeypatch.setattr(tiny_build, "AR_SETTINGS", Settings(steps=1, batch_size=2))
     monkeypatch.setattr(tiny_build, "measure", measure)
-    assert tiny_build.main(["--out", str(tmp_path)]) == 0
+    assert tiny_build.main(["--out", str(tmp_path)]) == 1
     torch.set_num_threads(threads)
-    assert built[0].injection == Checkpoint.load(FOLDERS["av"]).injection
-    assert json.loads((tmp_path / "figures.json").read_text()) == shipped
+    said = capsys.readouterr().out
+    assert "verbalizer: step 1 of 1, loss" in said
+    assert "held_out/true/subject is 0.000, expected 0.95 to 1." in said
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures.keys() == shipped.keys()
     assert {folder.name for folder in Path(tmp_path, "weights").iterdir()} == set(FOLDERS)
-    assert "verbalizer: step 1 of 1, loss" in capsys.readouterr().out

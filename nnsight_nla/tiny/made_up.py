@@ -25,8 +25,9 @@ def claim_rates(nla: Any, examples: Examples, *, seed: int = 0) -> dict[str, flo
         seed: Of the made-up subjects, their tones, and the line's place.
 
     Returns:
-        ``rows``; the share ``ranked`` with the true line above; and of the true and the made-up
-        line the mean that it ``true_carries`` and ``made_up_carries``.
+        ``rows``; the share ``ranked`` with the true line above, in which a row without a text
+        counts as one without; and of the true and the made-up line the mean that it
+        ``true_carries`` and ``made_up_carries``.
     """
     rng = random.Random(seed)
     rows = [i for i, gold in enumerate(examples.explanations) if parse(gold).subject != "none"]
@@ -34,25 +35,27 @@ def claim_rates(nla: Any, examples: Examples, *, seed: int = 0) -> dict[str, flo
     texts = list(nla.explain(vectors).text)
     lines: list[tuple[str, str]] = []
     mixed: list[str] = []
-    for row, text in zip(rows, texts, strict=True):
+    # A verbalizer that was hardly trained may say nothing.
+    told = [place for place, text in enumerate(texts) if text.strip()]
+    for row, text in ((rows[place], texts[place]) for place in told):
         kind = SUBJECTS[str(parse(examples.explanations[row]).subject)].kind
         said = parse(text).subject
         others = [s.name for s in SUBJECTS.values() if s.kind == kind and s.name != said]
         truth = Truth(rng.choice(others), rng.choice(tuple(TONES)), "unknown")
         made_up = explain(truth, "x", "x").splitlines()[0]
-        first, *rest = text.splitlines()
-        parts = [first, *rest]
+        parts = [line.strip() for line in text.splitlines() if line.strip()]
+        first = parts[0]
         parts.insert(rng.randrange(len(parts) + 1), made_up)
         lines.append((first, made_up))
         mixed.append("\n".join(parts))
     carried = [
         [next(c.carries for c in found.parts if c.text == line) for line in pair]
-        for found, pair in zip(nla.claims(mixed, vectors), lines, strict=True)
+        for found, pair in zip(nla.claims(mixed, vectors[told]), lines, strict=True)
     ]
-    count = len(carried)
+    count = max(1, len(carried))
     return {
-        "rows": count,
-        "ranked": sum(true > made for true, made in carried) / count,
+        "rows": len(rows),
+        "ranked": sum(true > made for true, made in carried) / len(rows),
         "true_carries": sum(true for true, _ in carried) / count,
         "made_up_carries": sum(made for _, made in carried) / count,
     }

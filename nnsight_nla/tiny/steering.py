@@ -76,9 +76,10 @@ def steering_rates(model: Any, nla: Any, *, cases: int = 200, seed: int = 0) -> 
 def _steps(nla: Any, edited: list[str], thought: Any, editable: list[bool]) -> Tensor:
     """The direction of each row, zero where its text could not be edited."""
     rows = [row for row, can in enumerate(editable) if can]
-    step = nla.direction(to=[edited[row] for row in rows], away_from=thought[rows])
-    full = torch.zeros(len(edited), step.shape[-1])
-    full[rows] = step.as_subclass(Tensor)
+    full = torch.zeros(thought.vectors.shape)
+    if rows:
+        step = nla.direction(to=[edited[row] for row in rows], away_from=thought[rows])
+        full[rows] = step.as_subclass(Tensor)
     return full
 
 

@@ -224,7 +224,12 @@ class _Trainer(Trainer):
 
 
 class _Order(Sampler[int]):
-    """Rows of about the same length side by side, in an order that epoch and seed decide alone."""
+    """Rows of about the same length in a batch, in an order that epoch and seed decide alone.
+
+    transformers' own order goes from long batches to short ones again and again, which is a drift
+    in what is learned; here the batches are shuffled, behind the longest, which comes first so
+    that a memory that does not suffice is found out at once.
+    """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
@@ -234,7 +239,16 @@ class _Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        grouped = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        batches = [
+            grouped[start : start + self.batch_size]
+            for start in range(0, len(grouped), self.batch_size)
+        ]
+        # The last may not be full, and stays where it is.
+        first, middle, last = batches[:1], batches[1:-1], batches[1:][-1:]
+        order = torch.randperm(len(middle), generator=generator).tolist()
+        shuffled = [*first, *(middle[place] for place in order), *last]
+        return (row for batch in shuffled for row in batch)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
