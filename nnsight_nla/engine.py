@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from . import hosts
 from .errors import VerbalizationError
-from .placement import free_bytes, size
+from .placement import free_for, size
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -235,7 +235,7 @@ def rows_that_fit(av: Any, *, prompt: int, rest: int, new_tokens: int) -> int:
     # The prompt's keys are there twice when decoding starts; logits also as float32, with noise.
     cached = (2 * prompt + new_tokens) * token
     computed = 4 * rest * inner * dtype.itemsize + config.vocab_size * (dtype.itemsize + 16)
-    free = free_bytes(av._module.device if av.dispatched else torch.device("cpu"))
+    free = free_for(av)
     if not av.dispatched:
         free -= size(av)
     return max(1, min(MOST, int(free * _SHARE) // (cached + computed)))

@@ -355,6 +355,15 @@ def free_bytes(device: torch.device) -> int:
     return free
 
 
+def free_for(model: Any) -> int:
+    """What can still be held where the weights of `model` are, or where they will go."""
+    device = _device_of(weights_of(model))
+    if device is None and torch.cuda.is_available():
+        cards = range(torch.cuda.device_count())
+        return sum(free_bytes(torch.device("cuda", card)) for card in cards)
+    return free_bytes(device or torch.device("cpu"))
+
+
 def _device_of(model: Any) -> torch.device | None:
     """Where the weights of `model` would go, ``None`` where accelerate spreads them itself."""
     if _loaded(model):

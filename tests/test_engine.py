@@ -259,7 +259,7 @@ def test_auto_finds_a_size_and_it_can_be_set(nla, monkeypatch):
     assert av.batch_size == rows_that_fit(nla.av, **needed) == MOST
     sizes = []
     for free in (1 << 20, 50 << 20, 100 << 20):
-        monkeypatch.setattr("nnsight_nla.engine.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("nnsight_nla.engine.free_for", lambda av, free=free: free)
         sizes.append(rows_that_fit(nla.av, **needed))
     assert sizes[0] == 1 < sizes[1] < sizes[2] < MOST
     # The keys and values of a row: 420 positions, 6 layers, 2 heads of 32, in float32.

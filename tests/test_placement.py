@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from nnsight_nla import NLA, CheckpointError, Sampling, VerbalizationError, placement, tiny
-from nnsight_nla.placement import Parked, free_bytes, size, unload
+from nnsight_nla.placement import Parked, free_bytes, free_for, size, unload
 
 PATHS = tiny.paths()
 PROMPT = "What a lovely day! People in Paris speak"
@@ -363,6 +363,19 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(target, monkeypatch
 def test_free_memory_is_measured():
     kept = free_bytes(torch.device("cpu"))
     assert 1e7 < kept < 1e14
+
+
+def test_room_is_looked_for_where_the_weights_will_go(monkeypatch):
+    """A batch is sized before the verbalizer is loaded, and not by the memory of the CPU."""
+    free = {"cpu": 100, "cuda:0": 7, "cuda:1": 5}
+    monkeypatch.setattr(placement, "free_bytes", lambda device: free[str(device)])
+    assert free_for(pair().av) == 100
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert free_for(pair(device_map="auto").av) == 12
+    assert free_for(pair(device_map="cuda:1").av) == 5
+    assert free_for(pair(device_map=1).av) == 5
+    assert free_for(pair(device_map="cpu").av) == 100
 
 
 def test_a_placement_that_is_none():

@@ -330,6 +330,98 @@ def test_tensorboard(folder, tmp_path, monkeypatch):
         "--tensorboard."
     )
     monkeypatch.undo()
-    pytest.importorskip("tensorboard")
-    trained(folder, "av", tmp_path / "av", watching=watching)
-    assert list((tmp_path / "board").glob("events.out.tfevents.*"))
+    watching = Watching(every=4, rows=4, max_new_tokens=12, tensorboard=tmp_path / "board")
+    done = trained(folder, "av", tmp_path / "av", watching=watching)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    for tag, name in (("train/loss", "loss"), ("eval/extraction", "eval_extraction")):
+        shown = {each.step: each.value for each in events.Scalars(tag)}
+        logged = {line["step"]: line[name] for line in done.log if name in line}
+        assert shown == pytest.approx(logged)
+        assert len(shown) >= 3
+
+
+@pytest.mark.parametrize("half", ["av", "ar"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+def test_bfloat16(folder, undisturbed, tmp_path, half, lora):
+    """A base as they are published, in bfloat16, and a forward pass that computes in it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from nnsight_nla.training import trainer
+
+    narrow = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(folder / "base").bfloat16().save_pretrained(narrow)
+    AutoTokenizer.from_pretrained(folder / "base").save_pretrained(narrow)
+    publish(tmp_path / "rows.parquet", records())
+    seen = {}
+    real = trainer.fit
+
+    def fit(model, *given, **options):
+        def look(module, _, output):
+            seen["computed"] = output.dtype
+            seen["held"] = {each.dtype for each in model.parameters() if each.requires_grad}
+            seen["frozen"] = {each.dtype for each in model.parameters() if not each.requires_grad}
+
+        first = next(each for each in model.modules() if type(each) is torch.nn.Linear)
+        handle = first.register_forward_hook(look)
+        log = real(model, *given, **options)
+        handle.remove()
+        return log
+
+    settings = Settings(**{**vars(SETTINGS), "lora": lora, "precision": "bfloat16"})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("verbalizer", "reconstructor"):
+            patch.setattr(f"nnsight_nla.training.{module}.fit", fit)
+        done = trained(tmp_path, half, tmp_path / half, settings)
+    # What is trained is float32 wherever it is; a step of 3e-5 is lost in bfloat16.
+    assert seen["computed"] == torch.bfloat16
+    assert seen["held"] == {torch.float32}
+    assert lora is None or seen["frozen"] == {torch.bfloat16}
+    kind = "full" if lora is None else "lora"
+    wide = [line["loss"] for line in undisturbed[half, kind].log if "loss" in line]
+    losses = [line["loss"] for line in done.log if "loss" in line]
+    assert losses[0] == pytest.approx(wide[0], rel=0.03)
+    assert losses[-1] < 0.9 * losses[0]
+    stored = {each.dtype for each in weights(tmp_path / half).values()}
+    assert stored == ({torch.bfloat16} if lora is None else {torch.float32})
+    if half == "av":
+        nla = NLA(tmp_path / "av", dtype="bfloat16", sampling=Sampling(max_new_tokens=8))
+        told = nla.explain(torch.randn(3, WIDTH))
+        assert all(told.raw)
+        assert {each.dtype for each in nla.av._module.parameters()} >= {torch.bfloat16}
+
+
+def test_a_gpu_without_bfloat16_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An old GPU")
+    from nnsight_nla.training.trainer import fit
+
+    with pytest.raises(TrainingError) as caught:
+        fit(None, None, None, Settings(precision="bfloat16"))
+    assert str(caught.value) == (
+        "An old GPU does not compute in bfloat16. Train in float32: "
+        "Settings(precision='float32'), --no-bf16."
+    )
+
+
+def test_batches_are_of_about_one_length_and_in_no_order_of_it():
+    from nnsight_nla.training.trainer import _Order
+
+    lengths = torch.randint(20, 90, (1003,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = _Order(lengths, 8, seed=3)
+    rows = list(order)
+    assert sorted(rows) == list(range(1003))
+    assert len(order) == 1003
+    batches = [[lengths[row] for row in rows[start : start + 8]] for start in range(0, 1003, 8)]
+    assert max(map(max, batches)) == max(batches[0])
+    spread = sum(max(each) - min(each) for each in batches) / len(batches)
+    assert spread < 5
+    means = torch.tensor([sum(each) / len(each) for each in batches[1:-1]])
+    falls = (means[1:] < means[:-1]).float().mean()
+    assert 0.4 < falls < 0.6
+    assert list(_Order(lengths, 8, seed=3)) == rows
+    order.set_epoch(1)
+    assert list(order) != rows
+    assert [*_Order([5, 6], 8, seed=0)] in ([0, 1], [1, 0])

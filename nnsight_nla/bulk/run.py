@@ -239,11 +239,10 @@ def _fixed_batch(nla: Explains, output: Path, asked: int | None) -> int:
     begun = (Parts(output).manifest or {}).get("batch_size")
     if begun is None and output.exists():
         begun = note_of(output)["manifest"].get("batch_size")
-    if begun is not None and asked is None:
-        asked = begun
-    if asked is not None:
-        nla.batch_size = asked
-    return nla.batch_size
+    if asked is None:
+        asked = nla.batch_size if begun is None else begun
+    nla.batch_size = asked
+    return asked
 
 
 def _target(reader: Reader | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def train(
         True
     ),
     bf16: Annotated[
-        bool | None, typer.Option(help="Compute in bfloat16; unless said, where there is a GPU.")
+        bool | None, typer.Option(help="Compute in bfloat16; unless said, where a GPU does.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="What the weights are loaded in.")] = None,
     recompute: Annotated[
@@ -63,12 +63,11 @@ def train(
     if half == "ar" and ar is not None:
         raise NLAError("--ar judges a verbalizer; train ar has none. Leave it out.")
     with working("reading the rows"):
-        import torch
-
         from ..training import Lora, Settings, Watching
         from ..training import train as run
+        from ..training.trainer import has_bfloat16
 
-        wide = torch.cuda.is_available() if bf16 is None else bf16
+        narrow = has_bfloat16() if bf16 is None else bf16
     adapters = None
     if lora is not None:
         adapters = Lora(lora, lora_alpha, "rslora" if rslora else "lora")
@@ -83,7 +82,7 @@ def train(
             accumulation=accumulation,
             learning_rate=learning_rate,
             warmup=warmup,
-            precision="bfloat16" if wide else "float32",
+            precision="bfloat16" if narrow else "float32",
             lora=adapters,
             activations="recompute" if recompute else "keep",
             seed=seed,

@@ -46,7 +46,8 @@ class Reconstructor(nn.Module):
                 f"{layer} cannot be cut from it."
             )
         self.layer, self.model = layer, model
-        self.final_norm_name, self.final_norm = _truncate(model, layer)
+        self.final_norm_name, norm = _truncate(model, layer)
+        self.final_norm = norm.requires_grad_(False)  # Kept for `saving`, and not run.
         width = hosts.width(model)
         self.head = nn.Linear(width, width, bias=False, dtype=model.dtype, device=model.device)
         nn.init.eye_(self.head.weight)

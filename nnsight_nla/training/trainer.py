@@ -94,9 +94,14 @@ def fit(
         The losses and the figures, by step.
 
     Raises:
-        TrainingError: The disk is full (the last training checkpoint stays), or TensorBoard is
-            asked for and not installed.
+        TrainingError: The disk is full (the last training checkpoint stays), TensorBoard is asked
+            for and not installed, or bfloat16 on a GPU that does not compute in it.
     """
+    if settings.precision == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
+        raise TrainingError(
+            f"{torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32: "
+            "Settings(precision='float32'), --no-bf16."
+        )
     # The trainer insists on a folder; without `files` nothing is written to it, and it goes.
     with tempfile.TemporaryDirectory(prefix="nnsight_nla-") as nowhere:
         trainer = _Trainer(
@@ -124,6 +129,11 @@ def fit(
     return [_entry(line) for line in trainer.state.log_history if _figures(line)]
 
 
+def has_bfloat16() -> bool:
+    """Whether there is a GPU that computes in bfloat16 by itself."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def prepare(model: Any, settings: Settings) -> None:
     """Have `model`, a transformers model, compute as `settings` says."""
     if settings.activations == "recompute":
@@ -146,6 +156,8 @@ def _arguments(
         weight_decay=settings.weight_decay,
         adam_beta2=0.95,
         max_grad_norm=1.0,
+        # Without it the trainer insists on a GPU for bfloat16.
+        use_cpu=not torch.accelerator.is_available(),
         bf16=settings.precision == "bfloat16",
         dataloader_drop_last=False,
         dataloader_pin_memory=False,

@@ -25,11 +25,12 @@ import pytest
 import torch
 from nnsight import TransformersModel
 from transformers import AutoModelForCausalLM, Qwen3Config
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from nnsight_nla.checkpoint import AV_TEMPLATE
 from nnsight_nla.engine import in_place
+from nnsight_nla.packing import packed
 
 SHORTEST, LONGEST = 40, 150
 FIRST = 100
@@ -37,6 +38,8 @@ FIRST = 100
 ROUNDS = 3
 ALONE = 2
 """Vectors that *one* is timed on; its time goes linearly with their number."""
+STEPS = 20
+"""Steps of decoding in a round, where single steps are compared."""
 SMALL = Qwen3Config(
     vocab_size=1496, hidden_size=512, intermediate_size=1536, num_hidden_layers=12,
     num_attention_heads=8, num_key_value_heads=4, head_dim=64, max_position_embeddings=1024,
@@ -297,3 +300,61 @@ def test_what_refilling_would_give(loaded, device, request, capsys):
             f"{statistics.median(full for _, full in rounds):.2f} s: a factor of {gained:.2f}"
         )
     assert gained > 0
+
+
+@torch.no_grad()
+def test_what_a_static_cache_and_compiling_would_give(loaded, device, request, capsys):
+    """One step of a full batch: the engine's, transformers' static cache, and that compiled.
+
+    A compiled step is made for one number of rows, so rows that leave would want several.
+    """
+    nla, bare = loaded
+    batch = int(request.config.getoption("--batches").split(",")[0])
+    module = copy.deepcopy(bare)
+    for each in module.modules():  # The countdown's hooks cannot be compiled.
+        each._forward_hooks.clear()
+        each._forward_pre_hooks.clear()
+    ids = torch.tensor([nla.prompt.ids], device=device).expand(batch, -1)
+    capacity = ids.shape[1] + LONGEST
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    compiled = torch.compile(module.forward, mode=mode)
+
+    def stepping(forward, cache):
+        module(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        if isinstance(cache, DynamicCache):
+            cache = in_place(cache, torch.arange(batch), capacity)
+        token = ids[:, :1].contiguous()
+
+        def step():
+            return forward(input_ids=token, past_key_values=cache, use_cache=True).logits
+
+        return step
+
+    steps = {
+        "engine": stepping(module, DynamicCache(config=module.config)),
+        "static": stepping(module, StaticCache(config=module.config, max_cache_len=capacity)),
+        "compiled": stepping(compiled, StaticCache(config=module.config, max_cache_len=capacity)),
+    }
+    found, first, seconds = {}, {}, {name: [] for name in steps}
+    with packed(module, batch):
+        found["engine"] = steps["engine"]().clone()
+    for name in ("static", "compiled"):
+        first[name], logits = timed(steps[name], device)
+        found[name] = logits.clone()
+        steps[name]()  # A second pass may compile once more.
+    for _ in range(ROUNDS):
+        for name, step in steps.items():
+            with packed(module, batch if name == "engine" else 1):
+                taken, _ = timed(lambda step=step: [step() for _ in range(STEPS)], device)
+            seconds[name].append(taken / STEPS)
+    best = {name: 1000 * statistics.median(each) for name, each in seconds.items()}
+    with capsys.disabled():
+        print(
+            f"\na step of {batch} rows, {request.config.getoption('--size')} on {device}: the "
+            f"engine's {best['engine']:.1f} ms, with a static cache {best['static']:.1f} ms, "
+            f"compiled {best['compiled']:.1f} ms after {first['compiled']:.0f} s of compiling"
+        )
+    close = 1e-4 if module.dtype == torch.float32 else 5e-2
+    for name in ("static", "compiled"):
+        scale = found["engine"].abs().max()
+        assert (found[name] - found["engine"]).abs().max() < close * scale
