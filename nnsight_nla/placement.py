@@ -268,6 +268,8 @@ def load_weights(model: Any) -> None:
         CheckpointError: A library that its format needs is not installed.
     """
     if _loaded(model):
+        if isinstance(model, AdapterModel):
+            model.follow()  # Not only traces run it.
         return
     try:
         model.dispatch()

@@ -109,7 +109,7 @@ class AdapterModel(TransformersModel):
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run, on the tensors that the target has now."""
-        self._follow()
+        self.follow()
         return super().interleave(fn, *args, **kwargs)
 
     def _built(self, tensor: Callable[[Tensor], Tensor], *, weights: bool) -> nn.Module:
@@ -127,7 +127,7 @@ class AdapterModel(TransformersModel):
         cast("Any", self.pipeline).model = module
         return module
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Take up what happened to the target's tensors: moved, replaced, loaded."""
         if not self.dispatched:
             return
