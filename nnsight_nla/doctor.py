@@ -51,6 +51,10 @@ TEXTS = (
     "This story is about a dog. The dog lives in the house.",
     "We talk about Japan. The capital of Japan is Tokyo.",
     "The doctor works in the hospital. It is a sad morning.",
+    "This story is about a nurse. The nurse uses a syringe.",
+    "We talk about Italy. People in Italy eat pasta.",
+    "How sad! The cow lives in the barn. The cow eats grass.",
+    "Rome is the capital of Italy. People in Rome speak Italian.",
 )
 """What the target reads, unless you pass your own: plain English, on different things."""
 _NARROWEST = (

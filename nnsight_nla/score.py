@@ -7,7 +7,7 @@ score says how many there were::
 
     score = nla.score(thought)                      # a failed row raises
     score = nla.score(thought, failures="zero")     # ... or counts as a cosine of 0
-    print(score)    # cosine 0.972, MSE 0.057, FVE 0.941 over 0.9645, the variance of ...
+    print(score)    # cosine 0.978, MSE 0.044, FVE 0.954 over 0.9638, the variance of ...
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_a_sound_checkpoint_is_supported(healthy, declared):
     assert best.effect > 0.5
     assert best.cosine > 0.9
     assert all(each.cosine < best.cosine - 0.02 for each in others)
-    assert (healthy.rows, healthy.judge) == (16, "reconstructor")
+    assert (healthy.rows, healthy.judge) == (32, "reconstructor")
 
 
 BREAKS = {
