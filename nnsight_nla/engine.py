@@ -11,6 +11,12 @@ a row is a cache and its last token, and decoding needs no hooks::
 
 All rows of a batch are always of one length, so there is no padding and no mask. `decode` runs on a
 host as well, where the cache is transformers' own; it may use torch and what stands in this file.
+
+What was measured and left out (tests/bench/test_speed.py, 32 rows on two cores): waiting vectors
+that take the places of finished rows need a mask, and with one grouped-query models copy their keys
+and values. Bare forwards with full batches against rows that leave: x0.72 for 12 layers of 512,
+x1.14 for the tiny pair. transformers' static cache needs the same mask: a step took 113 ms where
+this one takes 43 (12 layers of 512), and 111 compiled, after 37 s of compiling. No GPU was there.
 """
 
 from __future__ import annotations

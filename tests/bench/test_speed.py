@@ -35,6 +35,8 @@ from nnsight_nla.packing import packed
 SHORTEST, LONGEST = 40, 150
 FIRST = 100
 """The token that ends the countdown; a reply of n tokens begins with ``FIRST + n - 1``."""
+AIMS = {"fixed": 2.2, "one": 12, "floor": 0.85}
+"""How many times faster than each, on two threads."""
 ROUNDS = 3
 ALONE = 2
 """Vectors that *one* is timed on; its time goes linearly with their number."""
@@ -241,8 +243,11 @@ def test_explanations_a_second(loaded, device, request, capsys):
             f"at the {bandwidth(device) / 1e9:.0f} GB/s measured here allows "
             f"{roofline(nla, batch, device):.0f}"
         )
-        print("aims at 32 rows and more, 12x512: x2.2 of fixed, x12 of one, x0.85 of the floor")
-    assert all(ratio["fixed"] > 1 for batch, ratio in ratios.items() if batch >= 8)
+        print(f"aims at 32 rows and more, 12x512: {AIMS}")
+    for batch, ratio in ratios.items():
+        # Smaller batches can be of rows that are all of one length.
+        least = AIMS if size == "12x512" and device.type == "cpu" else {"fixed": 1}
+        assert batch < 32 or all(ratio[name] >= aim for name, aim in least.items())
 
 
 @torch.inference_mode()
@@ -290,8 +295,9 @@ def test_what_refilling_would_give(loaded, device, request, capsys):
 
     rounds = []
     for _ in range(ROUNDS):
-        prefill, _ = timed(lambda: prefilled(0), device)
-        rounds.append([timed(run, device)[0] - prefill for run in (leaving, refilled)])
+        with packed(module, batch):
+            prefill, _ = timed(lambda: prefilled(0), device)
+            rounds.append([timed(run, device)[0] - prefill for run in (leaving, refilled)])
     gained = statistics.median(left / full for left, full in rounds)
     with capsys.disabled():
         print(
