@@ -3,7 +3,7 @@
 A step of decoding multiplies a few rows with every weight of the model. In float32 on a CPU,
 PyTorch's own product takes 34 ms of a step for 4 rows where it takes 40 for 32 (12 layers of 512,
 two cores of an AMD EPYC), so a batch that empties hardly gets faster. oneDNN, which PyTorch
-ships too, does 2 to 4 times as much at 4 to 32 rows, given the weights in a layout of its own::
+ships too, does about twice as much at 4 to 32 rows, given the weights in a layout of its own::
 
     with packed(model, rows):
         for ... in decode(model, ...):
@@ -31,9 +31,9 @@ _SHARE = 0.25  # Of what is free when a batch has its room: `engine` leaves more
 def packed(model: nn.Module, rows: int) -> Iterator[None]:
     """Let the linear layers of `model` multiply by packed weights while the block lasts.
 
-    Nothing happens where that gains nothing or cannot be: one row alone, another device or dtype,
-    a PyTorch without oneDNN, or too little free memory for the copy. A layer whose forward is not
-    its class's any more (patched, or moved about by accelerate) keeps it.
+    Nothing happens where that gains nothing or cannot be: one row alone, another device, dtype or
+    kind of processor, a PyTorch without oneDNN, or too little free memory for the copy. A layer
+    whose forward is not its class's any more (patched, or moved about by accelerate) keeps it.
 
     Args:
         model: Called as it is, outside of any trace, in inference mode.
@@ -57,6 +57,15 @@ def packed(model: nn.Module, rows: int) -> Iterator[None]:
                 layer.__dict__["forward"] = forward
 
 
+def available() -> bool:
+    """Whether this is an x86 processor, and a PyTorch with oneDNN; others were not measured."""
+    return (
+        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
 def _layers(model: nn.Module) -> list[nn.Linear]:
     from nnsight.intervention.source import Controller
 
@@ -66,9 +75,7 @@ def _layers(model: nn.Module) -> list[nn.Linear]:
             return forward.state.original is nn.Linear.forward
         return forward is None
 
-    if not torch.backends.mkldnn.is_available() or not hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    ):
+    if not available():
         return []
     return [
         each

@@ -11,7 +11,7 @@ from tests.test_architectures import FAMILIES, D, build, described, wrapped
 from tests.test_architectures import INJECTIONS as AT
 
 needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN"
+    not packing.available(), reason="no x86 processor, or a PyTorch without oneDNN"
 )
 
 
@@ -92,6 +92,8 @@ def test_what_is_left_alone(monkeypatch):
     assert changed(model) == set()
     monkeypatch.setattr(packing, "free_bytes", lambda device: 4 * plain.weight.nbytes)
     assert changed(model) == {"plain"}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert changed(model) == set()
 
 
 @needs_onednn

@@ -342,6 +342,45 @@ def test_tensorboard(folder, tmp_path, monkeypatch):
         assert len(shown) >= 3
 
 
+SEVERAL = """
+import sys
+from pathlib import Path
+from nnsight_nla.training import Lora, Settings, Watching, train
+
+folder, batch, out = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+for half, lora in (("av", None), ("ar", Lora(rank=4))):
+    settings = Settings(steps=2, batch_size=batch, learning_rate=1e-3, warmup=0, lora=lora)
+    done = train(
+        half, folder / "even.parquet", base=folder / "base", out=folder / out / half,
+        settings=settings, watching=Watching(every=1, rows=0), held_out=0, report=print,
+    )
+    assert (done.folder / "nla_meta.yaml").is_file()
+"""
+
+
+def test_two_processes_train_what_one_does_with_all_of_the_rows(folder):
+    """Each gets half of the rows, the gradients are averaged, and the first one reports."""
+    rows = [{**row, "response": records(1)[0]["response"]} for row in records(8)]
+    publish(folder / "even.parquet", rows)
+    script = folder / "several.py"
+    script.write_text(SEVERAL)
+    alone = [sys.executable, str(script), str(folder), "8", "one"]
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    several += ["--nproc-per-node", "2", str(script), str(folder), "4", "two"]
+    said = [
+        subprocess.run(each, check=True, capture_output=True, text=True).stdout
+        for each in (alone, several)
+    ]
+    for text in said:
+        assert text.count("step 1 of 2, loss") == 2
+    for half in ("av", "ar"):
+        one, two = (weights(folder / name / half) for name in ("one", "two"))
+        assert set(one) == set(two)
+        for name, weight in one.items():
+            torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
+    assert sorted(each.name for each in (folder / "two").iterdir()) == ["ar", "av"]
+
+
 @pytest.mark.parametrize("half", ["av", "ar"])
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
 def test_bfloat16(folder, undisturbed, tmp_path, half, lora):

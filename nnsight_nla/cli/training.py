@@ -65,6 +65,7 @@ def train(
     with working("reading the rows"):
         from ..training import Lora, Settings, Watching
         from ..training import train as run
+        from ..training.run import leads
         from ..training.trainer import has_bfloat16
 
         narrow = has_bfloat16() if bf16 is None else bf16
@@ -94,6 +95,8 @@ def train(
         dtype=dtype,
         report=lambda line: err.print(Text(line)),
     )
+    if not leads():
+        return
     if as_json:
         print_json({"folder": str(trained.folder), "log": trained.log})
     else:

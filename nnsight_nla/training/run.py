@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -88,6 +89,10 @@ def train(
 ) -> Trained:
     """Train one half of an NLA from a Parquet file of rows.
 
+    On several devices a process runs on each, with a copy of the model and its share of the
+    batches, and the first one reports and writes: ``torchrun --nproc-per-node 4 --no-python
+    nnsight-nla train ...``, or ``accelerate launch`` around a script that calls `train`.
+
     Args:
         half: ``"av"``, the verbalizer, or ``"ar"``, the reconstructor.
         rows: The file; its sidecar lies beside it.
@@ -107,6 +112,7 @@ def train(
         TrainingError: Something does not fit; the message names file and row. Or the disk is full.
         CheckpointError: The sidecar, the tokenizer or the base cannot be read.
     """
+    report = report if leads() else None
     out, say = Path(out).expanduser().absolute(), report or _quiet
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise TrainingError(f"{out} is there already. Choose another --out, or remove it.")
@@ -137,10 +143,23 @@ def train(
         "training_log": log,
         "dtype": stored if settings.lora is None else None,
     }
-    with _kept(work):
-        save(out, trained, tokenizer, checkpoint, **entries)
-    shutil.rmtree(work, ignore_errors=True)
+    _together()  # No other process writes to the work folder any more...
+    if leads():
+        with _kept(work):
+            save(out, trained, tokenizer, checkpoint, **entries)
+        shutil.rmtree(work, ignore_errors=True)
+    _together()  # ... and where this returns there is a checkpoint.
     return Trained(out, checkpoint, log)
+
+
+def leads() -> bool:
+    """Whether this process is the one that reports and writes: the first, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _together() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _begin(work: Path, **identity: Any) -> None:
@@ -170,7 +189,7 @@ def _begin(work: Path, **identity: Any) -> None:
         return
     with disk_errors(f"{work} could not be made", "Then try again"):
         work.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
+        part = file.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps(now, indent=1), "utf-8")
         part.rename(file)
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import hosts
 from ..checkpoint import Checkpoint
@@ -164,5 +165,6 @@ def response_logits(
 
 def text_only(model: Any, ids: Tensor) -> dict[str, Tensor]:
     """What a model that also reads images wants to be told in training: that there are none."""
-    vision = getattr(model.config, "vision_config", None) is not None
+    whole = model.module if isinstance(model, DistributedDataParallel) else model
+    vision = getattr(whole.config, "vision_config", None) is not None
     return {"token_type_ids": torch.zeros_like(ids)} if vision and model.training else {}
