@@ -1,10 +1,10 @@
 """`transformers.Trainer`, quiet: no calls home, no printing, and no files but those of `Files`.
 
 A half of an NLA gives the loss of a batch (`LossOf`) and gets everything else from here: the
-schedule, batches of about the same length, accumulation, mixed precision, several devices (a process
-on each), figures on held-out rows while it runs (`Held`), and going on after a
-``kill -9`` (`Files`): the order of the rows follows from the seed alone, so a run that was resumed
-ends at the weights of one that was not disturbed.
+schedule, batches of about the same length, accumulation, mixed precision, several devices (a
+process on each), figures on held-out rows while it runs (`Held`), and going on after a ``kill -9``
+(`Files`): the order of the rows follows from the seed alone, so a run that was resumed ends at the
+weights of one that was not disturbed.
 """
 
 from __future__ import annotations
