@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from nnsight_nla.tiny import evaluate
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.explanations import SLOTS, parse
 from nnsight_nla.tiny.facts import SUBJECTS, held_out_pairs
+from nnsight_nla.tiny.made_up import claim_rates
 from nnsight_nla.tiny.target import TargetSettings, train_target
 from nnsight_nla.training import Settings
 
@@ -177,3 +179,23 @@ def test_the_build_makes_folders_that_load_and_measures_them(model, monkeypatch,
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures.keys() == shipped.keys()
     assert {folder.name for folder in Path(tmp_path, "weights").iterdir()} == set(FOLDERS)
+
+
+def test_a_verbalizer_that_says_nothing_is_measured_too(model, nla):
+    """As one is that was hardly trained: its rows count as ones without the true line."""
+    held = collect(model, sorted(held_out_pairs()), documents=4, seed=7)
+
+    class Terse:
+        """Says every other text."""
+
+        claims = staticmethod(nla.claims)
+
+        def explain(self, vectors):
+            texts = nla.explain(vectors).text
+            return SimpleNamespace(text=[t * (i % 2) for i, t in enumerate(texts)])
+
+    every, half = claim_rates(nla, held), claim_rates(Terse(), held)
+    assert half["rows"] == every["rows"] > 4
+    assert every["ranked"] == 1
+    assert half["ranked"] == (half["rows"] // 2) / half["rows"]
+    assert half["true_carries"] > half["made_up_carries"]

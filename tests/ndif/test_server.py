@@ -1,4 +1,7 @@
-"""The server is a real one: what it computes is what this machine computes, bit for bit."""
+"""The server is a real one: what it computes is what this machine computes, bit for bit.
+
+With as many threads: on some processors two sum in another order than one.
+"""
 
 import time
 from collections.abc import Callable
@@ -55,8 +58,13 @@ def expected(model_folder: Path) -> torch.Tensor:
     """The output of the block, computed here by transformers alone."""
     model = Qwen3ForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     ids = torch.tensor([[_WORDS.index(word) for word in PROMPT.split()]])
-    with torch.no_grad():
-        return model(ids, output_hidden_states=True).hidden_states[_LAYER + 1]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # As the server's actors do.
+    try:
+        with torch.no_grad():
+            return model(ids, output_hidden_states=True).hidden_states[_LAYER + 1]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_blocking_is_bit_equal(
