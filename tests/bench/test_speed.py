@@ -1,12 +1,14 @@
 """Explanations a second: the fast engine, what its peers do, and the floor.
 
     pytest tests/bench/test_speed.py -s                               # the tiny verbalizer
+    pytest tests/bench/test_speed.py -s --size pair                   # ... with its own replies
     pytest tests/bench/test_speed.py -s --size 12x512 --batches 1,8,32,128
     pytest tests/bench/test_speed.py -s --size 8b --device cuda       # Qwen3-8B's shape, bfloat16
 
 Weights are random but for the tiny pair's, so the model is made to reply with 40 to 150 tokens: a
-hook turns its logits into a countdown, after the forward pass has done all of its work. Who is
-compared, each within one run and on the same vectors:
+hook turns its logits into a countdown, after the forward pass has done all of its work. ``pair``
+alone says what it has to say about residuals of held-out texts. Who is compared, each within one
+run and on the same vectors:
 
 * **one**: one vector at a time, a hook, transformers' ``generate``;
 * **fixed**: fixed batches with a hook, which wait for their longest row;
@@ -31,6 +33,8 @@ from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from nnsight_nla.checkpoint import AV_TEMPLATE
 from nnsight_nla.engine import in_place
 from nnsight_nla.packing import packed
+from nnsight_nla.tiny.examples import collect
+from nnsight_nla.tiny.facts import held_out_pairs
 
 SHORTEST, LONGEST = 40, 150
 FIRST = 100
@@ -92,7 +96,7 @@ def loaded(request, device):
     """The verbalizer of the asked-for size, as an NLA and as a plain model."""
     size = request.config.getoption("--size")
     _, pair = tiny.load()
-    if size == "tiny":
+    if size in ("tiny", "pair"):
         path = tiny.paths()["av"]
         module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     else:
@@ -104,7 +108,7 @@ def loaded(request, device):
     module = module.to(device).eval()
     bare = copy.deepcopy(module)  # The peers' has nothing of nnsight on it.
     marker = pair.prompt.marker_position - len(pair.prompt.ids)  # Counted from the end.
-    for each in (module, bare):
+    for each in (module, bare) if size != "pair" else ():
         Countdown(each, pair.av.tokenizer.eos_token_id, marker)
     av = TransformersModel(module, tokenizer=pair.av.tokenizer, task="text-generation")
     checkpoint = Checkpoint(
@@ -193,13 +197,22 @@ def timed(run, device):
     return time.perf_counter() - start, result
 
 
+def read_or_drawn(request, nla, count, generator):
+    """Vectors to explain: drawn, or the pair's own."""
+    if request.config.getoption("--size") != "pair":
+        return torch.randn(count, nla.checkpoint.d_model, generator=generator)
+    model, _ = tiny.load()
+    held = collect(model, sorted(held_out_pairs()), documents=-(-count // 3), seed=1)
+    return held.vectors[:count]
+
+
 def test_explanations_a_second(loaded, device, request, capsys):
     nla, bare = loaded
     generator = torch.Generator().manual_seed(1)
     lines, ratios = [], {}
     for batch in map(int, request.config.getoption("--batches").split(",")):
         count = max(batch, 2)
-        vectors = torch.randn(count, nla.checkpoint.d_model, generator=generator).to(device)
+        vectors = read_or_drawn(request, nla, count, generator).to(device)
         nla.batch_size = batch
         seconds = {"one": [], "fixed": [], "fast": [], "floor": []}
         for _ in range(ROUNDS):

@@ -35,6 +35,7 @@ from .reaper import Reaper, end
 _HERE = Path(__file__).resolve().parent
 _START_LIMIT = 180.0
 _POLL = 0.25
+_GONE = 10.0
 _PORTS = (
     "redis", "store", "api", "ray", "ray_client", "ray_dashboard", "ray_agent", "ray_agent_http",
     "ray_metrics", "ray_objects", "ray_node", "ray_environments", "ray_autoscaler_metrics",
@@ -135,8 +136,16 @@ class NdifServer:
             process = self._processes.pop("api")
             end({process.pid}, grace=0)
             process.wait()
+            # A worker that dies later than its master holds the socket for a moment longer.
+            deadline = time.monotonic() + _GONE
+            while self._accepts() and time.monotonic() < deadline:
+                time.sleep(0.05)
             # The dispatcher's own word that it is connected, which it could not take back.
             self._redis("DEL ray:connected")
+
+    def _accepts(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._ports["api"])) == 0
 
     def start_api(self) -> None:
         """Start the API again at the same url, and wait until it is connected."""
