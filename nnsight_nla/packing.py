@@ -40,7 +40,8 @@ def packed(model: nn.Module, rows: int) -> Iterator[None]:
         rows: How many rows a step has at first.
     """
     layers = _layers(model) if rows > 1 else []
-    if sum(each.weight.nbytes for each in layers) > free_bytes(torch.device("cpu")) * _SHARE:
+    needed = sum(each.weight.nbytes for each in layers)
+    if needed and needed > free_bytes(torch.device("cpu")) * _SHARE:
         layers = []
     before: list[tuple[nn.Linear, Any]] = []
     try:

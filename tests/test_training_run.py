@@ -435,14 +435,23 @@ def test_a_gpu_without_bfloat16_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An old GPU")
+    from nnsight_nla.training import run
     from nnsight_nla.training.trainer import fit
 
-    with pytest.raises(TrainingError) as caught:
-        fit(None, None, None, Settings(precision="bfloat16"))
-    assert str(caught.value) == (
-        "An old GPU does not compute in bfloat16. Train in float32: "
-        "Settings(precision='float32'), --no-bf16."
-    )
+    # A command says so before it loads anything.
+    monkeypatch.setattr(run, "_load", lambda *_: pytest.fail("was loaded"))
+    narrow = Settings(precision="bfloat16")
+    for started in (
+        lambda: fit(None, None, None, narrow),
+        lambda: trained(folder, "av", tmp_path / "av", narrow),
+    ):
+        with pytest.raises(TrainingError) as caught:
+            started()
+        assert str(caught.value) == (
+            "An old GPU does not compute in bfloat16. Train in float32: "
+            "Settings(precision='float32'), --no-bf16."
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batches_are_of_about_one_length_and_in_no_order_of_it():

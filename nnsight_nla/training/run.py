@@ -36,7 +36,7 @@ from .reconstructor import train_reconstructor
 from .rows import TrainingError, checked
 from .saving import save_reconstructor, save_verbalizer
 from .settings import Settings
-from .trainer import Files, Log, Report
+from .trainer import Files, Log, Report, check_precision
 from .verbalizer import train_verbalizer
 
 Half = Literal["av", "ar"]
@@ -117,6 +117,7 @@ def train(
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise TrainingError(f"{out} is there already. Choose another --out, or remove it.")
     check_free(out)
+    check_precision(settings)
     work = out.with_name(f"{out.name}.training")
     part: Any = "train" if held_out else "all"
     source = Published(rows, part=part, held_out=held_out, scratch=work)

@@ -97,11 +97,7 @@ def fit(
         TrainingError: The disk is full (the last training checkpoint stays), TensorBoard is asked
             for and not installed, or bfloat16 on a GPU that does not compute in it.
     """
-    if settings.precision == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
-        raise TrainingError(
-            f"{torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32: "
-            "Settings(precision='float32'), --no-bf16."
-        )
+    check_precision(settings)
     # The trainer insists on a folder; without `files` nothing is written to it, and it goes.
     with tempfile.TemporaryDirectory(prefix="nnsight_nla-") as nowhere:
         trainer = _Trainer(
@@ -127,6 +123,15 @@ def fit(
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
     model.eval()
     return [_entry(line) for line in trainer.state.log_history if _figures(line)]
+
+
+def check_precision(settings: Settings) -> None:
+    """Refuse bfloat16 on a GPU that does not compute in it."""
+    if settings.precision == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
+        raise TrainingError(
+            f"{torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32: "
+            "Settings(precision='float32'), --no-bf16."
+        )
 
 
 def has_bfloat16() -> bool:
