@@ -4,10 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import tiny
-from .baseline import Baseline
-from .capture import Receipt
-from .checkpoint import Checkpoint
-from .controls import Controls
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.prompt import Prompt
+from .core.baseline import Baseline
+from .core.injection import Injection
+from .core.sampling import Sampling
+from .core.trust import Trust
 from .errors import (
     CheckpointError,
     HostError,
@@ -17,21 +19,19 @@ from .errors import (
     ReconstructionError,
     VerbalizationError,
 )
-from .explanation import Explanation
-from .hosts import Positions
-from .injection import Injection
+from .evaluation.controls import Controls
+from .explanation.handle import Explanation
+from .explanation.records import Receipt
+from .models.hosts import Positions
 from .nla import NLA
-from .prompting import Prompt
-from .sampling import Sampling
-from .trust import Trust
 
 if TYPE_CHECKING:
     from . import experiments
-    from .claims import Claim, Claims
-    from .compare import Comparison, Difference
+    from .evaluation.claims import Claim, Claims
+    from .evaluation.compare import Comparison, Difference
+    from .evaluation.score import Score
     from .experiments import Sweep
-    from .reading import Reading, TokenReading
-    from .score import Score
+    from .reading.records import Reading, TokenReading
 
 __all__ = [
     "NLA",

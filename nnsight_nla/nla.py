@@ -24,24 +24,18 @@ from einops import rearrange
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import controls as _controls
-from . import hosts
-from . import remote as _remote
-from .arguments import (
-    batch_rows,
-    check_sampling,
-    check_vectors,
-    count_samples,
-    flat_texts,
-)
-from .baseline import Baseline
-from .capture import Capture
-from .checkpoint import Checkpoint
+from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.prompt import Prompt
+from .core.arguments import batch_rows, check_sampling, check_vectors, count_samples, flat_texts
+from .core.baseline import Baseline
+from .core.injection import Injection
+from .core.sampling import Sampling
 from .errors import CheckpointError, InjectionError, NLAWarning, ReconstructionError
-from .explanation import Explanation, captured_rows, nested, provenance
-from .injection import Injection
-from .prompting import Prompt
-from .sampling import Sampling
+from .evaluation import controls as _controls
+from .explanation.handle import Explanation, captured_rows, nested, provenance
+from .explanation.records import Capture
+from .models import hosts
+from .remote import pickling as _remote
 
 # What only some sessions use is imported where it is used: importing the package has to be quick.
 if TYPE_CHECKING:
@@ -49,18 +43,19 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
-    from . import claims as _claims
-    from . import compare as _compare
-    from . import judge, lens
-    from . import read as _read
-    from . import score as _score
-    from .diagnosis import Diagnosis
-    from .engine import Engine
-    from .ndif import HostStatus
-    from .placement import Placement
-    from .reading import Reading
-    from .reconstructor import Reconstructor
-    from .wire import Direction
+    from .doctor.report import Diagnosis
+    from .evaluation import claims as _claims
+    from .evaluation import compare as _compare
+    from .evaluation import score as _score
+    from .evaluation import trust_labels
+    from .evaluation.reconstructor import Reconstructor
+    from .models import bridge
+    from .models.memory import Placement
+    from .reading import read as _read
+    from .reading.records import Reading
+    from .remote.ndif import HostStatus
+    from .remote.wire import Direction
+    from .verbalize.decoding import Engine
 
 
 class NLA:
@@ -111,20 +106,20 @@ class NLA:
         Raises:
             CheckpointError: The checkpoint cannot be found, read, or served as it is.
         """
-        from . import sharing
-        from .loading import at_depth, load_tokenizer
-        from .placement import Places
-        from .queue import Queue
-        from .verbalizer import Verbalizer
+        from .models import adapter
+        from .models.loading import at_depth, load_tokenizer
+        from .models.memory import Places
+        from .verbalize.pending import Queue
+        from .verbalize.verbalizer import Verbalizer
 
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         base: Any = av
-        if target is not None and peft is None and sharing.is_adapter(av):
+        if target is not None and peft is None and adapter.is_adapter(av):
             base, peft = target, str(av)
-        folder = None if peft is not None else sharing.adapter_folder(av)
+        folder = None if peft is not None else adapter.adapter_folder(av)
         if folder is not None:
-            base, peft = sharing.base_of(folder), str(folder)
+            base, peft = adapter.base_of(folder), str(folder)
         where = peft or (av if isinstance(av, str | Path) else hosts.describe(av))
         described = at_depth(base, _describe(where, checkpoint), load)
         trust = load.get("trust_remote_code", False)
@@ -140,9 +135,9 @@ class NLA:
         self._queue = Queue(self, self._verbalizer, batch_rows(batch_size), self._places)
         self.baseline = _checked(baseline) or self.checkpoint.baseline
         self._reconstructor = None if ar is None else self._half(ar, load)
-        self._reference: judge.Reference | None = None
+        self._reference: trust_labels.Reference | None = None
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
-        sharing.check_used(load, self.av, self._reconstructor and self._reconstructor.ar)
+        adapter.check_used(load, self.av, self._reconstructor and self._reconstructor.ar)
         self.spec = _spec(
             av=av,
             ar=ar,
@@ -184,10 +179,10 @@ class NLA:
         Raises:
             CheckpointError: Neither half is an adapter, or one cannot stand on `model`.
         """
-        from . import sharing
+        from .models import adapter
 
         nla = cls(av, ar=ar, target=model, **options)
-        sharing.check_shares(nla.av, nla.ar if nla.has_reconstructor else None, model)
+        adapter.check_shares(nla.av, nla.ar if nla.has_reconstructor else None, model)
         return nla
 
     @property
@@ -236,10 +231,10 @@ class NLA:
         Warns:
             NLAWarning: `model` goes by another name than the one the verbalizer was trained on.
         """
-        from . import lens
+        from .models import bridge
 
         layer, d_model = self.checkpoint.layer, self.checkpoint.d_model
-        host: Any = lens if lens.is_bridge(model) else hosts
+        host: Any = bridge if bridge.is_bridge(model) else hosts
         if host.width(model) != d_model:
             raise InjectionError(
                 f"{host.describe(model)} has d_model {host.width(model)}, the verbalizer reads "
@@ -263,15 +258,15 @@ class NLA:
         self, model: TransformersModel | TransformerBridge, prompts: str | Sequence[Any]
     ) -> list[hosts.Positions]:
         """The real positions of each prompt in a padded batch; see `hosts.positions`."""
-        from . import lens
+        from .models import bridge
 
-        if lens.is_bridge(model):
-            return lens.positions(model, prompts)
+        if bridge.is_bridge(model):
+            return bridge.positions(model, prompts)
         return hosts.positions(model, prompts)
 
     def hook(
         self, bridge: TransformerBridge, *, positions: Literal["last", "all"] = "last"
-    ) -> lens.Hook:
+    ) -> bridge.Hook:
         """A TransformerLens hook that explains what passes, for batches and generations alike.
 
         ``bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)``, then ``hook.explanations``: a
@@ -284,15 +279,15 @@ class NLA:
         Raises:
             InjectionError: `bridge` cannot be read by this NLA; see `layer`.
         """
-        from . import lens
+        from .models import bridge
 
-        if not lens.is_bridge(bridge):
+        if not bridge.is_bridge(bridge):
             raise InjectionError(
                 f"A hook is for a TransformerBridge, got {hosts.describe(bridge)}. In an nnsight "
                 "trace: nla.explain(nla.layer(model).output[:, -1])."
             )
         self.layer(bridge)
-        return lens.Hook(self.explain, bridge, self.checkpoint.layer, positions)
+        return bridge.Hook(self.explain, bridge, self.checkpoint.layer, positions)
 
     def read(
         self,
@@ -325,7 +320,7 @@ class NLA:
             InjectionError: The model cannot be read by this NLA, or `prompt` is not one prompt.
             NLAError: `positions` or `generate` do not fit the text.
         """
-        from . import read as _read
+        from .reading import read as _read
 
         return _read.read(
             self,
@@ -459,7 +454,7 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: Vectors of another width or shape, zero or NaN, or failed rows.
         """
-        from . import score as _score
+        from .evaluation import score as _score
 
         reconstruct = self._need_reconstructor().reconstruct
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
@@ -499,8 +494,8 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: A row has no text, or unusable vectors.
         """
-        from . import claims as _claims
-        from . import score as _score
+        from .evaluation import claims as _claims
+        from .evaluation import score as _score
 
         half = self._need_reconstructor()
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
@@ -534,7 +529,7 @@ class NLA:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: No norm is known, or there is no direction between the two.
         """
-        from . import direction as _direction
+        from .evaluation import direction as _direction
 
         here = away_from.vectors if isinstance(away_from, Explanation) else None
         if norm is None and here is not None:
@@ -578,7 +573,7 @@ class NLA:
             InjectionError: The target does not fit, or `texts` are none.
             CheckpointError: The checkpoint as declared cannot be run at all.
         """
-        from .doctor import diagnose
+        from .doctor.examine import diagnose
 
         return diagnose(self, model, ar=ar, texts=texts, sampling=sampling, remote=remote)
 
@@ -597,7 +592,7 @@ class NLA:
         Raises:
             VerbalizationError: One of them is no handle, or their shapes do not go together.
         """
-        from . import compare as _compare
+        from .evaluation import compare as _compare
 
         reconstruct = self.reconstruct if self.has_reconstructor else None
         return _compare.compare(before, after, reconstruct)
@@ -631,7 +626,7 @@ class NLA:
 
     def status(self) -> HostStatus:
         """What the configured NDIF host can do for this NLA right now, in `str()` and as data."""
-        from .ndif import status
+        from .remote.ndif import status
 
         return status(self.av, self.checkpoint.base_model)
 
@@ -673,11 +668,11 @@ class NLA:
 
     def _half(self, source: str | Path | TransformersModel, load: dict[str, Any]) -> Reconstructor:
         """The reconstructor, checked and without weights."""
-        from . import layouts
-        from .loading import load_tokenizer
-        from .reconstructor import Reconstructor
+        from .evaluation.reconstructor import Reconstructor
+        from .models import reconstructor_files
+        from .models.loading import load_tokenizer
 
-        layout = layouts.read(source, self.checkpoint)
+        layout = reconstructor_files.read(source, self.checkpoint)
         adapter = None if layout.adapter is None else str(layout.adapter)
         here = isinstance(source, str | Path)
         shares = adapter is not None and self.target is not None
@@ -686,7 +681,7 @@ class NLA:
             source = self.target
         elif here:
             source = layout.base
-            config = layouts.cut_config(source, self.checkpoint.layer, load)
+            config = reconstructor_files.cut_config(source, self.checkpoint.layer, load)
             # A host serves whole models; what lies above block K is not run there.
             if config is not None and not self.remote:
                 load = {**load, "config": config}
@@ -705,8 +700,8 @@ class NLA:
         blocks: int | None = None,
     ) -> TransformersModel:
         """A half without its weights: on the target's where it is an adapter on it."""
-        from .loading import load_model
-        from .sharing import AdapterModel
+        from .models.adapter import AdapterModel
+        from .models.loading import load_model
 
         if adapter is None or source is not self.target:
             return load_model(source, tokenizer, adapter, load)
@@ -723,13 +718,13 @@ class NLA:
 
     def _judge(self, capture: Capture, rows: list[int]) -> None:
         """Label rows of a capture that have none; called where a handle is displayed."""
-        from . import judge
+        from .evaluation import trust_labels
 
         missing = [row for row in rows if row not in capture.trust]
         if missing:
             if self._reference is None:
-                self._reference = judge.Reference.measure(self)
-            labels = judge.judge(self, capture, missing, self._reference, self.baseline)
+                self._reference = trust_labels.Reference.measure(self)
+            labels = trust_labels.judge(self, capture, missing, self._reference, self.baseline)
             capture.trust.update(labels)
 
     def _words(self, tokens: list[Any] | None) -> list[str] | None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from nnsight_nla import NLA, tiny
-from tests.shapes import check_shapes
+from tests.helpers.shapes import check_shapes
 
 # Not for remote runs: they ship functions as source, and a decorated one has another's.
 if not any("ndif" in argument or "bench" in argument for argument in sys.argv):

@@ -11,52 +11,24 @@ import nnsight_nla
 
 PACKAGE = Path(nnsight_nla.__file__).parent
 
-# The architecture, top to bottom. Modules of one level know nothing of each other.
-LEVELS = (
-    ("__init__",),
-    ("cli",),
+# The architecture, top to bottom. Folders of one floor know nothing of each other.
+FLOORS = (
+    ("__init__", "cli"),
     ("tiny",),
     ("training",),
     ("nla",),
+    ("bulk", "doctor", "experiments", "reading"),
+    ("evaluation",),
+    ("verbalize",),
     ("remote",),
-    ("experiments",),
-    ("read",),
-    ("reading",),
-    ("bulk",),
-    ("evaluate",),
-    ("judge",),
-    ("claims", "compare", "controls", "direction", "doctor", "score"),
-    ("checkup", "likelihood"),
-    ("variants",),
-    ("queue",),
-    ("verbalizer", "reconstructor"),
-    ("engine", "packing"),
-    ("placement",),
-    ("sharing",),
-    ("layouts", "loading"),
     ("explanation",),
-    ("caveats",),
-    ("capture",),
-    ("arguments",),
-    ("lens",),
-    ("hosts",),
-    ("prompting",),
-    ("trust",),
-    ("diagnosis",),
+    ("models",),
     ("checkpoint",),
-    ("presets",),
-    ("baseline",),
-    ("sidecar",),
-    ("sampling",),
-    ("view",),
-    ("wire",),
-    ("ndif",),
-    ("scoring",),
-    ("injection",),
+    ("core", "view"),
     ("errors",),
 )
-DEPTH = {name: depth for depth, names in enumerate(LEVELS) for name in names}
-ALONE = ("view", "wire")
+DEPTH = {name: depth for depth, names in enumerate(FLOORS) for name in names}
+ALONE = ("view",)
 HEAVY = (
     "transformer_lens",
     "jinja2",
@@ -122,12 +94,12 @@ def test_the_reader_of_imports_sees_every_form():
     beside = """
 from . import queue, NLA
 from .view import explanation
-import nnsight_nla.wire
+import nnsight_nla.remote.wire
 import torch
 def late():
     from .tiny.world import facts
 if TYPE_CHECKING:
-    from nnsight_nla.hosts import block
+    from nnsight_nla.models.hosts import block
 """
     found = sorted(imported(beside, ("nla",), package=False))
     assert found == ["__init__", "hosts", "queue", "tiny", "view", "wire"]

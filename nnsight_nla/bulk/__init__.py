@@ -11,10 +11,10 @@ Read in this order: `sources` (what is read), `places` (at which tokens), `resid
 """
 
 from .extract import extract
+from .finished_file import merge
 from .label import label
+from .pipeline import Report
 from .run import run
 from .sources import open_source
-from .whole import merge
-from .work import Report
 
 __all__ = ["Report", "extract", "label", "merge", "open_source", "run"]

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from .. import hosts
 from ..errors import InjectionError, NLAError
+from ..models import hosts
 from . import fingerprint, records
+from .finished_file import dataset_sidecar
 from .manifest import VERSION, versions
-from .places import parse
+from .pipeline import Job, Report, work
 from .residuals import Found, Reader
 from .sources import VECTOR, Source, open_source
-from .whole import dataset_sidecar
-from .work import Job, Report, work
+from .token_selection import parse
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..checkpoint.checkpoint import Checkpoint
 
 CHUNK = 64
 """Documents per chunk, unless you say."""

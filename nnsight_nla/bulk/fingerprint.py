@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .. import hosts
-from ..sharing import AdapterModel
+from ..models import hosts
+from ..models.adapter import AdapterModel
 
 _BLOCK = 1 << 20
 _DENSE = 64 * _BLOCK

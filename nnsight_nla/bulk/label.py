@@ -25,13 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..errors import NLAError
-from ..sidecar import DATASET_SUFFIX
 from .extract import beside
 from .fingerprint import whole_file
 from .manifest import VERSION
+from .pipeline import Job, Report, work
 from .sources import VECTOR, Item, Source
-from .work import Job, Report, work
 
 Labeller = Callable[[Mapping[str, Any]], str | None]
 
@@ -182,7 +182,7 @@ def _ready_made(path: Path) -> Labeller:
 
 def _bare(text: str | None) -> str | None:
     """An explanation without its tags, as the column holds it."""
-    from ..prompting import OPEN, extract
+    from ..checkpoint.prompt import OPEN, extract
 
     return extract(text)[0] if text and OPEN in text else text
 

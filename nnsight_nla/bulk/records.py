@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from ..checkpoint.prompt import snippets
+from ..core.similarity import cosine
 from ..errors import ReconstructionError
-from ..prompting import snippets
-from ..scoring import cosine
 from .residuals import Found
 from .sources import VECTOR
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
+    from ..explanation.handle import Explanation
 
 CONTEXT = 200
 """How many characters up to the token a row shows."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import hosts, lens
 from ..errors import InjectionError, NLAError
-from ..ndif import send
-from .places import Located, Places, locate
+from ..models import bridge, hosts
+from ..remote.ndif import send
 from .sources import Item
+from .token_selection import Located, Places, locate
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -65,7 +65,7 @@ class Reader:
         Raises:
             NLAError: `model` is a `TransformerBridge`, or has no such block.
         """
-        if lens.is_bridge(self.model):
+        if bridge.is_bridge(self.model):
             raise InjectionError(
                 "A data set is read through an nnsight model, got a TransformerBridge. Write: "
                 "TransformersModel(name, task='text-generation')."

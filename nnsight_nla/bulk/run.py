@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..errors import NLAError
-from ..sharing import AdapterModel
+from ..models.adapter import AdapterModel
 from . import fingerprint, records
+from .chunk_store import Parts
+from .finished_file import dataset_sidecar, note_of
 from .manifest import VERSION, versions
-from .parts import Parts
-from .places import parse
+from .pipeline import Job, Report, work
 from .residuals import Found, Reader
 from .sources import Item, Source, open_source
-from .whole import dataset_sidecar, note_of
-from .work import Job, Report, work
+from .token_selection import parse
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from ..explanation import Explanation
-    from ..prompting import Prompt
-    from ..sampling import Sampling
+    from ..checkpoint.checkpoint import Checkpoint
+    from ..checkpoint.prompt import Prompt
+    from ..core.sampling import Sampling
+    from ..explanation.handle import Explanation
 
 CHUNKS = {"vectors": 1024, "last": 256, "texts": 32}
 """Rows of the input per chunk, unless you say: documents give several vectors each."""

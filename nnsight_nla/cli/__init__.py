@@ -12,17 +12,17 @@ import sys
 from rich.text import Text
 
 from ..errors import NLAError
-from .shell import app, err
+from .app import app, err
 
 # A group of commands adds itself to the application; `--help` lists them in this order.
 # isort: off
-from . import look
+from . import inspect
 from . import doctor
 from . import data
 from . import training
 # isort: on
 
-__all__ = ["app", "data", "doctor", "look", "main", "training"]
+__all__ = ["app", "data", "doctor", "inspect", "main", "training"]
 
 
 def main() -> None:

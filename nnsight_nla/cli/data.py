@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import NLAError
-from .shell import AsJson, app, load, load_target, out, print_json, working
+from .app import AsJson, app, load, load_target, out, print_json, working
 
 Positions = Annotated[
     str,
@@ -80,7 +80,7 @@ def run(
     """Explain a data set; the same command goes on where it was interrupted."""
     with working("loading"):
         from .. import bulk
-        from ..sampling import Sampling
+        from ..core.sampling import Sampling
 
         rows = bulk.open_source(
             source, text=text_column, doc_id=id_column, split=split, tensor=tensor
@@ -209,8 +209,9 @@ def _described(
     target: str | None, layer: int | None, av: str | None, dtype: str, device_map: str | None
 ) -> Any:
     """The target, and what the rows are rows of."""
-    from .. import hosts, tiny
-    from ..checkpoint import Checkpoint
+    from .. import tiny
+    from ..checkpoint.checkpoint import Checkpoint
+    from ..models import hosts
     from ..training import describe
 
     if av is None and target is None:

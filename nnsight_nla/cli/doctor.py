@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .shell import AsJson, app, load, out, print_json, working
+from .app import AsJson, app, load, out, print_json, working
 
 if TYPE_CHECKING:
-    from ..diagnosis import Diagnosis
+    from ..doctor.report import Diagnosis
 
 
 @app.command()
@@ -27,9 +27,9 @@ def doctor(
 ) -> None:
     """Try each setting that AV declares against others; exit code 1 when a declared one loses."""
     with working("examining"):
-        from ..checkup import check
-        from ..diagnosis import Diagnosis
-        from ..sampling import Sampling
+        from ..core.sampling import Sampling
+        from ..doctor.precheck import check
+        from ..doctor.report import Diagnosis
 
         unusable = check(av)
         if unusable is not None:
@@ -49,7 +49,7 @@ def doctor(
 
 
 def _diagnosis_table(found: Diagnosis) -> Table:
-    from ..diagnosis import shown
+    from ..doctor.report import shown
 
     judged = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
     table = Table(

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
-    from ..reading import Reading
+    from ..explanation.handle import Explanation
+    from ..reading.records import Reading
     from ..tiny.demo import Patched, Read
 
 _GRADES = {"high": "green", "medium": "yellow", "low": "red", "none": "red"}

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import NLAError
-from .shell import AsJson, app, err, load, out, print_json, working
+from .app import AsJson, app, err, load, out, print_json, working
 
 HeldOut = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="The share of documents that is not trained on.")
@@ -123,7 +123,7 @@ def evaluate(
 ) -> None:
     """Measure a verbalizer on held-out rows, beside controls that know nothing of the vectors."""
     with working("measuring"):
-        from ..sampling import Sampling
+        from ..core.sampling import Sampling
         from ..training.measuring import measure
 
         pairs: dict[str, Any] = {}
@@ -139,7 +139,7 @@ def evaluate(
 
 def _table(figures: dict[str, dict[str, Any]], rows: str) -> Table:
     """A row per figure, a column per checkpoint."""
-    from ..baseline import Baseline
+    from ..core.baseline import Baseline
 
     columns = list(figures.values())
     over = {str(Baseline(**each["baseline"])) for each in columns if each["baseline"]}

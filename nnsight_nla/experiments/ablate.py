@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .. import hosts
+from ..models import hosts
 from .alignment import Positions
-from .cells import Cell, ExplainAt
 from .errors import ExperimentError
 from .grid import BATCH, work
 from .metrics import Metric
-from .setting import Key, Setting
+from .reachability import Cell, ExplainAt
+from .single_prompt import Key, Setting
 from .sites import SiteName
 from .sweep import Sweep
 from .vectors import digest, plain

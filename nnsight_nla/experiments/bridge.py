@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import lens
 from ..errors import InjectionError
+from ..models import bridge
 from .edits import answers, perform
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from ..hosts import Positions
+    from ..models.hosts import Positions
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Bridge:
     @property
     def name(self) -> str:
         """What a person would know it by."""
-        return lens.describe(self.model)
+        return bridge.describe(self.model)
 
     @property
     def tokenizer(self) -> Any:
@@ -65,15 +65,15 @@ class Bridge:
     @property
     def width(self) -> int:
         """The residual stream's width, d_model."""
-        return lens.width(self.model)
+        return bridge.width(self.model)
 
     def positions(self, prompt: Any) -> Positions:
         """The ids and tokens of one prompt, as the bridge itself makes them."""
-        return lens.positions(self.model, [prompt])[0]
+        return bridge.positions(self.model, [prompt])[0]
 
     def block(self, layer: int) -> Any:
         """The hook point at the output of block `layer`."""
-        return lens.block(self.model, layer)
+        return bridge.block(self.model, layer)
 
     def attention(self, layer: int) -> Any:
         """The hook point at the output of the attention's last projection."""
@@ -97,7 +97,7 @@ class Bridge:
                 processed in the meantime.
         """
         bridge = self.model
-        lens.check_weights(bridge)
+        bridge.check_weights(bridge)
         at: dict[str, list[tuple[int, Any]]] = {}
         for number, step in enumerate(steps):
             at.setdefault(step[1].name, []).append((number, step))

@@ -15,9 +15,9 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
-from .. import hosts
 from ..errors import InjectionError
-from ..ndif import send
+from ..models import hosts
+from ..remote.ndif import send
 from .edits import answers, perform
 
 if TYPE_CHECKING:

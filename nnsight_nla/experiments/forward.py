@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..hosts import Positions
-from .host import Host, host_of
+from ..models.hosts import Positions
 from .metrics import Measure
+from .model_interface import Host, host_of
 from .sites import ORDER, Site
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import NLAWarning
-from .cells import Cell, Explained
 from .errors import ExperimentError
 from .forward import Edit, Found, Target
 from .metrics import Measure
+from .reachability import Cell, Explained
 from .records import Header, Outcome
 from .sites import Site
 from .sweep import Sweep

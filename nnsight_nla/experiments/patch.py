@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .alignment import Positions, align, pairs
-from .cells import Cell, ExplainAt, explained
 from .errors import ExperimentError
 from .forward import Target
 from .grid import BATCH, Plan, outcome, untouched, work
 from .metrics import Metric, bind
+from .reachability import Cell, ExplainAt, explained
 from .records import Header
 from .sites import SiteName, find
 from .sweep import Sweep

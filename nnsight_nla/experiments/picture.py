@@ -7,11 +7,11 @@ from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from ..view.escaping import readable, visible
 from ..view.figure import INK, TEMPLATE
-from ..view.glyphs import readable, visible
 from ..view.table import chip, table
-from .cells import REACHES
 from .errors import ExperimentError
+from .reachability import REACHES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

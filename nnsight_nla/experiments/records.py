@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .cells import Explained
+from .reachability import Explained
 
 if TYPE_CHECKING:
     from jaxtyping import Float

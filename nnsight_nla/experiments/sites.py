@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InjectionError
 from .errors import ExperimentError
-from .host import Host, host_of
+from .model_interface import Host, host_of
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from .alignment import Positions
-from .cells import Cell, ExplainAt
 from .errors import ExperimentError
 from .grid import BATCH, work
 from .metrics import Metric
-from .setting import Setting
+from .reachability import Cell, ExplainAt
+from .single_prompt import Setting
 from .sites import SiteName
 from .sweep import Sweep
 from .vectors import digest, plain

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .cells import Cell
 from .errors import ExperimentError
+from .reachability import Cell
 from .records import Header, Outcome
 from .texts import Said, Texts
 

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..compare import Difference, difference, text_distances
-from ..scoring import cosine
-from .cells import REACHES, Cell, reach
+from ..core.similarity import cosine
+from ..evaluation.compare import Difference, difference, text_distances
 from .errors import ExperimentError
+from .reachability import REACHES, Cell, reach
 from .records import Header, Outcome
 from .texts import Texts
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..compare import texts
+from ..evaluation.compare import texts
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
+    from ..explanation.handle import Explanation
 
 
 _UNSAID = "was not explained"

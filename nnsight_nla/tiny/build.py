@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..baseline import Baseline
+from ..core.baseline import Baseline
 from ..training import (
     Row,
     Settings,

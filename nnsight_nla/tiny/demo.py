@@ -22,7 +22,7 @@ from .facts import held_out_pairs
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
-    from ..explanation import Explanation
+    from ..explanation.handle import Explanation
     from ..nla import NLA
 
 _PATCH_LAYER = 0

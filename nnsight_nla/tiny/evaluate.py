@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..baseline import Baseline
-from ..evaluate import explained, round_trip
+from ..core.baseline import Baseline
+from ..evaluation.evaluate import explained, round_trip
 from . import load
 from .examples import Examples, collect
 from .explanations import SLOTS, parse

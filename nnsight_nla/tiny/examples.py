@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoint import AV_TEMPLATE, MARKER_SLOT
-from ..prompting import wrap
+from ..checkpoint.checkpoint import AV_TEMPLATE, MARKER_SLOT
+from ..checkpoint.prompt import wrap
 from ..training import INJECT, Row
 from .documents import Document, join, sample
 from .explanations import END, UNSURE, explain

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..sampling import Sampling
+from ..core.sampling import Sampling
 from .examples import Examples
 from .explanations import SLOTS, Slots, parse
 

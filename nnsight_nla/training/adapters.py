@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import hosts
-from ..wire import find_blocks
+from ..models import hosts
+from ..models.blocks import find_blocks
 from .rows import TrainingError
 from .settings import Lora
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..baseline import Baseline
-from ..prompting import CLOSE, extract, proper
+from ..checkpoint.prompt import CLOSE, extract, proper
+from ..core.baseline import Baseline
 from .rows import Rows, RowsLike, collate
 
 Figures = dict[str, float]

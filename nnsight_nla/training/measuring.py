@@ -13,9 +13,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..evaluate import Figures, evaluate
-from ..prompting import extract
-from ..sidecar import SIDECARS
+from ..checkpoint.prompt import extract
+from ..checkpoint.sidecar import SIDECARS
+from ..evaluation.evaluate import Figures, evaluate
 from .published import HELD_OUT, Published
 from .rows import TrainingError, checked
 

@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import torch
 
-from .. import sidecar
-from ..checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
-from ..prompting import wrap
+from ..checkpoint import sidecar
+from ..checkpoint.checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
+from ..checkpoint.prompt import wrap
 from .rows import Batch, TrainingError, check_width
 
 Part = Literal["all", "train", "held out"]

@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from .. import hosts
-from ..checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..core.similarity import normalise
 from ..errors import InjectionError
-from ..layouts import shorten
-from ..scoring import normalise
+from ..models import hosts
+from ..models.reconstructor_files import shorten
 from .adapters import with_adapters
 from .held_out import HeldOut, reconstructor_figures
 from .rows import RowsLike, TrainingError, reconstructor_rows

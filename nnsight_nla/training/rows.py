@@ -24,10 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checkpoint import EXPLANATION_SLOT, MARKER_SLOT, Checkpoint
+from ..checkpoint.checkpoint import EXPLANATION_SLOT, MARKER_SLOT, Checkpoint
+from ..checkpoint.prompt import CLOSE, OPEN, Prompt, extract, proper
+from ..core.injection import unusable
 from ..errors import NLAError
-from ..injection import unusable
-from ..prompting import CLOSE, OPEN, Prompt, extract, proper
 
 INJECT = "<INJECT>"
 """Where the marker goes in a row's prompt."""

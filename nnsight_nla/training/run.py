@@ -24,12 +24,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..baseline import Baseline
-from ..checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..core.baseline import Baseline
+from ..core.injection import Injection
 from ..errors import ReconstructionError
-from ..injection import Injection
-from .fitting import described
-from .folders import check_free, disk_errors
+from .atomic_folder import check_free, disk_errors
+from .compatibility import described
 from .held_out import HeldOut, Judge
 from .published import HELD_OUT, Published
 from .reconstructor import train_reconstructor

@@ -13,11 +13,11 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from ..checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
-from ..injection import Injection
-from ..prompting import Prompt
-from ..sidecar import SIDECARS
-from .folders import whole
+from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
+from ..checkpoint.prompt import Prompt
+from ..checkpoint.sidecar import SIDECARS
+from ..core.injection import Injection
+from .atomic_folder import whole
 from .reconstructor import Reconstructor
 from .rows import TrainingError
 

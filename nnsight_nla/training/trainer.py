@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .folders import disk_errors
+from .atomic_folder import disk_errors
 from .rows import Rows, TrainingError, collate
 from .settings import Settings
 

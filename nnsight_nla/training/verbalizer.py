@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import hosts
-from ..checkpoint import Checkpoint
-from ..injection import Injection, write
+from ..checkpoint.checkpoint import Checkpoint
+from ..core.injection import Injection, write
+from ..models import hosts
 from .adapters import with_adapters
 from .held_out import HeldOut, verbalizer_figures
 from .rows import IGNORED, RowsLike, TrainingError, verbalizer_rows

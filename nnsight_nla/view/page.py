@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .glyphs import readable, visible
+from .escaping import readable, visible
 
 _HERE = Path(__file__).parent
 _TOKEN, _TEXT = 200, 20_000

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .glyphs import visible
+from .escaping import visible
 
 _STYLE = (
     "border-collapse:collapse;font:14px/1.5 system-ui,sans-serif;text-align:left;max-width:60rem"

@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from nnsight_nla.training import describe
 from nnsight_nla.training.rows import collate, verbalizer_rows
 from nnsight_nla.training.verbalizer import response_loss, writing
-from tests.published import records, tokenizer
+from tests.helpers.published import records, tokenizer
 
 LEAST = 0.95
 """The share of a plain step's tokens per second."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from nnsight_nla.reading import Reading, TokenReading
+from nnsight_nla.reading.records import Reading, TokenReading
 
 
 @dataclass

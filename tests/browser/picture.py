@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from nnsight_nla import tiny
-from nnsight_nla.reading import Reading
+from nnsight_nla.reading.records import Reading
 
 PICTURE = Path(__file__).parents[2] / ".ci" / "docs" / "reading.png"
 TEXT = (

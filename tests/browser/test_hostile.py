@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import expect
 
-from nnsight_nla.reading import Reading, TokenReading
+from nnsight_nla.reading.records import Reading, TokenReading
 
 from .conftest import Watched, made
 

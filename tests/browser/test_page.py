@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 from playwright.sync_api import Page, expect
 
-from nnsight_nla.reading import Reading
+from nnsight_nla.reading.records import Reading
 
 from .conftest import LOREM, long, made
 

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from nnsight import TransformersModel
 
-from nnsight_nla import NLA, HostError, Sampling, bulk, tiny, verbalizer
-from nnsight_nla import ndif as host
+from nnsight_nla import NLA, HostError, Sampling, bulk, tiny
 from nnsight_nla.bulk import residuals
-from nnsight_nla.bulk.parts import Parts
+from nnsight_nla.bulk.chunk_store import Parts
+from nnsight_nla.remote.pickling import ndif as host
 from nnsight_nla.tiny.documents import sample
+from nnsight_nla.verbalize import verbalizer
 
 OPTIONS = {
     "positions": "last", "sampling": Sampling(max_new_tokens=6), "chunk": 3, "batch_size": 8,

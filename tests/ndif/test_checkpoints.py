@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from nnsight_nla import NLA, Injection, ReconstructionError, Sampling, tiny
 from nnsight_nla.cli import app
-from nnsight_nla.injection import OPERATIONS
-from nnsight_nla.layouts import HEAD
+from nnsight_nla.core.injection import OPERATIONS
+from nnsight_nla.models.reconstructor_files import HEAD
 
 PATHS = tiny.paths()
 PARIS = "What a lovely day! People in Paris speak"
@@ -71,7 +71,7 @@ def test_a_broken_setting_is_named_from_afar(ndif, target, by_path):
 
 
 def test_the_command_doctors_from_afar(ndif, by_path, monkeypatch):
-    monkeypatch.setattr("nnsight_nla.doctor.TEXTS", DOCTORED)
+    monkeypatch.setattr("nnsight_nla.doctor.examine.TEXTS", DOCTORED)
     arguments = ["--target", by_path(PATHS["target"]), "--ar", by_path(PATHS["ar"]), "--remote"]
     ran = CliRunner().invoke(app, ["doctor", by_path(PATHS["av"]), *arguments])
     assert ran.exit_code == 0, ran.output

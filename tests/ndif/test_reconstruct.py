@@ -97,7 +97,7 @@ def test_a_host_that_stays_away_is_named_and_one_that_blinks_is_tried_again(
 def test_a_refused_connection_says_what_was_asked(ndif, there, monkeypatch):
     from nnsight.schema.config import CONFIG
 
-    monkeypatch.setattr("nnsight_nla.ndif.ATTEMPTS", 2)
+    monkeypatch.setattr("nnsight_nla.remote.ndif.ATTEMPTS", 2)
     monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:9")
     with pytest.raises(HostError, match=r"request to reconstruct 3 texts with .*2 of 2 tries"):
         there.reconstruct(TEXTS)

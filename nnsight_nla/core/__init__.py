@@ -1,0 +1,1 @@
+"""Tensor maths and plain records; no model is used here."""

@@ -1,0 +1,62 @@
+"""From words to a direction: what to add to a residual so that it says something else.
+
+The reconstructor turns both texts into vectors, and their difference, at the residual's own length,
+carries one meaning to the other: a residual that reads "about Paris" plus
+``direction(to="about Rome", away_from="about Paris")`` reads "about Rome"::
+
+    direction = nla.direction(to=thought.text.replace("Paris", "Rome"), away_from=thought)
+    with model.trace("People in Paris speak"):
+        nla.layer(model).output[:, -1] += direction
+
+It is added on whatever device and in whatever dtype the residual has (see `wire.Direction`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core.injection import unit
+from ..errors import ReconstructionError
+from ..remote import wire
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def direction(
+    to: Float[Tensor, "*to d_model"],
+    away_from: Float[Tensor, "*away d_model"] | None,
+    norm: float | Float[Tensor, "*away"],
+) -> wire.Direction:
+    """The step between two reconstructions, at the residual's natural scale.
+
+    Args:
+        to: What the reconstructor makes of the text to go to.
+        away_from: The same for the text to leave; ``None`` for the whole vector of `to`.
+        norm: The L2 norm of a residual: one number, or one per vector.
+
+    Returns:
+        ``norm * (unit(to) - unit(away_from))``, of their common shape, float32.
+
+    Raises:
+        ReconstructionError: The shapes do not go together, or both texts mean the same vector.
+    """
+    start = torch.zeros_like(to) if away_from is None else unit(away_from)
+    try:
+        step = unit(to) - start
+        scaled = torch.as_tensor(norm, dtype=torch.float32)[..., None] * step
+    except RuntimeError as error:
+        shape = () if away_from is None else tuple(away_from.shape[:-1])
+        raise ReconstructionError(
+            f"to has shape {tuple(to.shape[:-1])} and away_from {shape}; give one text for all, or "
+            "one for each."
+        ) from error
+    if bool((step.norm(dim=-1) < 1e-6).any()):
+        raise ReconstructionError(
+            "to and away_from reconstruct to the same vector, so there is no direction between "
+            "them. Change the words of one."
+        )
+    return wire.direction(scaled)

@@ -1,0 +1,177 @@
+"""What a verbalizer is worth on vectors that it was not trained on, beside what knows nothing.
+
+The same figures for any checkpoint, so that two can stand side by side::
+
+    figures = evaluate(nla, held_out_vectors, labels)
+    figures["fve"]["explanation"], figures["fve"]["shuffled"], figures["retrieval"]
+
+* **extraction**: the share of replies that are a proper explanation; **truncated**: of those that
+  ran into the length limit.
+* **fve** (and cosine) of what each text's reconstruction has of the vector: the ``explanation``;
+  the ``label``, which is the reconstructor's own ceiling; and the controls, which know nothing of
+  this vector: ``null`` (nothing written), ``random`` (a random direction of the same norm) and
+  ``shuffled`` (another row's vector). A failed reply counts as a cosine of 0.
+* **retrieval**: the share of texts whose reconstruction is closer to their own vector than to any
+  other row's.
+* **says**: how likely the verbalizer finds the label, in nats a token, with each of those vectors
+  written. It needs no reconstructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.prompt import proper, wrap
+from ..core.baseline import Baseline
+from ..core.similarity import normalise
+from ..errors import NLAError
+from ..explanation.handle import Explanation
+from .controls import Controls
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Figures = dict[str, Any]
+"""Nested mappings of numbers and names, ready for JSON."""
+_BATCH = 16
+
+
+def evaluate(
+    nla: Any,
+    vectors: Float[Tensor, "rows d_model"],
+    labels: Sequence[str] | None = None,
+    *,
+    baseline: Baseline | None = None,
+    seed: int = 0,
+) -> Figures:
+    """Measure a verbalizer on held-out rows.
+
+    Args:
+        nla: The NLA; without a reconstructor there is neither FVE nor retrieval.
+        vectors: Raw residuals; at least two.
+        labels: What the texts should say, where that is known.
+        baseline: The FVE's denominator; the NLA's own unless given, else these vectors'.
+        seed: Of the controls.
+
+    Raises:
+        NLAError: There are fewer than two rows.
+    """
+    if len(vectors) < 2:
+        raise NLAError(
+            f"{len(vectors)} held-out rows: a control is another row's vector, so at least two "
+            "are needed. Hold out more documents: --held-out."
+        )
+    told, controls = explained(nla, vectors, seed=seed)
+    figures: Figures = {
+        "rows": len(vectors),
+        "extraction": _mean([proper(reply) is None for reply in told.raw]),
+        "truncated": _mean([finish == "length" for finish in told.finish]),
+        "fve": None,
+        "cosine": None,
+        "baseline": None,
+        "retrieval": None,
+        "says": None if labels is None else _says(nla, vectors, labels, controls),
+    }
+    if nla.has_reconstructor:
+        over = baseline or nla.baseline
+        over = over or Baseline.from_vectors(vectors, name=f"these {len(vectors)} vectors")
+        sources: dict[str, Any] = {"explanation": told, **texts_of(controls, len(vectors))}
+        if labels is not None:
+            sources["label"] = list(labels)
+        means = round_trip(nla, sources, vectors, over)
+        figures |= {
+            "fve": {name: mean["fve"] for name, mean in means.items()},
+            "cosine": {name: mean["cosine"] for name, mean in means.items()},
+            "baseline": over.to_dict(),
+            "retrieval": retrieval(nla, told, vectors),
+        }
+    return figures
+
+
+def explained(
+    nla: Any, vectors: Float[Tensor, "rows d_model"], *, seed: int = 0
+) -> tuple[Explanation, Controls]:
+    """The vectors' explanations, and as many controls; all in as few batches as they need."""
+    told = nla.explain(vectors)
+    controls = nla.controls(len(vectors), like=vectors, seed=seed)
+    nla.resolve()
+    return told, controls
+
+
+def texts_of(controls: Controls, rows: int) -> dict[str, list[str | None]]:
+    """The controls' texts, one a row; ``None`` where there is no proper one."""
+    null = controls.null.extracted()
+    found: dict[str, list[str | None]] = {"null": [_proper(*null, 0)] * rows}
+    for name, handle in (("random", controls.random), ("shuffled", controls.shuffled)):
+        if handle is not None:
+            found[name] = [_proper(*handle.extracted(), row) for row in range(rows)]
+    return found
+
+
+def round_trip(
+    nla: Any,
+    sources: dict[str, Any],
+    vectors: Float[Tensor, "rows d_model"],
+    baseline: Baseline,
+) -> dict[str, dict[str, float]]:
+    """What each source's texts carry of the vectors: the mean cosine, MSE and FVE.
+
+    Args:
+        nla: With a reconstructor.
+        sources: Name to a handle or a list of texts, one for each vector; a text that is missing
+            counts as a cosine of 0.
+        vectors: What they are held against.
+        baseline: The FVE's denominator.
+    """
+    held = {
+        name: source if isinstance(source, Explanation) else [each or "" for each in source]
+        for name, source in sources.items()
+    }
+    return {
+        name: nla.score(source, vectors, baseline=baseline, failures="zero").mean
+        for name, source in held.items()
+    }
+
+
+def retrieval(nla: Any, told: Explanation, vectors: Float[Tensor, "rows d_model"]) -> float:
+    """The share of texts whose reconstruction is nearest to their own vector among all rows'."""
+    texts, reasons = told.extracted()
+    good = [row for row in range(len(texts)) if row not in reasons]
+    if not good:
+        return 0.0
+    found = normalise(nla.reconstruct([str(texts[row]) for row in good]))
+    nearest = (found @ normalise(vectors.float().cpu()).T).argmax(dim=-1).tolist()
+    return sum(map(int.__eq__, nearest, good)) / len(texts)
+
+
+def _says(nla: Any, vectors: Tensor, labels: Sequence[str], controls: Controls) -> dict[str, float]:
+    """The labels' mean log-likelihood with each kind of vector written, in nats a token."""
+    from ..verbalize.likelihood import likelihoods
+
+    ids = nla.av.tokenizer([wrap(each) for each in labels], add_special_tokens=False)["input_ids"]
+    everyone = torch.ones(len(vectors), dtype=torch.bool)
+    shuffled = vectors[list(controls.order or range(len(vectors)))]
+    kinds: dict[str, tuple[Tensor, Tensor]] = {
+        "explanation": (vectors, everyone),
+        "null": (vectors, ~everyone),
+        "random": (controls.random.vectors, everyone),
+        "shuffled": (shuffled, everyone),
+    }
+    found: dict[str, float] = {}
+    for name, (written, given) in kinds.items():
+        rows = [slice(start, start + _BATCH) for start in range(0, len(vectors), _BATCH)]
+        parts = [likelihoods(nla._verbalizer, written[r], given[r], ids[r]) for r in rows]
+        found[name] = torch.cat(parts).mean().item()
+    return found
+
+
+def _proper(texts: Sequence[str | None], reasons: dict[int, str], row: int) -> str | None:
+    return None if row in reasons else texts[row]
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return sum(values) / len(values)

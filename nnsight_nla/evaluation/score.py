@@ -1,0 +1,245 @@
+"""A score: how much of each vector its explanation carries, with what it is a fraction of.
+
+The reconstructor turns each text back into a vector, and the two are compared as directions. The
+cosine and the direction MSE need nothing else; the FVE needs a `Baseline`, which travels with it
+into every line and table. Rows without an explanation count in the way the caller chooses, and the
+score says how many there were::
+
+    score = nla.score(thought)                      # a failed row raises
+    score = nla.score(thought, failures="zero")     # ... or counts as a cosine of 0
+    print(score)    # cosine 0.978, MSE 0.044, FVE 0.954 over 0.9638, the variance of ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core import similarity
+from ..core.arguments import check_vectors, flat_texts
+from ..core.baseline import Baseline
+from ..core.injection import unusable
+from ..errors import ReconstructionError
+from ..explanation.handle import Explanation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Float
+
+Failures = Literal["raise", "zero", "skip", "keep"]
+"""How a row whose explanation could not be extracted counts.
+
+``raise``: not at all, an error names it; ``zero``: as a cosine of 0, an MSE of 2; ``skip``: it is
+left out of every mean; ``keep``: a reply without its tags is scored as it is, others raise.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How well explanations reconstruct vectors."""
+
+    cosine: Float[Tensor, "*shape"]
+    """Between each vector and its reconstruction; NaN where a failed row is skipped."""
+    mse: Float[Tensor, "*shape"]
+    """Mean squared error per entry between the two normalised: ``2 * (1 - cosine)``."""
+    fve: Float[Tensor, "*shape"] | None
+    """Fraction of variance explained over `baseline`; ``None`` without one."""
+    baseline: Baseline | None
+    """The FVE's denominator, with its name."""
+    failures: Failures
+    """How rows without an explanation count."""
+    failed: tuple[tuple[int, ...], ...]
+    """The indices of those rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The explanation's shape."""
+        return tuple(self.cosine.shape)
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """The mean cosine, MSE and FVE (where there is a baseline) over the rows that count.
+
+        Raises:
+            ReconstructionError: No row counts.
+        """
+        counted = self.cosine.isfinite()
+        if not bool(counted.any()):
+            raise ReconstructionError("There is no row to take a mean of: all were left out.")
+        parts = {"cosine": self.cosine, "mse": self.mse, "fve": self.fve}
+        return {
+            name: values[counted].mean().item()
+            for name, values in parts.items()
+            if values is not None
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, with ``None`` where a row was left out."""
+        return {
+            "mean": self.mean if bool(self.cosine.isfinite().any()) else None,
+            "baseline": None if self.baseline is None else self.baseline.to_dict(),
+            "failures": self.failures,
+            "failed": [list(index) for index in self.failed],
+            "rows": self._records(),
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with a row per vector; what was left out is ``<NA>``, never NaN."""
+        import pandas as pd
+
+        columns = ["index", "cosine", "mse", "fve", "failed", "baseline"]
+        table = pd.DataFrame(self._records(), columns=columns)
+        numbers = dict.fromkeys(("cosine", "mse", "fve"), "Float64")
+        return table.astype(numbers)
+
+    def __str__(self) -> str:
+        rows = self.cosine.numel()
+        counted = f"{rows} row{'s' if rows != 1 else ''}"
+        if self.failed:
+            counted += f", {len(self.failed)} without an explanation ({_COUNTED[self.failures]})"
+        if not bool(self.cosine.isfinite().any()):
+            return counted
+        mean = self.mean
+        parts = [f"cosine {mean['cosine']:.3f}", f"MSE {mean['mse']:.3f}"]
+        if self.baseline is not None:
+            parts.append(f"FVE {mean['fve']:.3f} over {self.baseline}")
+        return f"{', '.join(parts)}; {counted}"
+
+    def __repr__(self) -> str:
+        return f"<Score {self}>"
+
+    def _records(self) -> list[dict[str, Any]]:
+        over = None if self.baseline is None else str(self.baseline)
+        failed = set(self.failed)
+        fves = [None] * self.cosine.numel() if self.fve is None else self.fve.flatten().tolist()
+        cosines, mses = self.cosine.flatten().tolist(), self.mse.flatten().tolist()
+        return [
+            {
+                "index": list(index),
+                "cosine": _known(cosine),
+                "mse": _known(mse),
+                "fve": _known(fve),
+                "failed": index in failed,
+                "baseline": over,
+            }
+            for index, cosine, mse, fve in zip(
+                np.ndindex(*self.shape), cosines, mses, fves, strict=True
+            )
+        ]
+
+
+def pair(
+    explanation: Any, vectors: Float[Tensor, "*shape d_model"] | None, d_model: int
+) -> tuple[Sequence[str | None], Float[Tensor, "*shape d_model"], dict[int, str]]:
+    """Texts and the vectors they are held against.
+
+    Args:
+        explanation: A handle, or text of `vectors`' shape.
+        vectors: ``None`` for a handle's own.
+        d_model: The width of a vector.
+
+    Returns:
+        The texts, flat, ``None`` where there is none; the vectors; and flat row to the reason that
+        its explanation is no proper one.
+
+    Raises:
+        ReconstructionError: Shapes that differ, or a vector that has no direction.
+        InjectionError: `vectors` is no tensor of vectors of this width.
+    """
+    texts: Sequence[str | None]
+    reasons: dict[int, str] = {}
+    if isinstance(explanation, Explanation):
+        texts, reasons = explanation.extracted()
+        shape = explanation.shape
+        if vectors is None:
+            return texts, explanation.vectors, reasons
+    elif vectors is None:
+        raise ReconstructionError(
+            "Text alone has no vector to be held against; pass it: (text, vectors), or a handle."
+        )
+    else:
+        flat, shape = flat_texts(explanation)
+        texts = flat
+        reasons = {row: "the text is empty" for row, text in enumerate(flat) if not text.strip()}
+    check_vectors(vectors, d_model)
+    if tuple(vectors.shape[:-1]) != shape:
+        raise ReconstructionError(
+            f"The explanations have shape {shape}, the vectors {tuple(vectors.shape)} (without "
+            f"d_model: {tuple(vectors.shape[:-1])}). Give one vector for each."
+        )
+    bad = unusable(vectors.detach().reshape(-1, d_model))
+    if bad:
+        row, why = next(iter(bad.items()))
+        raise ReconstructionError(
+            f"{len(bad)} of {len(texts)} vectors cannot be scored against: vector {row} {why}. "
+            "Leave them out."
+        )
+    return texts, vectors, reasons
+
+
+def score(
+    reconstruct: Callable[[list[str]], Float[Tensor, "rows d_model"]],
+    texts: Sequence[str | None],
+    vectors: Float[Tensor, "*shape d_model"],
+    reasons: dict[int, str],
+    *,
+    baseline: Baseline | None,
+    failures: Failures,
+) -> Score:
+    """Score texts against vectors.
+
+    Args:
+        reconstruct: Text to vector.
+        texts: One per vector, flat; ``None`` where there is none at all.
+        vectors: What the texts are held against, raw.
+        reasons: Flat row to the reason that its explanation is no proper one.
+        baseline: The denominator of the FVE.
+        failures: How those rows count.
+
+    Raises:
+        ReconstructionError: `failures` is unknown, a row failed and is to raise, or a vector that
+            is to be scored is unusable.
+    """
+    if failures not in get_args(Failures):
+        raise ReconstructionError(
+            f"failures={failures!r}: expected one of {', '.join(get_args(Failures))}."
+        )
+    shape = tuple(vectors.shape[:-1])
+    places = [tuple(map(int, index)) for index in np.ndindex(*shape)]
+    kept = {row for row in reasons if failures == "keep" and (texts[row] or "").strip()}
+    failed = sorted(set(reasons) - kept)
+    if failed and failures in ("raise", "keep"):
+        row = failed[0]
+        raise ReconstructionError(
+            f"{len(failed)} of {len(texts)} rows have no explanation to score; row "
+            f"{places[row]}: {reasons[row]}. Say how they count: failures='zero' (a cosine "
+            "of 0), 'skip' (left out) or 'keep' (a reply without its tags is scored as it is)."
+        )
+    good = [row for row in range(len(texts)) if row not in set(failed)]
+    cosine = torch.full((len(texts),), 0.0 if failures == "zero" else math.nan)
+    if good:
+        flat = vectors.detach().reshape(-1, vectors.shape[-1]).float().cpu()[good]
+        cosine[good] = similarity.cosine(reconstruct([str(texts[row]) for row in good]), flat)
+    cosine = cosine.reshape(shape)
+    mse = 2 * (1 - cosine)
+    fve = None if baseline is None else similarity.fve(mse, baseline.value)
+    listed = tuple(places[row] for row in sorted(reasons))
+    return Score(cosine, mse, fve, baseline, failures, listed)
+
+
+_COUNTED = {
+    "raise": "",
+    "zero": "counted as a cosine of 0",
+    "skip": "left out",
+    "keep": "scored as they are",
+}
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

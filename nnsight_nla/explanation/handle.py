@@ -1,0 +1,383 @@
+"""Handles: an explanation that may not have been written yet.
+
+``nla.explain(vectors)`` copies the vectors where it stands and returns an `Explanation` at once;
+the verbalizer runs later, for all pending vectors together, when a text is first asked for. So the
+same line works in a trace, a generation step, a session or outside of all, and one batch serves a
+sweep::
+
+    thought = nla.explain(residual[:, -1])      # shape (batch,), nothing generated yet
+    thought[0].text                             # generates every pending text, returns one
+
+* A `Capture` is what one ``explain()`` call took: its vectors, and a `Reply` per row once settled.
+* An `Explanation` is a view of a capture: an array of row numbers, in the shape its values have.
+  Parts (``thought[0]``, iteration) share their parent's capture.
+* The queue that a handle enters holds it weakly: what nobody can reach any more is never written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import nnsight
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.prompt import snippets
+from ..core.trust import Trust
+from ..errors import NLAError, VerbalizationError
+from .caveats import caveats
+from .records import Capture, Receipt, Reply
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Float
+
+
+T = TypeVar("T")
+
+
+class Explanation:
+    """The explanations of a batch of vectors, verbalized when they are first read.
+
+    `shape` is the vectors' shape without ``d_model``; indexing, ``len`` and iteration are those of
+    a tensor. Every value comes in that shape: a scalar handle gives a ``str``, others nested lists.
+    """
+
+    def __init__(self, capture: Capture, rows: np.ndarray) -> None:
+        """Made by ``nla.explain``, not by hand."""
+        self._capture = capture
+        self._rows = rows
+        if capture.vectors is not None:
+            capture.queue.add(self)
+        _keep(self)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the batch, ``vectors.shape[:-1]``."""
+        return tuple(self._rows.shape)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether every row has its text or an error; never runs a model."""
+        return self._capture.vectors is not None and all(map(self._capture.settled, self._each))
+
+    @property
+    def vectors(self) -> Float[Tensor, "*shape d_model"]:
+        """The captured vectors: a copy made where ``explain()`` stood, detached."""
+        held = self._held("no vectors, only their shape")
+        picked = held[torch.from_numpy(self._rows.reshape(-1)).to(held.device)]
+        return picked.reshape(*self.shape, held.shape[-1])
+
+    @property
+    def text(self) -> Any:
+        """The explanation (sample 0): a ``str``, or nested lists of the handle's shape.
+
+        Raises:
+            VerbalizationError: Rows of this handle can have no text; names them and says why.
+        """
+        return self._values(lambda row: self._reply(row).text)
+
+    @property
+    def samples(self) -> Any:
+        """All K texts of each vector: a list of K, or nested lists of shape ``(*shape, K)``."""
+        counts = range(self._capture.samples)
+        return self._values(lambda row: [self._reply(row, k).text for k in counts])
+
+    @property
+    def snippets(self) -> Any:
+        """The explanation's paragraphs (its lines, if it has one paragraph), a tuple per row."""
+        return self._values(lambda row: snippets(self._reply(row).text))
+
+    @property
+    def raw(self) -> Any:
+        """The reply as it was generated, tags included."""
+        return self._values(lambda row: self._reply(row).raw)
+
+    @property
+    def finish(self) -> Any:
+        """What ended each reply: ``"tag"``, ``"eos"`` or ``"length"``."""
+        return self._values(lambda row: self._reply(row).finish)
+
+    @property
+    def tokens(self) -> Any:
+        """The tokens the vectors were read at, ``None`` where the caller did not say."""
+        given = self._capture.tokens
+        return None if given is None else self._shaped(lambda row: given[row])
+
+    @property
+    def positions(self) -> Any:
+        """The positions the vectors were read at, ``None`` where the caller did not say."""
+        given = self._capture.positions
+        return None if given is None else self._shaped(lambda row: given[row])
+
+    @property
+    def errors(self) -> dict[tuple[int, ...], str]:
+        """Index to the reason that row has no text; empty when all have one."""
+        self._resolve()
+        return {
+            tuple(map(int, index)): self._capture.errors[int(row)]
+            for index, row in np.ndenumerate(self._rows)
+            if int(row) in self._capture.errors
+        }
+
+    @property
+    def warnings(self) -> Any:
+        """What a careful reader should know about each text, as a tuple of sentences."""
+        self._resolve()
+        found = caveats(self._capture)
+        return self._shaped(lambda row: found.get(row, ()))
+
+    @property
+    def trust(self) -> Any:
+        """The trust label of each text (see `trust.Trust`); ``None`` without a reconstructor.
+
+        Raises:
+            NLAError: The reconstructor or its controls cannot be run.
+        """
+        self._resolve()
+        owner = self._capture.queue.owner
+        judged = [row for row in self._each if row not in self._capture.trust]
+        if judged and not getattr(owner, "has_reconstructor", False):
+            return None
+        if judged:
+            owner._judge(self._capture, judged)
+        return self._shaped(lambda row: self._capture.trust[row])
+
+    def extracted(self) -> tuple[list[str | None], dict[int, str]]:
+        """The texts in one flat list (``None`` where there is none), and why some are improper.
+
+        Returns:
+            The texts, and the place in the list of each that has no proper explanation (an unusable
+            vector, a reply without its tags), with the reason.
+        """
+        self._resolve()
+        replies = [self._capture.replies.get((row, 0)) for row in self._each]
+        reasons = {place: self._capture.failure(row) for place, row in enumerate(self._each)}
+        return (
+            [reply.text if reply else None for reply in replies],
+            {place: reason for place, reason in reasons.items() if reason is not None},
+        )
+
+    @property
+    def receipt(self) -> Receipt:
+        """What was done to make these explanations."""
+        self._resolve()
+        blank = self._capture.queue.receipt(self._capture)
+        parts = {
+            name: self._values(lambda row, name=name: getattr(self._reply(row), name))
+            for name in ("norm_before", "norm_after", "cosine")
+        }
+        return Receipt(**{**vars(blank), **parts})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data: the receipt, and a record per vector and sample."""
+        records = self._records()
+        receipt = vars(self._capture.queue.receipt(self._capture))
+        receipt = {key: value for key, value in receipt.items() if value is not None}
+        receipt["sampling"] = vars(self._capture.sampling)
+        return {"shape": list(self.shape), "receipt": receipt, "explanations": records}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with a row per vector and sample; a vector with an error has an empty text."""
+        import pandas as pd
+
+        return pd.DataFrame(self._records())
+
+    def _records(self) -> list[dict[str, Any]]:
+        self._resolve()
+        capture = self._capture
+        notes = caveats(capture)
+        norms = self._norms()
+        labels = self._labels()
+        records: list[dict[str, Any]] = []
+        for index, each in np.ndenumerate(self._rows):
+            row = int(each)
+            for sample in range(capture.samples):
+                reply = capture.replies.get((row, sample))
+                records.append(
+                    {
+                        "index": list(map(int, index)),
+                        "token": capture.tokens[row] if capture.tokens else None,
+                        "position": capture.positions[row] if capture.positions else None,
+                        "sample": sample,
+                        "text": reply.text if reply else None,
+                        "snippets": list(snippets(reply.text)) if reply else [],
+                        "finish": reply.finish if reply else None,
+                        "norm": norms[row],
+                        "marker_norm_before": reply.norm_before if reply else None,
+                        "marker_norm_after": reply.norm_after if reply else None,
+                        "cosine": reply.cosine if reply and not capture.null else None,
+                        "warnings": list(notes.get(row, ())),
+                        "trust": labels[row].to_dict() if row in labels else None,
+                        "error": capture.errors.get(row),
+                    }
+                )
+        return records
+
+    def __getitem__(self, key: Any) -> Explanation:
+        key = tuple(map(_index, key)) if isinstance(key, tuple) else _index(key)
+        return Explanation(self._capture, np.asarray(self._rows[key]))
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d explanation")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Explanation]:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d explanation")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __repr__(self) -> str:
+        if self._capture.vectors is None:
+            return f"<Explanation shape={self.shape} of fake tensors>"
+        done = sum(map(self._capture.settled, self._each))
+        state = "resolved" if done == self._rows.size else f"{self._rows.size - done} pending"
+        return f"<Explanation shape={self.shape} {state}>"
+
+    def __str__(self) -> str:
+        if self._capture.vectors is None:
+            return repr(self)
+        return "\n\n".join(
+            " ".join(filter(None, [_place(record), _shown(record)])) for record in self._records()
+        )
+
+    def _repr_html_(self) -> str:
+        from .. import view
+
+        return view.explanation(self._records())
+
+    def __copy__(self) -> Explanation:
+        return Explanation(self._capture, self._rows)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Explanation:
+        return self.__copy__()
+
+    @property
+    def _each(self) -> list[int]:
+        return [int(row) for row in self._rows.flat]
+
+    def _held(self, lack: str) -> Tensor:
+        if self._capture.vectors is None:
+            raise VerbalizationError(
+                f"This handle was made under fake tensors (a `scan`): it has {lack}. "
+                "Run the block with `model.trace(...)`."
+            )
+        return self._capture.vectors
+
+    def _resolve(self) -> None:
+        self._held("no text")
+        if not self.resolved:
+            self._capture.queue.resolve([self], implicit=True)
+
+    def _reply(self, row: int, sample: int = 0) -> Reply:
+        return self._capture.replies[row, sample]
+
+    def _shaped(self, value: Callable[[int], T]) -> Any:
+        """`value` of each row, nested as the shape says."""
+        return nested([value(row) for row in self._each], self.shape)
+
+    def _values(self, value: Callable[[int], T]) -> Any:
+        """`_shaped` once every row is there; raises when a row never will be."""
+        bad = self.errors
+        if bad:
+            shown = "; ".join(f"row {_named(index)} {why}" for index, why in list(bad.items())[:5])
+            more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+            others = (
+                ""
+                if len(bad) == self._rows.size
+                else (
+                    " The other rows have their text: read them by index; .errors lists those to "
+                    "leave out."
+                )
+            )
+            raise VerbalizationError(
+                f"{len(bad)} of {self._rows.size} vectors can have no text: {shown}{more}.{others}"
+            )
+        return self._shaped(value)
+
+    def _labels(self) -> dict[int, Trust]:
+        """The labels for a display, which shows the text also where they cannot be measured."""
+        try:
+            self.trust  # noqa: B018
+        except NLAError as error:
+            why = Trust("none", None, reason=f"not measured: {error}")
+            return {row: self._capture.trust.get(row, why) for row in self._each}
+        return self._capture.trust
+
+    def _norms(self) -> dict[int, float]:
+        held = self._held("no norms")
+        rows = sorted(set(self._each))
+        norms = held[torch.tensor(rows, dtype=torch.long)].float().norm(dim=-1).tolist()
+        return dict(zip(rows, norms, strict=True))
+
+
+def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | None:
+    """`tokens` or `positions` as one flat list, checked against the handle's shape.
+
+    Raises:
+        VerbalizationError: Their shape is another one.
+    """
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    elif isinstance(values, range):
+        values = list(values)
+    array = np.empty(shape, dtype=object)
+    try:
+        given = np.array(values, dtype=object)
+        if given.shape != shape:
+            raise ValueError(given.shape)
+        array[...] = given
+    except ValueError as error:
+        got = np.shape(values) if not isinstance(values, str) else ()
+        raise VerbalizationError(
+            f"{name} have shape {tuple(got)}, the vectors (without d_model) have {shape}. "
+            f"Give one of the {name} per vector."
+        ) from error
+    return list(array.flat)
+
+
+def nested(values: Sequence[T], shape: tuple[int, ...]) -> Any:
+    """A flat list as nested lists of `shape`; its one value for the shape ``()``."""
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array.reshape(shape).tolist()
+
+
+def captured_rows(shape: tuple[int, ...]) -> np.ndarray:
+    """Row numbers 0, 1, ... in `shape`."""
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def _keep(handle: Explanation) -> None:
+    """Mark the handle as nnsight's ``.save()`` would, where a trace is running."""
+    with contextlib.suppress(ValueError):  # No trace is running: nothing to survive.
+        nnsight.save(handle)
+
+
+def _index(key: Any) -> Any:
+    return key.detach().cpu().numpy() if isinstance(key, Tensor) else key
+
+
+def _named(index: Sequence[int]) -> str:
+    return str(index[0]) if len(index) == 1 else str(tuple(index))
+
+
+def _shown(record: dict[str, Any]) -> str:
+    if record["text"] is None:
+        return f"[{record['error']}]"
+    label = record["trust"]
+    return record["text"] if label is None else f"{record['text']}\n[{label['line']}]"
+
+
+def _place(record: dict[str, Any]) -> str:
+    token = "" if record["token"] is None else repr(record["token"])
+    position = "" if record["position"] is None else f"@{record['position']}"
+    return f"{token}{position}:" if token or position else ""

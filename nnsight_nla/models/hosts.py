@@ -1,0 +1,169 @@
+"""Where a host model keeps what an NLA touches: its blocks, its embedding, its real positions.
+
+A *host* is an nnsight `TransformersModel`: the target, the verbalizer, the reconstructor. Layer K
+is the **output of block K**, counted from 0 (``hidden_states[K + 1]``). Blocks are found by
+structure (the module list as long as the configuration says), so one function serves every
+architecture.
+
+In a batch of unequal prompts nnsight pads on the left: ``output[0, 0]`` of a short prompt is then
+the residual of a *pad* token. `positions` says which are real::
+
+    short, long = positions(model, ["Paris", "The Eiffel Tower is in"])
+    residual = layer.output[0, short.slice]      # no pads, in every batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from ..errors import InjectionError
+from . import blocks
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
+
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The real tokens of one prompt, wherever padding puts them."""
+
+    ids: tuple[int, ...]
+    """Token ids, special tokens included."""
+    tokens: tuple[str, ...]
+    """The same, each decoded."""
+
+    @property
+    def slice(self) -> slice:
+        """The real positions along the sequence axis, right in every left-padded batch."""
+        return slice(-len(self.ids), None)
+
+    @property
+    def positions(self) -> range:
+        """0, 1, 2, ... for each real token."""
+        return range(len(self.ids))
+
+
+def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Positions]:
+    """The real positions of each prompt, tokenized as `model` itself will.
+
+    Args:
+        model: The host that will run the prompts, as invokes or as one list.
+        prompts: A prompt or a list of them; each is a string, a list of token ids, or a list of
+            chat messages.
+
+    Returns:
+        One `Positions` per prompt, in order.
+    """
+    from nnsight.modeling.processing import preprocess_invoke
+
+    found: list[Positions] = []
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+    for prompt in prompts if several else [prompts]:
+        try:
+            rows, _ = preprocess_invoke(model, prompt, {})
+        except (TypeError, ValueError):  # Raised deep in transformers on what is no text.
+            rows = None
+        if rows is None or len(rows) != 1:
+            raise InjectionError(
+                f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id "
+                "lists or of chat message lists."
+            )
+        ids = [int(token) for token in rows[0]["input_ids"].flatten()]
+        tokens = tuple(model.tokenizer.decode([token]) for token in ids)
+        found.append(Positions(tuple(ids), tokens))
+    return found
+
+
+def block(model: TransformersModel, layer: int) -> Any:
+    """The envoy (or, for a plain module, the module) of block `layer`.
+
+    Raises:
+        InjectionError: `model` is no language model known here, or has no such block.
+    """
+    path, blocks = _blocks(model)
+    if not 0 <= layer < len(blocks):
+        raise InjectionError(
+            f"{describe(model)} has blocks 0 to {len(blocks) - 1} (at {path}), block {layer} was "
+            "asked for. Use the model that the verbalizer was trained for."
+        )
+    return _envoy(model, path)[layer]
+
+
+def embedding(model: TransformersModel) -> Any:
+    """The envoy (or module) of the token embedding."""
+    text_config(model)
+    module = _module(model)
+    table = module.get_input_embeddings()
+    path = next(name for name, each in module.named_modules() if each is table)
+    return _envoy(model, path)
+
+
+def final_norm_path(model: TransformersModel) -> str:
+    """The path of the norm after the last block, which stands beside the blocks.
+
+    Raises:
+        InjectionError: There is none of a known name.
+    """
+    path, _ = _blocks(model)
+    parent = path.rpartition(".")[0]
+    decoder = _module(model).get_submodule(parent)
+    name = next((name for name in _FINAL_NORMS if hasattr(decoder, name)), None)
+    if name is None:
+        names = ", ".join(name for name, _ in decoder.named_children())
+        raise InjectionError(
+            f"{describe(model)} keeps beside its blocks {names}: none is a final norm known here "
+            f"({', '.join(_FINAL_NORMS)})."
+        )
+    return f"{parent}.{name}" if parent else name
+
+
+def final_norm(model: TransformersModel) -> Any:
+    """The envoy (or module) of the norm after the last block."""
+    return _envoy(model, final_norm_path(model))
+
+
+def width(model: TransformersModel) -> int:
+    """The residual stream's width, d_model."""
+    return int(text_config(model).hidden_size)
+
+
+def text_config(model: TransformersModel) -> Any:
+    """The configuration of `model`'s language model."""
+    config = getattr(_module(model), "config", None)
+    if not hasattr(config, "get_text_config"):
+        raise InjectionError(
+            f"Expected an nnsight TransformersModel, got {type(model).__name__}. Write: from "
+            "nnsight import TransformersModel; TransformersModel(name, task='text-generation')."
+        )
+    return cast("Any", config).get_text_config()
+
+
+def describe(model: TransformersModel) -> str:
+    """The name a person would know `model` by."""
+    return str(getattr(model, "repo_id", None) or type(_module(model)).__name__)
+
+
+def _module(model: Any) -> nn.Module:
+    return model if isinstance(model, nn.Module) else getattr(model, "_module", model)
+
+
+def _envoy(model: Any, path: str) -> Any:
+    found = model
+    for name in path.split("."):
+        found = found[int(name)] if name.isdigit() else getattr(found, name)
+    return found
+
+
+def _blocks(model: TransformersModel) -> tuple[str, nn.ModuleList]:
+    text_config(model)
+    try:
+        return blocks.find_blocks(_module(model))
+    except LookupError as error:
+        raise InjectionError(f"{describe(model)}: {error.args[0]}.") from error

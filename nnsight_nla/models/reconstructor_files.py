@@ -1,0 +1,315 @@
+"""The layouts in which reconstructors ship, read into one `Layout`.
+
+A reconstructor is the first K + 1 blocks of its base and a square head. Three ways of storing that
+are in use:
+
+* a **truncated model** with ``value_head.safetensors`` beside it;
+* an **adapter** on the base: ``ar_meta.json`` and ``ar_lora_value_head.safetensors``, which holds
+  the adapter's matrices and the head; or as PEFT writes one, with ``value_head.safetensors``;
+* a **plain base model**, cut after block K when it is loaded; with no head beside it the head is
+  the identity, as at the start of training, and a warning says so.
+
+Nothing is loaded here but the head; the weights of the blocks come at the first text.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import sidecar
+from ..checkpoint.checkpoint import Checkpoint
+from ..errors import CheckpointError, NLAWarning
+from . import hosts
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from nnsight import TransformersModel
+
+HEAD = "value_head.safetensors"
+ADAPTER = "ar_lora_value_head.safetensors"
+META = "ar_meta.json"
+PEFT = "adapter_config.json"
+_PER_BLOCK = ("layer_types", "no_rope_layers", "sliding_window_pattern")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a reconstructor is made of, before any weights of its blocks are loaded."""
+
+    base: str | Path
+    """Where the blocks lie: a folder or a Hub id."""
+    head: Float[Tensor, "d_model d_model"]
+    """The matrix between the residual at the last token and the vector."""
+    template: str | None
+    """Its prompt, where its own sidecar has one."""
+    suffix_ids: tuple[int, ...] | None
+    """The ids that its prompt ends in, where its own sidecar says."""
+    final_norm: bool
+    """Whether the base's final norm is applied; older adapters were trained with it."""
+    adapter: Path | None = None
+    """The adapter as a PEFT folder (one made here lives as long as this record), or its Hub id."""
+    travels: bool = False
+    """Whether the adapter is stored as PEFT stores one, so that a host can read it."""
+
+
+def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layout:
+    """Find out how a reconstructor is stored and read its head.
+
+    Args:
+        source: A folder, a Hub id, or a live model that came from one.
+        checkpoint: The verbalizer's, for what the reconstructor's own sidecar leaves out.
+
+    Raises:
+        CheckpointError: Files are missing, damaged, or of another layer or width.
+    """
+    where = source if isinstance(source, str | Path) else hosts.describe(source)
+    meta_file = stored(where, META)
+    template, suffix, stripped = _own_sidecar(where, checkpoint)
+    if meta_file is not None:
+        return _adapter(where, meta_file, checkpoint, template, suffix)
+    if stored(where, PEFT) is not None:
+        return _peft(where, checkpoint, template, suffix, stripped is False)
+    head_file = stored(where, HEAD, needed=True)
+    head = _identity(where, source, checkpoint) if head_file is None else _matrix(head_file)
+    base = Path(where).expanduser() if Path(where).expanduser().exists() else where
+    own_head = head_file is not None and isinstance(source, str | Path)
+    if own_head and cut_config(base, checkpoint.layer, {}) is not None:
+        warnings.warn(
+            f"{where} has a head and more blocks than a reconstructor of layer {checkpoint.layer}: "
+            "it is cut after that block. If the head was trained on a later one, this is the "
+            "reconstructor of another layer.",
+            NLAWarning,
+            stacklevel=4,
+        )
+    return Layout(base, head, template, suffix, final_norm=stripped is False)
+
+
+def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | None:
+    """The configuration of `source` without the blocks above `layer`, ``None`` if it has none.
+
+    Raises:
+        CheckpointError: It has fewer blocks than that.
+    """
+    from transformers import AutoConfig
+
+    try:
+        # Left out, transformers asks on the terminal whether to run the repository's code.
+        options = {"trust_remote_code": load.get("trust_remote_code", False)}
+        options |= {"revision": load["revision"]} if "revision" in load else {}
+        config = AutoConfig.from_pretrained(str(source), **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"The configuration of the reconstructor {str(source)!r} could not be read: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    text = config.get_text_config()
+    if text.num_hidden_layers <= layer:
+        raise CheckpointError(
+            f"{source} has {text.num_hidden_layers} blocks; a reconstructor of layer {layer} has "
+            f"{layer + 1}."
+        )
+    if text.num_hidden_layers == layer + 1:
+        return None
+    config = copy.deepcopy(config)
+    shorten(config, layer + 1)
+    return config
+
+
+def shorten(config: Any, blocks: int) -> None:
+    """Let `config` describe a model of the first `blocks` blocks."""
+    text = config.get_text_config()
+    text.num_hidden_layers = blocks
+    for name in _PER_BLOCK:
+        if isinstance(getattr(text, name, None), list):
+            setattr(text, name, list(getattr(text, name))[:blocks])
+
+
+def _adapter(
+    where: str | Path,
+    meta_file: Path,
+    checkpoint: Checkpoint,
+    template: str | None,
+    suffix: tuple[int, ...] | None,
+) -> Layout:
+    meta = _meta(meta_file)
+    if meta["ar_num_layers"] != checkpoint.layer + 1:
+        raise CheckpointError(
+            f"{meta_file}: ar_num_layers is {meta['ar_num_layers']}; a reconstructor of layer "
+            f"{checkpoint.layer} has {checkpoint.layer + 1}. Use the two halves of one checkpoint."
+        )
+    base = meta.get("base_model") or checkpoint.base_model
+    if base is None:
+        raise CheckpointError(
+            f"{where} is an adapter and neither {META} nor the sidecar names its base model. Say "
+            "it: NLA(..., checkpoint=Checkpoint(base_model=...))."
+        )
+    weights = stored(where, ADAPTER)
+    if weights is None:
+        raise CheckpointError(f"{where} has {META} and no {ADAPTER}.")
+    tensors = _tensors(weights)
+    head = tensors.pop("value_head.weight", None)
+    if head is None or not tensors or not all("lora_" in name for name in tensors):
+        raise CheckpointError(
+            f"{weights} holds {', '.join(sorted(tensors)[:4]) or 'nothing'}; expected "
+            "'value_head.weight' and the adapter's 'lora_' matrices."
+        )
+    folder = _as_peft(tensors, meta, str(base))
+    norm = not meta.get("final_norm_stripped", False)
+    layout = Layout(base, head.float(), template, suffix, norm, folder)
+    weakref.finalize(layout, shutil.rmtree, folder, ignore_errors=True)
+    return layout
+
+
+def _peft(
+    where: str | Path,
+    checkpoint: Checkpoint,
+    template: str | None,
+    suffix: tuple[int, ...] | None,
+    norm: bool,
+) -> Layout:
+    file = stored(where, PEFT, needed=True)
+    head_file = stored(where, HEAD)
+    if file is None or head_file is None:
+        raise CheckpointError(f"{where} has {PEFT} and no {HEAD}; a reconstructor has a head.")
+    config = sidecar.parse(file.read_bytes(), file)
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    base = named or checkpoint.base_model
+    if base is None:
+        raise CheckpointError(
+            f"{where} is an adapter and neither {PEFT} nor the sidecar names its base model. Say "
+            "it: NLA(..., checkpoint=Checkpoint(base_model=...))."
+        )
+    folder = Path(where).expanduser()
+    adapter = folder if folder.is_dir() else Path(where)
+    return Layout(base, _matrix(head_file), template, suffix, norm, adapter, travels=True)
+
+
+def _meta(file: Path) -> dict[str, Any]:
+    meta = sidecar.parse(file.read_bytes(), file)
+    wanted = {"ar_num_layers": int, "lora_r": int, "lora_alpha": int | float}
+    if not isinstance(meta, dict) or not all(
+        isinstance(meta.get(name), kind) for name, kind in wanted.items()
+    ):
+        raise CheckpointError(f"{file}: expected numbers for {', '.join(wanted)}, got {meta!r}.")
+    listed = meta.get("target_modules")
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise CheckpointError(f"{file}: expected a list of target_modules, got {listed!r}.")
+    return meta
+
+
+def _as_peft(tensors: dict[str, Tensor], meta: dict[str, Any], base: str) -> Path:
+    """The adapter as PEFT stores one, so that nnsight loads it like any other."""
+    from safetensors.torch import save_file
+
+    folder = Path(tempfile.mkdtemp(prefix="nnsight_nla-ar-"))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": meta["lora_r"],
+        "lora_alpha": meta["lora_alpha"],
+        # ar_meta.json does not say; the code that writes it trains and reloads with it on.
+        "use_rslora": meta.get("use_rslora", True),
+        "target_modules": meta["target_modules"],
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    named = {
+        "base_model.model." + name.removeprefix("backbone.").replace(".default.", "."): value
+        for name, value in tensors.items()
+    }
+    save_file(named, folder / "adapter_model.safetensors")
+    return folder
+
+
+def _own_sidecar(
+    where: str | Path, checkpoint: Checkpoint
+) -> tuple[str | None, tuple[int, ...] | None, bool | None]:
+    """The template, suffix and norm of the reconstructor's own sidecar, checked for its layer."""
+    file = next((found for name in sidecar.SIDECARS if (found := stored(where, name))), None)
+    if file is None:
+        return None, None, None
+    tree = sidecar.parse(file.read_bytes(), file)
+    values, _ = sidecar.partial(tree, str(file))
+    for name in ("layer", "d_model"):
+        mine, other = values.get(name), getattr(checkpoint, name)
+        if mine is not None and mine != other:
+            raise CheckpointError(
+                f"{file}: {name} is {mine}, the verbalizer's is {other}. Use the two halves of "
+                "one checkpoint."
+            )
+    suffix = values.get("ar_suffix_ids")
+    stripped = tree.get("final_norm_stripped") if isinstance(tree, dict) else None
+    return values.get("ar_template"), tuple(suffix) if suffix else None, stripped
+
+
+def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:
+    """The head of a plain base model; a cut one without a head has lost it."""
+    if isinstance(source, str | Path):
+        cut = cut_config(where, checkpoint.layer, {}) is None
+    else:
+        cut = hosts.text_config(source).num_hidden_layers == checkpoint.layer + 1
+    if cut:
+        raise CheckpointError(f"{where} has no {HEAD}; a reconstructor's folder has one.")
+    warnings.warn(
+        f"{where} has no {HEAD}: its blocks 0 to {checkpoint.layer} are used with the identity as "
+        "head, a reconstructor as it is before training. Its scores are a floor, no more.",
+        NLAWarning,
+        stacklevel=4,
+    )
+    return torch.eye(checkpoint.d_model)
+
+
+def stored(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
+    """A file of a folder or a Hub repository, ``None`` where there is none.
+
+    With no network, a file that is not `needed` and not in the cache counts as not there.
+    """
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if not sidecar.is_hub_id(str(where)):
+        raise CheckpointError(
+            f"{str(where)!r} is neither a folder on this machine (looked at {folder.absolute()}) "
+            "nor a Hub id of the form 'owner/name'."
+        )
+    try:
+        return sidecar.fetch(str(where), name)
+    except OSError as error:
+        if not needed:
+            return None
+        raise CheckpointError(
+            f"{name} of {str(where)!r} is not in the local Hub cache and could not be fetched "
+            f"({type(error).__name__}). With no network, download the repository elsewhere and "
+            "pass its folder."
+        ) from error
+
+
+def _matrix(file: Path) -> Tensor:
+    tensors = _tensors(file)
+    if list(tensors) != ["weight"] or tensors["weight"].ndim != 2:
+        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
+        raise CheckpointError(f"{file} holds {found or 'nothing'}; expected one matrix, 'weight'.")
+    return tensors["weight"].float()
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -1,0 +1,237 @@
+"""Activations and labels to train on: the published columns, by document, resumable."""
+
+import functools
+import json
+import operator
+import random
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from nnsight_nla import Checkpoint, InjectionError, NLAError, bulk, cli, training
+from nnsight_nla.tiny.documents import sample
+from nnsight_nla.training.published import is_held_out
+
+RNG = random.Random(2)
+TEXTS = [sample(RNG, "Paris", "cheerful").text for _ in range(30)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    records = [{"doc_id": f"doc-{i}", "text": text} for i, text in enumerate(TEXTS)]
+    records.insert(7, {"doc_id": "bad", "text": None})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    return path
+
+
+def extract(pair, corpus, output, **options):
+    model, nla = pair
+    settings = {"checkpoint": nla.checkpoint, "positions": "random:3", "chunk": 8, **options}
+    return bulk.extract(model, corpus, output, **settings)
+
+
+def rows(path):
+    return pq.read_table(path).to_pylist()
+
+
+def test_rows_have_the_published_columns_and_the_targets_residuals(pair, corpus, tmp_path):
+    model, nla = pair
+    output = tmp_path / "rows.parquet"
+    report = extract(pair, corpus, output)
+    found = rows(output)
+    assert (report.rows, report.errors) == (len(found), 1) == (90, 1)
+    assert pq.read_schema(output).field("activation_vector").type.list_size == 128
+    assert list(found[0]) == [
+        "doc_id", "position", "n_raw_tokens", "token", "activation_layer",
+        "detokenized_text_truncated", "activation_vector",
+    ]  # fmt: skip
+    for row in found[:9]:
+        text = TEXTS[int(row["doc_id"].removeprefix("doc-"))]
+        with model.trace(text):
+            residual = nla.layer(model).output[0, row["position"]].detach().save()
+        assert np.allclose(row["activation_vector"], residual.numpy(), atol=2e-5)
+        assert text.startswith(row["detokenized_text_truncated"])
+        # The prefix is what the activation came from: it tokenizes to exactly its tokens.
+        ids = model.tokenizer(row["detokenized_text_truncated"])["input_ids"]
+        assert len(ids) == row["n_raw_tokens"] == row["position"] + 1
+        assert row["activation_layer"] == nla.checkpoint.layer
+    (bad,) = rows(tmp_path / "rows.errors.parquet")
+    assert (bad["doc_id"], bad["activation_vector"]) == ("bad", None)
+    assert bad["error"] == "its 'text' is of type NoneType, not a string"
+    sidecar = yaml.safe_load((tmp_path / "rows.parquet.nla_meta.yaml").read_text("utf-8"))
+    assert sidecar["kind"] == "nla_dataset"
+    assert "role" not in sidecar
+    assert sidecar["extraction"]["norm"] == "none"
+    loaded = Checkpoint.load(str(output))
+    assert (loaded.layer, loaded.template) == (nla.checkpoint.layer, nla.checkpoint.template)
+
+
+def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pair, corpus, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
+    splits = {"train": 0.6, "test": 0.4}
+    extract(pair, corpus, whole, splits=splits)
+    from nnsight_nla.bulk.chunk_store import Parts
+
+    write = Parts.write
+
+    def stops(self, number, table):
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, number, table)
+
+    monkeypatch.setattr(Parts, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        extract(pair, corpus, cut, splits=splits)
+    monkeypatch.undo()
+    assert extract(pair, corpus, cut, splits=splits).resumed == 2
+    for part in ("train", "test", "errors"):
+        first, second = (tmp_path / f"{name}.{part}.parquet" for name in ("whole", "cut"))
+        assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(NLAError, match=r"splits\.train: 0\.6 before, 0\.5 now"):
+        extract(pair, corpus, cut, splits={"train": 0.5, "test": 0.5})
+
+
+def test_splits_are_by_document_and_do_not_coincide_with_what_training_holds_out(
+    pair, corpus, tmp_path
+):
+    extract(pair, corpus, tmp_path / "all.parquet", seed=1)
+    extract(pair, corpus, tmp_path / "r.parquet", seed=1, splits={"train": 0.5, "test": 0.5})
+    parts = [rows(tmp_path / f"r.{name}.parquet") for name in ("train", "test")]
+    documents = [{row["doc_id"] for row in part} for part in parts]
+    assert documents[0] & documents[1] == set()
+    assert documents[0] | documents[1] == {f"doc-{i}" for i in range(30)}
+    assert min(map(len, documents)) >= 8
+    key = lambda row: (row["doc_id"], row["position"])  # noqa: E731
+    assert sorted(functools.reduce(operator.iadd, parts, []), key=key) == sorted(
+        rows(tmp_path / "all.parquet"), key=key
+    )
+    for each in documents:
+        assert {is_held_out(name, 0.5) for name in each} == {True, False}
+
+
+def test_shards_of_an_extraction_merge(pair, corpus, tmp_path):
+    extract(pair, corpus, tmp_path / "all.parquet")
+    parts = [tmp_path / f"{part}.parquet" for part in (1, 2)]
+    for number, part in enumerate(parts, start=1):
+        extract(pair, corpus, part, shard=f"{number}/2")
+    assert bulk.merge(parts, tmp_path / "merged.parquet") == (90, 1)
+    assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "all.parquet").read_bytes()
+
+
+def test_what_does_not_fit_is_refused(pair, corpus, tmp_path):
+    model, _nla = pair
+    output = tmp_path / "rows.parquet"
+    with pytest.raises(NLAError, match="shares above 0 that add up to 1"):
+        extract(pair, corpus, output, splits={"train": 0.5})
+    narrow = training.describe(model.tokenizer, layer=3, d_model=64)
+    with pytest.raises(InjectionError, match="has d_model 128, the checkpoint says 64"):
+        extract(pair, corpus, output, checkpoint=narrow)
+    np.save(tmp_path / "v.npy", torch.zeros(2, 128).numpy())
+    with pytest.raises(NLAError, match="holds vectors already"):
+        extract(pair, tmp_path / "v.npy", output)
+    with pytest.raises(NLAError, match=r"Row 'bad': its 'text' is of type NoneType"):
+        extract(pair, corpus, output, strict=True)
+
+
+# Labels.
+
+
+@pytest.fixture(scope="module")
+def extracted(pair, corpus, tmp_path_factory):
+    output = tmp_path_factory.mktemp("extracted") / "rows.parquet"
+    extract(pair, corpus, output)
+    return output
+
+
+def about(row):
+    assert row["activation_vector"].shape == (128,)
+    return f"About {row['token'].strip()}." if row["position"] % 2 else None
+
+
+def test_labels_of_a_function_are_rows_to_train_on(extracted, tmp_path):
+    output = tmp_path / "labelled.parquet"
+    report = bulk.label(extracted, output, by=about, workers=3, chunk=7)
+    before, after = rows(extracted), rows(output)
+    expected = [{**row, "api_explanation": about(numpy(row))} for row in before]
+    assert after == [row for row in expected if row["api_explanation"]]
+    unlabelled = rows(tmp_path / "labelled.errors.parquet")
+    assert report.errors == len(unlabelled) == len(before) - len(after) > 0
+    assert {row["error"] for row in unlabelled} == {"it has no label"}
+    from nnsight_nla.training.published import Published
+
+    held = list(Published(output).batches(128))
+    assert sum(len(batch.names) for batch in held) == len(after)
+    assert held[0].responses[0] == f"<explanation>\n{after[0]['api_explanation']}\n</explanation>"
+
+
+def numpy(row):
+    return {**row, "activation_vector": np.asarray(row["activation_vector"])}
+
+
+def test_labelling_goes_on_where_the_function_failed(extracted, tmp_path):
+    asked = []
+
+    def flaky(row):
+        asked.append((row["doc_id"], row["position"]))
+        if len(asked) == 50:
+            raise ConnectionError("the API is gone")
+        return "A text."
+
+    output, whole = tmp_path / "labelled.parquet", tmp_path / "whole.parquet"
+    with pytest.raises(NLAError, match=r"stopped with ConnectionError: the API is gone") as caught:
+        bulk.label(extracted, output, by=flaky, chunk=20)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    before = len(asked)
+    assert bulk.label(extracted, output, by=flaky, chunk=20).resumed == 2
+    assert len(asked) - before == 90 - 40  # No finished chunk was asked about again.
+    bulk.label(extracted, whole, by=flaky, chunk=20)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_ready_made_labels_are_found_by_document_and_position(extracted, tmp_path):
+    made, output = tmp_path / "made.parquet", tmp_path / "labelled.parquet"
+    bulk.label(extracted, made, by=about)
+    bulk.label(extracted, output, by=made)
+    assert rows(output) == rows(made)
+    with pytest.raises(NLAError, match="labels need doc_id and n_raw_tokens, and one of"):
+        bulk.label(extracted, tmp_path / "other.parquet", by=extracted)
+    with pytest.raises(NLAError, match="The label of row 0 is a int, expected a string"):
+        bulk.label(extracted, tmp_path / "other.parquet", by=lambda _: 3)
+
+
+def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnsight_nla.tiny.load", lambda: pair)
+    output = tmp_path / "rows.parquet"
+
+    def command(*arguments):
+        ran = CliRunner().invoke(cli.app, list(map(str, arguments)))
+        if isinstance(ran.exception, NLAError):
+            raise ran.exception
+        assert ran.exit_code == 0, ran.output
+        return ran.stdout
+
+    told = json.loads(command("extract", corpus, output, "--splits", "a=0.5,b=0.5", "--json"))
+    assert told["outputs"] == [str(tmp_path / "rows.a.parquet"), str(tmp_path / "rows.b.parquet")]
+    assert told["rows"] > 200
+    labels = [tmp_path / "rows.a.parquet", tmp_path / "l.parquet", "--by", f"{__name__}:about"]
+    monkeypatch.setitem(
+        __import__("sys").modules, __name__, __import__("types").SimpleNamespace(about=about)
+    )
+    assert "with an error" in command("label", *labels)
+    with pytest.raises(NLAError, match="expected module:function of a module that Python finds"):
+        command("label", *labels[:2], "--by", "nowhere:f")
+    with pytest.raises(NLAError, match="expected names and shares"):
+        command("extract", corpus, output, "--splits", "a")
+    target = json.loads(
+        command("extract", corpus, tmp_path / "t.parquet", "--layer", 1, "--positions", "last",
+                "--target", pair[0].repo_id, "--json")
+    )  # fmt: skip
+    assert (target["rows"], target["errors"]) == (30, 1)
+    assert {row["activation_layer"] for row in rows(tmp_path / "t.parquet")} == {1}
+    with pytest.raises(NLAError, match="Which layer"):
+        command("extract", corpus, tmp_path / "u.parquet", "--target", pair[0].repo_id)

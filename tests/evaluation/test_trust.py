@@ -1,0 +1,178 @@
+"""The trust label: its arithmetic, what it is measured on, where it shows, what it costs."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from nnsight_nla import NLA, Baseline, CheckpointError, Sampling, Trust, tiny
+from nnsight_nla.core.trust import HIGH, MEDIUM, grade, margin
+from nnsight_nla.errors import HostError
+from nnsight_nla.evaluation import trust_labels
+from nnsight_nla.tiny.evaluate import FIGURES
+
+
+@pytest.mark.parametrize(
+    ("cosine", "controls", "expected"),
+    [
+        (1.0, (0.2, 0.1), 1.0),
+        (0.6, (0.2, 0.1), 0.5),
+        (0.6, (-0.5, None), 0.6),
+        (0.6, (), 0.6),
+        (0.99, (0.95, 0.98), 0.5),
+        (0.1, (0.5,), -0.8),
+        (1.0, (1.0,), 0.0),
+    ],
+)
+def test_margin(cosine, controls, expected):
+    assert margin(cosine, *controls) == pytest.approx(expected)
+
+
+def test_grades():
+    assert [grade(m) for m in (1.0, HIGH, HIGH - 1e-6, MEDIUM, MEDIUM - 1e-6, -2.0)] == [
+        "high",
+        "high",
+        "medium",
+        "medium",
+        "low",
+        "low",
+    ]
+    assert grade(0.99, agreement=0.4) == "low"
+    assert grade(0.3, agreement=0.99) == "low"
+
+
+def test_the_line():
+    label = Trust(
+        "high", 0.953, 0.9, Baseline(0.965, "x"), 0.1, None, 0.02, 0.95, 0.88, ("early", "quotes")
+    )
+    assert label.line == (
+        "trust: high (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, random 0.02; "
+        "samples agree 0.88; 2 warnings)"
+    )
+    alone = Trust("low", 0.1, None, None, None, 0.2, None)
+    assert alone.line == "trust: low (cosine 0.10; against null 0.20, no other vectors)"
+    assert Trust("none", None, reason="no tag").line == "trust: none (no tag)"
+    assert json.loads(json.dumps(label.to_dict()))["baseline"]["name"] == "x"
+
+
+def test_it_is_measured_as_it_says(nla, residuals):
+    thought = nla.explain(residuals[-4:])
+    label = thought.trust[1]
+    near = torch.nn.functional.cosine_similarity
+    back = nla.reconstruct(thought.text[1])
+    own, rest = residuals[-3], residuals[[-4, -2, -1]]
+    null = nla.reconstruct(nla.explain_nothing().text)
+    chance = nla.reconstruct(nla.controls(trust_labels.RANDOM_CONTROLS).random.text)
+    assert label.cosine == pytest.approx(near(back, own, dim=0).item(), abs=1e-5)
+    assert label.fve == pytest.approx(1 - 2 * (1 - label.cosine) / nla.baseline.value, abs=1e-5)
+    assert label.others == pytest.approx(near(back[None], rest).mean().item(), abs=1e-5)
+    assert label.null == pytest.approx(near(null, own, dim=0).item(), abs=1e-5)
+    assert label.random == pytest.approx(near(chance, own[None]).mean().item(), abs=1e-5)
+    best = max(0, label.others, label.null, label.random)
+    assert label.margin == pytest.approx((label.cosine - best) / (1 - best), abs=1e-5)
+    assert label.grade == grade(label.margin)
+    assert label.agreement is None
+    assert nla.trust(thought)[1] == label
+
+
+def test_a_part_has_its_parents_label_and_one_vector_has_no_others(nla, residuals):
+    thought = nla.explain(residuals[-4:])
+    part = thought[1].trust
+    assert part == thought.trust[1]
+    assert part.others is not None
+    assert nla.explain(residuals[-1]).trust.others is None
+    assert nla.explain(residuals[-4:].reshape(2, 2, 128)).trust[1][1].grade in ("high", "medium")
+
+
+def test_samples_that_disagree_lower_it(nla, residuals):
+    hot = Sampling(temperature=4.0, max_new_tokens=40)
+    thought = nla.explain(residuals[-1], samples=4, sampling=hot)
+    back = nla.reconstruct([text for text in thought.samples if text.strip()])
+    unit = torch.nn.functional.normalize(back, dim=-1)
+    pairs = (unit @ unit.T)[~torch.eye(len(unit), dtype=torch.bool)]
+    label = thought.trust
+    if label.cosine is not None:
+        assert label.agreement == pytest.approx(pairs.mean().item(), abs=1e-5)
+        assert label.agreement < 0.9
+    calm = nla.explain(residuals[-1], samples=3, sampling=Sampling(temperature=0.01))
+    assert calm.trust.agreement == pytest.approx(1, abs=1e-4)
+
+
+def test_it_is_shown_in_one_line_and_whole_in_to_dict(nla, residuals):
+    thought = nla.explain(residuals[-2:])
+    label = thought[0].trust
+    assert f"[{label.line}]" in str(thought[0])
+    assert label.line in thought._repr_html_()
+    assert thought.to_dict()["explanations"][0]["trust"] == label.to_dict()
+    json.dumps(thought.to_dict(), allow_nan=False)
+    assert thought.text[0] == thought[0].text
+    assert "trust" not in thought[0].text
+
+
+def test_bad_rows_have_a_label_that_says_so(nla, residuals):
+    thought = nla.explain(torch.stack([residuals[-1], torch.zeros(128)]))
+    bad = thought.trust[1]
+    assert (bad.grade, bad.cosine) == ("none", None)
+    assert bad.line == "trust: none (this vector is zero, it has no direction)"
+    # The unusable vector is nobody's control.
+    assert thought.trust[0].others is None
+    cut = nla.explain(residuals[-1], sampling=Sampling(max_new_tokens=14))
+    assert cut.trust.grade == "none"
+    assert "no closing" in cut.trust.reason
+
+
+def test_one_text_that_cannot_be_read_does_not_take_the_others_with_it(nla, residuals, monkeypatch):
+    thought = nla.explain(residuals[-3:])
+    nla.resolve(thought)
+    monkeypatch.setattr(nla._reconstructor, "_context", 60)
+    reply = thought._capture.replies[1, 0]
+    long = type(reply)(**{**vars(reply), "text": "word " * 100})
+    thought._capture.replies[1, 0] = long
+    grades = [label.grade for label in thought.trust]
+    assert grades[1] == "none"
+    assert "tokens with its template" in thought.trust[1].reason
+    assert "none" not in (grades[0], grades[2])
+
+
+def test_without_a_reconstructor_there_is_none(residuals):
+    nla = NLA(tiny.paths()["av"], dtype=torch.float32)
+    thought = nla.explain(residuals[-1])
+    assert thought.trust is None
+    assert str(thought) == thought.text
+    assert thought.to_dict()["explanations"][0]["trust"] is None
+    with pytest.raises(CheckpointError, match="no reconstructor"):
+        nla.trust(thought)
+
+
+def test_a_display_shows_the_text_also_where_the_label_cannot_be_measured(
+    nla, residuals, monkeypatch
+):
+    thought = nla.explain(residuals[-1])
+
+    def away(texts, batch_size=64):
+        raise HostError("the host is away")
+
+    monkeypatch.setattr(nla._reconstructor, "reconstruct", away)
+    monkeypatch.setattr(nla, "_reference", trust_labels.Reference(None, torch.zeros(0, 128)))
+    assert thought.text in str(thought)
+    assert "[trust: none (not measured: the host is away)]" in str(thought)
+    with pytest.raises(HostError):
+        _ = thought.trust
+    monkeypatch.undo()
+    assert thought.trust.grade != "none"
+
+
+def test_it_is_measured_once_and_travels(nla, residuals, monkeypatch):
+    thought = nla.explain(residuals[-2:])
+    labels = thought.trust
+    monkeypatch.setattr(nla._reconstructor, "reconstruct", None)
+    assert thought.trust == labels
+    assert pickle.loads(pickle.dumps(thought)).trust == labels
+
+
+def test_the_shipped_reliability_falls_from_grade_to_grade():
+    table = json.loads(FIGURES.read_text())["reliability"]
+    for share in ("subject", "slots", "all"):
+        assert table["high"][share] > table["medium"][share] > table["low"][share]
+    assert all(table[name]["rows"] > 100 for name in ("high", "medium", "low"))
