@@ -25,10 +25,11 @@ FLOORS = (
     ("models",),
     ("checkpoint",),
     ("core", "view"),
-    ("errors",),
+    ("storage",),
+    ("errors", "progress"),
 )
 DEPTH = {name: depth for depth, names in enumerate(FLOORS) for name in names}
-ALONE = ("view",)
+ALONE = ("errors", "progress", "view")
 HEAVY = (
     "transformer_lens",
     "jinja2",

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from ..models.hosts import Positions
     from .handle import Explanation
 
-
-class Target(Protocol):
+    Target = TransformersModel | TransformerBridge
     """A model whose residuals are read: an nnsight model or a TransformerLens bridge."""
-
-    tokenizer: Any
-    """The Hugging Face tokenizer of the model."""
 
 
 class Explains(Protocol):
@@ -64,11 +60,11 @@ class Explains(Protocol):
         """The reachable handles that have no text yet."""
         ...
 
-    def layer(self, model: Any) -> Any:
+    def layer(self, model: Target) -> Any:
         """Return the handle on the residual of `model` that the verbalizer was trained on."""
         ...
 
-    def positions(self, model: Any, prompts: str | Sequence[Any]) -> list[Positions]:
+    def positions(self, model: Target, prompts: str | Sequence[Any]) -> list[Positions]:
         """Return the real positions of each prompt in a padded batch."""
         ...
 

@@ -1,0 +1,184 @@
+"""Open the verbalizer and the reconstructor of an NLA from what a caller passed.
+
+Each may be a Hub id, a local folder, an adapter on a base, an adapter on the target's own weights,
+or a live nnsight model. Sidecar, configuration and tokenizer are read and checked here; weights are
+loaded when the `Runtime` is first used::
+
+    opened = open_verbalizer(av, checkpoint=None, peft=None, target=None, ...)
+    opened.runtime, opened.checkpoint, opened.prompt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.prompt import Prompt
+from ..core.injection import Injection
+from ..errors import CheckpointError
+from . import adapter as adapters
+from . import hosts, reconstructor_files
+from .loading import at_depth, load_model, load_tokenizer
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
+    from .memory import Memory
+    from .reconstructor_files import Layout
+
+
+@dataclass(frozen=True)
+class OpenedVerbalizer:
+    """A verbalizer that was read and checked, without its weights."""
+
+    runtime: Runtime
+    """Runs its model."""
+    checkpoint: Checkpoint
+    """What it was trained with, completed by its tokenizer."""
+    prompt: Prompt
+    """Its prompt, rendered."""
+
+
+@dataclass(frozen=True)
+class OpenedReconstructor:
+    """A reconstructor that was read and checked, without its weights."""
+
+    runtime: Runtime
+    """Runs its model."""
+    layout: Layout
+    """How it is stored: head, template, adapter."""
+    tokenizer: Any
+    """Its tokenizer."""
+
+
+def open_verbalizer(
+    source: str | Path | TransformersModel,
+    *,
+    checkpoint: Checkpoint | Injection | str | Path | None,
+    peft: str | None,
+    target: TransformersModel | None,
+    remote: bool,
+    memory: Memory,
+    load: dict[str, Any],
+) -> OpenedVerbalizer:
+    """Read and check a verbalizer; loads no weights.
+
+    Args:
+        source: A Hub id, a folder (of a whole model, or of an adapter), or a live model.
+        checkpoint: Overrides the sidecar; see `NLA`.
+        peft: An adapter on `source`.
+        target: The model on whose weights an adapter runs.
+        remote: Whether the model runs on the configured NDIF host.
+        memory: Where the model is registered.
+        load: Goes to nnsight's `TransformersModel` as it is.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found, read, or served as it is.
+    """
+    base: Any = source
+    if target is not None and peft is None and adapters.is_adapter(source):
+        base, peft = target, str(source)
+    folder = None if peft is not None else adapters.adapter_folder(source)
+    if folder is not None:
+        base, peft = adapters.base_of(folder), str(folder)
+    is_path = isinstance(source, str | Path)
+    described = at_depth(
+        base, _described(peft or (source if is_path else hosts.describe(source)), checkpoint), load
+    )
+    trust = load.get("trust_remote_code", False)
+    tokenizer = load_tokenizer(folder or base, described, trust=trust)
+    prompt = Prompt.render(described, tokenizer)
+    model = _model(base, tokenizer, peft, load, target=target, remote=remote)
+    runtime = Runtime(model, "verbalizer", memory=memory, remote=remote, loaded_here=is_path)
+    return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt)
+
+
+def open_reconstructor(
+    source: str | Path | TransformersModel,
+    checkpoint: Checkpoint,
+    *,
+    target: TransformersModel | None,
+    remote: bool,
+    memory: Memory,
+    load: dict[str, Any],
+) -> OpenedReconstructor:
+    """Read and check a reconstructor; loads no weights but its head.
+
+    Args:
+        source: A Hub id, a folder, or a live model; see `reconstructor_files`.
+        checkpoint: The verbalizer's, for what the reconstructor's own sidecar leaves out.
+        target: The model on whose weights an adapter runs.
+        remote: Whether the model runs on the configured NDIF host.
+        memory: Where the model is registered.
+        load: Goes to nnsight's `TransformersModel` as it is.
+
+    Raises:
+        CheckpointError: Files are missing, damaged, or of another layer or width.
+    """
+    layout = reconstructor_files.read(source, checkpoint)
+    adapter = None if layout.adapter is None else str(layout.adapter)
+    is_path = isinstance(source, str | Path)
+    on_target = adapter is not None and target is not None
+    tokenizer = load_tokenizer(target if on_target else source, checkpoint)
+    base: Any = target if on_target else source
+    if is_path and not on_target:
+        base = layout.base
+        config = reconstructor_files.cut_config(base, checkpoint.layer, load)
+        # A host serves whole models; the blocks above K are not run there.
+        if config is not None and not remote:
+            load = {**load, "config": config}
+    blocks = checkpoint.layer + 1
+    model = _model(base, tokenizer, adapter, load, target=target, remote=remote, blocks=blocks)
+    runtime = Runtime(model, "reconstructor", memory=memory, remote=remote, loaded_here=is_path)
+    return OpenedReconstructor(runtime, layout, tokenizer)
+
+
+def _model(
+    source: Any,
+    tokenizer: Any,
+    adapter: str | None,
+    load: dict[str, Any],
+    *,
+    target: TransformersModel | None,
+    remote: bool,
+    blocks: int | None = None,
+) -> TransformersModel:
+    """A model without its weights; an adapter on the target runs on the target's weights."""
+    if adapter is None or source is not target:
+        return load_model(source, tokenizer, adapter, load)
+    if remote:
+        return load_model(hosts.describe(source), tokenizer, adapter, load)
+    return adapters.AdapterModel(source, adapter, blocks=blocks)
+
+
+def _described(where: str | Path, given: Checkpoint | Injection | str | Path | None) -> Checkpoint:
+    if isinstance(given, Checkpoint):
+        fields = {name: "the caller" for name in vars(given) if name != "source"}
+        return replace(given, source={**fields, **given.source})
+    if isinstance(given, Injection):
+        return Checkpoint.load(where, injection=given)
+    if given is None or isinstance(given, str | Path):
+        return Checkpoint.load(given or where)
+    raise CheckpointError(
+        f"checkpoint={given!r}: expected a Checkpoint, an Injection, or the path of a sidecar."
+    )
+
+
+def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
+    """Fill in the neighbours that a sidecar left out, and say whose tokenizer is used."""
+    live = {"left_id": prompt.left_id, "right_id": prompt.right_id}
+    absent = {
+        name: value
+        for name, value in live.items()
+        if getattr(checkpoint, name) is None and value is not None
+    }
+    whose = str(getattr(tokenizer, "name_or_path", "") or "a live tokenizer")
+    source = {
+        **checkpoint.source,
+        **dict.fromkeys(absent, "the live tokenizer"),
+        "tokenizer": whose,
+    }
+    return replace(checkpoint, **absent, source=source)

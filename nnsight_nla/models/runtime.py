@@ -1,0 +1,110 @@
+"""Run one language model of an NLA: its lock, its loading and its place in memory.
+
+An NLA has a `Runtime` for the verbalizer and one for the reconstructor. Whatever runs one of the
+two models does so inside `Runtime.use`, and nowhere else::
+
+    with runtime.use() as model:        # other threads wait, other models make room, weights load
+        with model.trace(prompts): ...  # exactly one trace on this model at a time
+
+The lock belongs to the model, so two NLAs that share a live model share it too. nnsight allows one
+trace per model at a time; a trace of the user's own on the same model is an error, not a wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import _compat
+from ..errors import NLAError, ReconstructionError, VerbalizationError
+from . import hosts
+from .memory import Memory, free_for, load_weights, size
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
+Role = Literal["verbalizer", "reconstructor"]
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_IN_USE: dict[Role, tuple[type[NLAError], str]] = {
+    "verbalizer": (
+        VerbalizationError,
+        "Read the text after the `with` block (the vector is kept until then), or use a verbalizer "
+        "that is a model of its own: NLA('path or id').",
+    ),
+    "reconstructor": (ReconstructionError, "Reconstruct after the `with` block."),
+}
+
+
+class Runtime:
+    """One of the two models of an NLA, and the only way to run it."""
+
+    def __init__(
+        self,
+        model: TransformersModel,
+        role: Role,
+        *,
+        memory: Memory | None = None,
+        remote: bool = False,
+        loaded_here: bool = False,
+    ) -> None:
+        """Register the model with `memory`; no weights are loaded.
+
+        Args:
+            model: The nnsight model.
+            role: What errors call it.
+            memory: Decides which models are in memory together; a memory of its own unless given.
+            remote: Whether it runs on the configured NDIF host.
+            loaded_here: Whether it came from a path or an id, so that it can be loaded again.
+        """
+        self.model, self.role, self.remote = model, role, remote
+        self.memory = memory or Memory()
+        self.memory.add_model(role, model, loaded_here=loaded_here)
+        self.lock = _LOCKS.setdefault(model, threading.RLock())
+
+    @property
+    def name(self) -> str:
+        """The model's name or path."""
+        return hosts.describe(self.model)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in this process."""
+        return bool(self.model.dispatched)
+
+    @contextmanager
+    def use(self) -> Iterator[TransformersModel]:
+        """Run the model: wait for other threads, make room in memory, load the weights.
+
+        A remote model has no weights here: nothing is loaded and nothing makes room.
+
+        Yields:
+            The model, in evaluation mode.
+
+        Raises:
+            VerbalizationError: A trace of yours is running on the verbalizer.
+            ReconstructionError: A trace of yours is running on the reconstructor.
+            CheckpointError: The weights do not fit into memory, or cannot be loaded.
+        """
+        with self.lock:
+            self._check_idle()
+            if self.remote:
+                yield self.model
+                return
+            with self.memory.turn(self.model):
+                load_weights(self.model)
+                yield self.model
+
+    def free_bytes(self) -> int:
+        """Return the memory that is left where the weights are, once they are loaded."""
+        return free_for(self.model) - size(self.model)
+
+    def _check_idle(self) -> None:
+        if _compat.interleaving(self.model):
+            error, advice = _IN_USE[self.role]
+            raise error(
+                f"A trace is running on the {self.role} itself, and nnsight runs one trace per "
+                f"model at a time. {advice}"
+            )

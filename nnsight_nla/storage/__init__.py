@@ -1,0 +1,1 @@
+"""Write files and folders atomically, and lock an output against a second process."""
