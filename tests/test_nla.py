@@ -331,7 +331,7 @@ def test_the_null_control_leaves_the_marker_as_it_is(nla):
 
 
 def test_bad_controls(nla, residuals):
-    with pytest.raises(VerbalizationError, match=r"controls\(0\): how many"):
+    with pytest.raises(VerbalizationError, match=r"controls\(0\): expected a whole number"):
         nla.controls(0)
     with pytest.raises(VerbalizationError, match=r"cannot give 3 shuffled ones"):
         nla.controls(3, like=residuals[:2])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
     from ..models.hosts import Positions
+    from ..models.runtime import Runtime
     from .handle import Explanation
 
     Target = TransformersModel | TransformerBridge
@@ -48,6 +49,11 @@ class Explains(Protocol):
     @property
     def av(self) -> TransformersModel:
         """The verbalizer's nnsight model."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Runs the verbalizer's model."""
         ...
 
     @property

@@ -154,7 +154,9 @@ def test_a_display_shows_the_text_also_where_the_label_cannot_be_measured(
         raise HostError("the host is away")
 
     monkeypatch.setattr(nla._reconstructor, "reconstruct", away)
-    monkeypatch.setattr(nla, "_reference", trust_labels.Reference(None, torch.zeros(0, 128)))
+    monkeypatch.setattr(
+        nla.labeller, "_reference", trust_labels.Reference(None, torch.zeros(0, 128))
+    )
     assert thought.text in str(thought)
     assert "[trust: none (not measured: the host is away)]" in str(thought)
     with pytest.raises(HostError):

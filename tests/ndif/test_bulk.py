@@ -14,7 +14,7 @@ from nnsight import TransformersModel
 from nnsight_nla import NLA, HostError, Sampling, bulk, tiny
 from nnsight_nla.bulk import residuals
 from nnsight_nla.bulk.chunk_store import Parts
-from nnsight_nla.remote.pickling import ndif as host
+from nnsight_nla.remote import ndif as host
 from nnsight_nla.tiny.documents import sample
 from nnsight_nla.verbalize import verbalizer
 
