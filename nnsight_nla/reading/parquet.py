@@ -17,12 +17,7 @@ FORMAT, VERSION = "nnsight_nla.reading", 1
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
-    """Write `rows` and `header` to `path`, completely or not at all.
-
-    Args:
-        path: The file; a file that is there is replaced.
-        rows: The fields of a `TokenReading` each.
-        header: The other fields of a `Reading`.
+    """Write rows (the fields of `TokenReading`) and a header (the other fields of `Reading`).
 
     Raises:
         NLAError: The disk is full, or the file cannot be written.

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from .. import view
 from ..storage.atomic import atomic_file
@@ -164,9 +164,10 @@ class Reading:
         Raises:
             NLAError: The disk is full, or the file cannot be written.
         """
-        page = _page(self, beside, labels, title).encode()
+        both = [] if beside is None else [(self, labels[0]), (beside, labels[1])]
+        page = _page(*both or [(self, "reading")], title=title)
         with atomic_file(Path(path)) as file:
-            file.write(page)
+            file.write(page.encode())
         return Path(path)
 
     def beside(
@@ -181,7 +182,7 @@ class Reading:
         return SideBySide(self, other, labels)
 
     def _repr_html_(self) -> str:
-        return view.frame(_page(self, table=False), height=_height(len(self)))
+        return view.frame(_page((self, "reading"), table=False), height=_height(len(self)))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -218,28 +219,18 @@ class SideBySide:
     """The names of the two."""
 
     def _repr_html_(self) -> str:
-        page = _page(self.left, self.right, self.labels, table=False)
+        sides = zip((self.left, self.right), self.labels, strict=True)
+        page = _page(*sides, table=False)
         return view.frame(page, height=160 + _height(2 * len(self.left)))
 
 
-def _page(
-    reading: Reading,
-    beside: Reading | None = None,
-    labels: tuple[str, str] = ("clean", "patched"),
-    title: str = "",
-    *,
-    table: bool = True,
-) -> str:
-    sides = [_side(reading, "reading" if beside is None else labels[0])]
-    if beside is not None:
-        sides.append(_side(beside, labels[1]))
-    return view.reading(sides, title=title, table=table)
-
-
-def _side(reading: Reading, label: str) -> dict[str, Any]:
-    """Return a reading as `view.reading` takes it."""
-    about = {"label": label, "target": reading.target, "verbalizer": reading.verbalizer}
-    return {**about, "layer": reading.layer, "records": list(map(asdict, reading.records))}
+def _page(*sides: tuple[Reading, str], title: str = "", table: bool = True) -> str:
+    """Return the page of one or two readings, each with its label."""
+    named = [
+        {**vars(reading), "label": label, "records": list(map(asdict, reading.records))}
+        for reading, label in sides
+    ]
+    return view.reading(named, title=title, table=table)
 
 
 def _height(tokens: int) -> int:

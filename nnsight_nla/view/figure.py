@@ -2,8 +2,8 @@
 
     figure.update_layout(template=TEMPLATE)
 
-A figure cannot know the colour of the page, so its background is transparent. Its text has a grey
-with a contrast of about 4 : 1 to white and to near-black; lines have the same grey, thinner.
+A figure cannot know the colour of the page, so its background is transparent. Its text is a grey
+with a contrast of about 4 : 1 to white and to near-black; lines are the same grey, thinner.
 """
 
 from __future__ import annotations
