@@ -31,13 +31,14 @@ from .hosts import Positions
 if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
+    from typing_extensions import TypeIs
 
 IDS = "embed.hook_in"
 """The hook point whose value is the token ids of the pass."""
 _BOOT = "TransformerBridge.boot_transformers(name)"
 
 
-def is_bridge(model: Any) -> bool:
+def is_bridge(model: object) -> TypeIs[TransformerBridge]:
     """Whether `model` is a `TransformerBridge`; costs no import."""
     lens = sys.modules.get("transformer_lens.model_bridge")
     return lens is not None and isinstance(model, lens.TransformerBridge)

@@ -1,4 +1,4 @@
-"""The table: what it shows, and that no text can break out of it."""
+"""The tables: what they show, and that no text can break out of them."""
 
 from html.parser import HTMLParser
 
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from nnsight_nla import view
+from nnsight_nla.view.table import chip, table
 
 
 def record(**changes) -> dict:
@@ -36,7 +37,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
-        if tag in ("td", "th"):
+        if tag in ("td", "th", "caption"):
             self.cells.append("")
         if tag == "br":
             self.cells[-1] += "\n"
@@ -59,7 +60,7 @@ class Page(HTMLParser):
         self.tags.append("?")
 
 
-KNOWN = {"table", "thead", "tbody", "tr", "th", "td", "code", "br", "div", "em"}
+KNOWN = {"table", "caption", "thead", "tbody", "tr", "th", "td", "code", "br", "div", "em"}
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -84,8 +85,8 @@ def test_a_table_of_placed_rows():
     assert page.cells[:3] == ["position", "token", "explanation"]
     assert page.cells[3:6] == ["7", "␣Paris", "A city."]
     assert page.cells[6:8] == ["8", "↵⇥"]
-    half = Page(view.explanation([record(position=3)]))
-    assert half.cells[3:] == ["3", "", "A city."]
+    untold = Page(view.explanation([record(position=3)]))
+    assert untold.cells[3:] == ["3", "", "A city."]
 
 
 def test_errors_and_warnings_are_said():
@@ -109,10 +110,9 @@ def test_hostile_text_is_text(text):
     assert set(page.tags) <= KNOWN
     assert page.attributes <= {"style", "scope", "dir"}
     assert page.depth == 0
-    shown = text.replace("\x00", "\x00")
-    assert page.cells[-1] == f"{shown}⚠ {shown}"
+    assert page.cells[-1] == f"{text}⚠ {text}"
     failed = Page(view.explanation([record(text=None, error=text)]))
-    assert failed.cells[-1] == f"no text: this vector {shown}"
+    assert failed.cells[-1] == f"no text: this vector {text}"
 
 
 @pytest.mark.parametrize(
@@ -150,3 +150,47 @@ def test_any_text_comes_back_out(text, token):
     assert set(page.tags) <= KNOWN
     assert len(page.cells) == 6
     assert page.cells[5] == "\n".join(text.splitlines())
+
+
+def test_the_trust_label_is_below_the_text():
+    row = record(trust={"line": "trust: high <b>"}, warnings=["w"])
+    assert Page(view.explanation([row])).cells[-1] == "A city.trust: high <b>⚠ w"
+
+
+def claim(text="x", carries=0.5, alone=0.25) -> dict:
+    return {"text": text, "carries": carries, "alone": alone}
+
+
+def test_the_table_of_claims():
+    html = view.claims({"cosine": 0.5, "parts": [claim("one", 0.4), claim("two", -0.1)]})
+    page = Page(html)
+    assert page.cells == [
+        "cosine 0.500; what it loses without each part", "carries", "", "alone", "part",
+        "+0.400", "", "0.250", "one", "-0.100", "", "0.250", "two",
+    ]  # fmt: skip
+    assert page.depth == 0
+    assert html.index("width:100%;background:#0d9488") < html.index("width:25%;background:#b91c1c")
+
+
+def test_claims_that_carry_nothing():
+    assert "width:0%" in view.claims({"cosine": 0.5, "parts": [claim(carries=0.0)]})
+    assert Page(view.claims({"cosine": 0.5, "parts": []})).cells[1:] == [
+        "carries", "", "alone", "part",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_claims_are_text(text):
+    page = Page(view.claims({"cosine": 0.5, "parts": [claim(text)]}))
+    assert set(page.tags) <= KNOWN
+    assert page.attributes <= {"style", "scope", "dir"}
+    assert page.cells[-1] == text
+
+
+def test_a_table_of_any_cells():
+    assert Page(table(("a", "b"), [["1", "<em>2</em>"]])).cells == ["a", "b", "1", "2"]
+    assert "<caption" not in table(("a",), [])
+
+
+def test_a_chip_is_a_token_or_nothing():
+    assert Page(table((), [[chip(" <b>")], [chip(None)]])).cells == ["␣<b>", ""]
