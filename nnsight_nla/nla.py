@@ -11,13 +11,11 @@ At a glance::
 
 from __future__ import annotations
 
-import contextlib
-import math
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 import torch
 from einops import rearrange
@@ -25,14 +23,15 @@ from torch import Tensor
 
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
-from .core.arguments import batch_rows, check_sampling, check_vectors, count_samples, flat_texts
+from .core.arguments import batch_rows, check_sampling, check_vectors, flat_texts
 from .core.baseline import Baseline
 from .core.injection import Injection
 from .core.nesting import nested
 from .core.sampling import Sampling
-from .errors import CheckpointError, InjectionError, NLAWarning, ReconstructionError
+from .errors import CheckpointError, NLAWarning, ReconstructionError
 from .evaluation import controls as _controls
-from .explanation.handle import Explanation, provenance
+from .explanation.capturing import CaptureOptions, captured
+from .explanation.handle import Explanation
 from .explanation.records import Capture
 from .models import hosts
 from .models import target as targets
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
-    from .checkpoint.prompt import Prompt
     from .core.nesting import Nested
     from .core.trust import Trust
     from .doctor.report import Diagnosis
@@ -54,9 +52,8 @@ if TYPE_CHECKING:
     from .evaluation.reconstructor import Reconstructor
     from .evaluation.trust_labels import TrustLabeller
     from .explanation.protocols import Target
-    from .models import bridge as _bridge
+    from .models.bridge import Hook
     from .models.memory import Placement
-    from .models.runtime import Runtime
     from .reading import read as _read
     from .reading.records import Reading
     from .remote.ndif import HostStatus
@@ -112,29 +109,22 @@ class NLA:
         Raises:
             CheckpointError: The checkpoint cannot be found, read, or served as it is.
         """
-        given = {
-            name: value
-            for name, value in {**locals(), **load}.items()
-            if name not in ("self", "load")
-        }
+        given = {**locals(), **load}
         from .evaluation.reconstructor import Reconstructor
         from .evaluation.trust_labels import TrustLabeller
         from .models.adapter import check_used
         from .models.memory import Memory
-        from .models.open import open_reconstructor, open_verbalizer
+        from .models.open import OpenOptions, open_reconstructor, open_verbalizer
         from .verbalize.pending import Queue
         from .verbalize.verbalizer import Verbalizer
 
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
-        options: dict[str, Any] = {
-            "target": target, "remote": remote, "memory": self._memory, "load": load,
-        }  # fmt: skip
-        opened = open_verbalizer(av, checkpoint=checkpoint, peft=peft, **options)
-        self.checkpoint: Checkpoint = opened.checkpoint
-        self.prompt: Prompt = opened.prompt
-        self.runtime: Runtime = opened.runtime
+        where = OpenOptions(target, remote, self._memory, load)
+        opened = open_verbalizer(av, where, checkpoint=checkpoint, peft=peft)
+        self.checkpoint, self.prompt = opened.checkpoint, opened.prompt
+        self.runtime = opened.runtime
         self._verbalizer = Verbalizer(self.runtime, self.checkpoint, self.prompt, engine=engine)
         rows, new_tokens = batch_rows(batch_size), self.sampling.max_new_tokens
         self.queue = Queue(self, self._verbalizer, rows, new_tokens)
@@ -142,7 +132,7 @@ class NLA:
         self._reconstructor: Reconstructor | None = None
         self.labeller: TrustLabeller | None = None
         if ar is not None:
-            found = open_reconstructor(ar, self.checkpoint, **options)
+            found = open_reconstructor(ar, where, self.checkpoint)
             self._reconstructor = Reconstructor(
                 found.runtime, self.checkpoint, found.layout, found.tokenizer
             )
@@ -256,7 +246,7 @@ class NLA:
 
     def hook(
         self, bridge: TransformerBridge, *, positions: Literal["last", "all"] = "last"
-    ) -> _bridge.Hook:
+    ) -> Hook:
         """Return a TransformerLens hook that explains what passes, in batches and in generations.
 
         ``bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)``, then ``hook.explanations``: a
@@ -270,15 +260,11 @@ class NLA:
         Raises:
             InjectionError: `bridge` cannot be read by this NLA; see `layer`.
         """
-        from .models import bridge
+        from .models.bridge import Hook, check_bridge
 
-        if not bridge.is_bridge(bridge):
-            raise InjectionError(
-                f"A hook is for a TransformerBridge, got {hosts.describe(bridge)}. In an nnsight "
-                "trace: nla.explain(nla.layer(model).output[:, -1])."
-            )
+        check_bridge(bridge)
         self.layer(bridge)
-        return bridge.Hook(self.explain, bridge, self.checkpoint.layer, positions)
+        return Hook(self.explain, bridge, self.checkpoint.layer, positions)
 
     def read(
         self,
@@ -358,9 +344,10 @@ class NLA:
         shape = tuple(vectors.shape[:-1])
         fake = _compat.is_fake(vectors)
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
-        return Explanation.of(
-            self.capture(flat, shape, tokens, positions, samples, sampling), shape
+        capture = self.capture(
+            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling
         )
+        return Explanation.of(capture, shape)
 
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing written at the marker."""
@@ -388,10 +375,7 @@ class NLA:
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        with contextlib.ExitStack() as idle:
-            idle.enter_context(self.runtime.lock)
-            if self._reconstructor is not None:
-                idle.enter_context(self._reconstructor.runtime.lock)
+        with self.runtime.lock, (self._reconstructor or self).runtime.lock:
             self._memory.unload()
 
     def controls(
@@ -404,12 +388,7 @@ class NLA:
             like: The vectors (or their explanation) to shuffle and to take the norms from.
             seed: Of the random directions and of the order.
         """
-        d_model = self.checkpoint.d_model
-        vectors = like.vectors if isinstance(like, Explanation) else like
-        if vectors is not None:
-            check_vectors(vectors, d_model)
-            vectors = rearrange(vectors.detach(), "... d -> (...) d")
-        return _controls.controls(self, n, d_model, vectors, seed)
+        return _controls.controls(self, n, self.checkpoint.d_model, like, seed)
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:
         """Turn text back into vectors with the reconstructor.
@@ -468,12 +447,11 @@ class NLA:
             VerbalizationError: Generating the texts failed.
         """
         self._need_reconstructor()
-        capture, labeller = explanation.capture, self.labeller
-        if labeller is not None and capture.labeller is not labeller:
-            explanation.extracted()  # Generates what is pending.
-            labels = labeller.measure(capture, sorted(set(explanation.rows)))
-            return nested([labels[row] for row in explanation.rows], explanation.shape)
-        return explanation.trust  # type: ignore[return-value]
+        if explanation.capture.labeller is self.labeller:
+            return cast("Nested[Trust]", explanation.trust)
+        explanation.extracted()  # Generates what is pending.
+        labels = cast("TrustLabeller", self.labeller).measure(explanation.capture, explanation.rows)
+        return nested([labels[row] for row in explanation.rows], explanation.shape)
 
     def claims(
         self,
@@ -497,17 +475,8 @@ class NLA:
             ReconstructionError: A row has no text, or unusable vectors.
         """
         from .evaluation import claims as _claims
-        from .evaluation import score as _score
 
-        reconstructor = self._need_reconstructor()
-        texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
-        for row, text in enumerate(texts):
-            if not (text or "").strip():
-                raise ReconstructionError(f"Row {row} has no text to take apart: {reasons[row]}.")
-        flat = held.reshape(-1, self.checkpoint.d_model)
-        said = [str(text) for text in texts]
-        found = _claims.claims(reconstructor.reconstruct, reconstructor.prior, said, flat, by)
-        return nested(found, tuple(held.shape[:-1]))
+        return _claims.claims_of(self._need_reconstructor(), explanation, vectors, by)
 
     def direction(
         self,
@@ -533,17 +502,7 @@ class NLA:
         """
         from .evaluation import direction as _direction
 
-        here = away_from.vectors if isinstance(away_from, Explanation) else None
-        if norm is None and here is not None:
-            length: Any = here.float().norm(dim=-1).cpu()
-        else:
-            length = norm or (self.baseline.norm if self.baseline else None)
-        if length is None:
-            raise ReconstructionError(
-                "direction() needs a residual norm: pass a handle (away_from=thought), norm=..., "
-                "or a baseline that has one: NLA(..., "
-                "baseline=Baseline.from_vectors(vectors, name=...))."
-            )
+        length = _direction.residual_norm(norm, away_from, self.baseline)
         ends = [each.text if isinstance(each, Explanation) else each for each in (to, away_from)]
         start = None if ends[1] is None else self.reconstruct(ends[1])
         return _direction.direction(self.reconstruct(ends[0]), start, length)
@@ -602,25 +561,9 @@ class NLA:
     def info(self) -> dict[str, Any]:
         """Return what is served and how, as plain data; never loads weights."""
         return {
-            "verbalizer": self.runtime.name,
-            "weights_loaded": self.runtime.loaded,
-            "layer": self.checkpoint.layer,
-            "d_model": self.checkpoint.d_model,
-            "base_model": self.checkpoint.base_model,
-            "injection": vars(self.checkpoint.injection),
-            "marker": {
-                "text": self.checkpoint.marker,
-                "id": self.checkpoint.marker_id,
-                "left_id": self.checkpoint.left_id,
-                "right_id": self.checkpoint.right_id,
-                "position": self.prompt.marker_position,
-            },
-            "prompt_tokens": len(self.prompt.ids),
+            **self._verbalizer.info(),
             "sampling": vars(self.sampling),
-            "engine": {
-                "name": "fast" if self._verbalizer.why_plain is None else "generate",
-                "why": self._verbalizer.why_plain,
-            },
+            "engine": self._verbalizer.engine_info(),
             "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
             "baseline": self.baseline.to_dict() if self.baseline else None,
             "source": dict(self.checkpoint.source),
@@ -646,26 +589,11 @@ class NLA:
         return self
 
     def capture(
-        self,
-        flat: Tensor | None,
-        shape: tuple[int, ...],
-        tokens: Any = None,
-        positions: Any = None,
-        samples: int = 1,
-        sampling: Sampling | None = None,
+        self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
     ) -> Capture:
         """Check the options of one ``explain()`` call and record what it took."""
-        chosen = check_sampling(sampling) or self.sampling
-        return Capture(
-            self.queue,
-            flat,
-            math.prod(shape),
-            count_samples(samples, chosen),
-            chosen,
-            tokens=self._words(provenance(tokens, shape, "tokens")),
-            positions=_whole(provenance(positions, shape, "positions")),
-            width=shape[-1] if shape else 1,
-            labeller=self.labeller,
+        return captured(
+            flat, shape, self.queue, self.labeller, self.sampling, self.av.tokenizer, **options
         )
 
     def _need_reconstructor(self) -> Reconstructor:
@@ -675,12 +603,6 @@ class NLA:
             )
         return self._reconstructor
 
-    def _words(self, tokens: list[Any] | None) -> list[str] | None:
-        if tokens is None:
-            return None
-        decode = self.av.tokenizer.decode
-        return [token if isinstance(token, str) else decode([int(token)]) for token in tokens]
-
 
 def _checked(baseline: object) -> Baseline | None:
     if baseline is None or isinstance(baseline, Baseline):
@@ -689,10 +611,6 @@ def _checked(baseline: object) -> Baseline | None:
         f"baseline={baseline!r}: expected a Baseline, such as Baseline.from_vectors(vectors, "
         "name='what they are')."
     )
-
-
-def _whole(positions: list[Any] | None) -> list[int] | None:
-    return None if positions is None else [int(position) for position in positions]
 
 
 pickling.join_requests(NLA)

@@ -34,7 +34,7 @@ from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, ReconstructionError
 from ..evaluation.reconstructor import Reconstructor
 from ..models import hosts
-from ..models.open import open_reconstructor
+from ..models.open import OpenOptions, open_reconstructor
 from ..remote.ndif import send
 from ..verbalize.likelihood import likelihoods
 from ..verbalize.verbalizer import Verbalizer
@@ -296,9 +296,8 @@ def reconstructor_of(ar: str | Path, nla: Explains) -> Reconstructor:
     """Open a reconstructor as its own sidecar describes it, whatever the verbalizer declares."""
     own = _own_layer(ar)
     checkpoint = nla.checkpoint if own is None else replace(nla.checkpoint, layer=own)
-    opened = open_reconstructor(
-        ar, checkpoint, target=None, remote=nla.remote, memory=nla.runtime.memory, load={}
-    )
+    options = OpenOptions(None, nla.remote, nla.runtime.memory, {})
+    opened = open_reconstructor(ar, options, checkpoint)
     return Reconstructor(opened.runtime, checkpoint, opened.layout, opened.tokenizer)
 
 

@@ -20,12 +20,17 @@ from torch import Tensor
 
 from .. import view
 from ..checkpoint.prompt import snippets
+from ..core.nesting import nested
 from ..core.similarity import cosine
 from ..errors import ReconstructionError
+from .score import pair
 
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
+
+    from ..core.nesting import Nested
+    from .reconstructor import Reconstructor
 
 By = Literal["snippet", "sentence"]
 # A sentence ends at a punctuation mark before white space, or at the end of its snippet.
@@ -77,6 +82,27 @@ class Claims:
 
     def _repr_html_(self) -> str:
         return view.claims(self.to_dict())
+
+
+def claims_of(
+    reconstructor: Reconstructor,
+    explanation: object,
+    vectors: Float[Tensor, "*shape d_model"] | None,
+    by: By,
+) -> Nested[Claims]:
+    """Take the texts of a handle apart, or texts with their vectors; see `NLA.claims`.
+
+    Raises:
+        ReconstructionError: A row has no text, or unusable vectors.
+    """
+    texts, held, reasons = pair(explanation, vectors, reconstructor.d_model)
+    for row, text in enumerate(texts):
+        if not (text or "").strip():
+            raise ReconstructionError(f"Row {row} has no text to take apart: {reasons[row]}.")
+    flat = held.reshape(-1, reconstructor.d_model)
+    said = [str(text) for text in texts]
+    found = claims(reconstructor.reconstruct, reconstructor.prior, said, flat, by)
+    return nested(found, tuple(held.shape[:-1]))
 
 
 def claims(

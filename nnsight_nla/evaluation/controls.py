@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_vectors
 from ..errors import VerbalizationError
+from ..explanation.handle import Explanation
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from ..explanation.handle import Explanation
     from ..explanation.protocols import Explains
 
 
@@ -39,7 +40,7 @@ def controls(
     explains: Explains,
     n: int,
     d_model: int,
-    like: Float[Tensor, "rows d_model"] | None,
+    like: Explanation | Float[Tensor, "*rows d_model"] | None,
     seed: int,
 ) -> Controls:
     """Make the null control, `n` random controls and, given vectors, `n` shuffled ones.
@@ -48,11 +49,13 @@ def controls(
         explains: The NLA.
         n: How many rows each control has.
         d_model: The width of a vector.
-        like: The vectors whose rows are shuffled, and whose norms the random ones get.
+        like: The vectors (or their explanation) whose rows are shuffled, and whose norms the random
+            ones get.
         seed: Of the random directions and of the order.
 
     Raises:
         VerbalizationError: `n` is not a whole number from 1, or there are too few vectors.
+        InjectionError: `like` is not floating-point vectors of that width.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore
         raise VerbalizationError(f"controls({n!r}): expected a whole number from 1.")
@@ -60,13 +63,16 @@ def controls(
     if like is None:
         random = random_vectors(n, d_model, generator)
         return Controls(explains.explain_nothing(), explains.explain(random), None, None)
-    rows = len(like)
+    vectors = like.vectors if isinstance(like, Explanation) else like
+    check_vectors(vectors, d_model)
+    vectors = vectors.detach().reshape(-1, d_model)
+    rows = len(vectors)
     if rows < 2 or n > rows:
         raise VerbalizationError(
             f"controls({n}, like=...): {rows} rows cannot give {n} shuffled ones; pass at least "
             f"{max(2, n)} vectors, or none for random controls only."
         )
-    random = random_vectors(n, d_model, generator, norms=like[:n].float().norm(dim=-1).cpu())
+    random = random_vectors(n, d_model, generator, norms=vectors[:n].float().norm(dim=-1).cpu())
     # A random cycle through all rows: no row is left with its own vector.
     cycle = torch.randperm(rows, generator=generator).tolist()
     following = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
@@ -74,7 +80,7 @@ def controls(
     return Controls(
         explains.explain_nothing(),
         explains.explain(random),
-        explains.explain(like[list(order)]),
+        explains.explain(vectors[list(order)]),
         order,
     )
 

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from ..core.injection import unit
 from ..errors import ReconstructionError
+from ..explanation.handle import Explanation
 from ..remote import wire
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+    from ..core.baseline import Baseline
 
 
 def direction(
@@ -60,3 +63,27 @@ def direction(
             "them. Change the wording of one."
         )
     return wire.direction(scaled)
+
+
+def residual_norm(
+    norm: float | None, away_from: object, baseline: Baseline | None
+) -> float | Float[Tensor, "*away"]:
+    """Return the L2 norm of a residual: the one given, that of a handle, or the baseline's mean.
+
+    Args:
+        norm: What the caller said.
+        away_from: The text or the handle to leave.
+        baseline: The NLA's.
+
+    Raises:
+        ReconstructionError: None of the three has one.
+    """
+    if norm is None and isinstance(away_from, Explanation):
+        return away_from.vectors.float().norm(dim=-1).cpu()
+    length = norm or (baseline.norm if baseline else None)
+    if length is None:
+        raise ReconstructionError(
+            "direction() needs a residual norm: pass a handle (away_from=thought), norm=..., or a "
+            "baseline that has one: NLA(..., baseline=Baseline.from_vectors(vectors, name=...))."
+        )
+    return length

@@ -332,33 +332,6 @@ class Explanation:
         return dict(zip(rows, finite, strict=True))
 
 
-def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | None:
-    """Return `tokens` or `positions` as one flat list, checked against the handle's shape.
-
-    Raises:
-        VerbalizationError: Their shape is another one.
-    """
-    if values is None:
-        return None
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    elif isinstance(values, range):
-        values = list(values)
-    array = np.empty(shape, dtype=object)
-    try:
-        given = np.array(values, dtype=object)
-        if given.shape != shape:
-            raise ValueError(given.shape)
-        array[...] = given
-    except ValueError as error:
-        got = np.shape(values) if not isinstance(values, str) else ()
-        raise VerbalizationError(
-            f"{name} have shape {tuple(got)}, the vectors (without d_model) have {shape}. "
-            f"Give one of the {name} per vector."
-        ) from error
-    return list(array.flat)
-
-
 def _keep(handle: Explanation) -> None:
     """Mark the handle as nnsight's ``.save()`` would, where a trace is running."""
     with contextlib.suppress(ValueError):  # No trace is running.

@@ -117,7 +117,12 @@ def enter(nla: Travels) -> str:
 
 
 def rebuildable(given: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of an NLA if it can be rebuilt from them, ``None`` with a live model."""
+    """Return the arguments of an NLA if it can be rebuilt from them, ``None`` with a live model.
+
+    Args:
+        given: The names and values of `NLA`'s parameters, those of ``load`` included.
+    """
+    given = {name: value for name, value in given.items() if name not in ("self", "load")}
     plain = (str, Path, int, float, bool, Checkpoint, Injection, Sampling, type(None))
     models = (given["av"], given["ar"], given["target"])
     return given if all(isinstance(each, plain) for each in models) else None

@@ -175,6 +175,31 @@ class Verbalizer:
             return "the host runs blocks in a process apart from the model, and its cache"
         return "engine='generate' was asked for" if self.engine == "generate" else unfit(self.av)
 
+    def info(self) -> dict[str, Any]:
+        """Return what is served, as plain data."""
+        checkpoint = self.checkpoint
+        return {
+            "verbalizer": self.runtime.name,
+            "weights_loaded": self.runtime.loaded,
+            "layer": checkpoint.layer,
+            "d_model": checkpoint.d_model,
+            "base_model": checkpoint.base_model,
+            "injection": vars(checkpoint.injection),
+            "marker": {
+                "text": checkpoint.marker,
+                "id": checkpoint.marker_id,
+                "left_id": checkpoint.left_id,
+                "right_id": checkpoint.right_id,
+                "position": self.prompt.marker_position,
+            },
+            "prompt_tokens": len(self.prompt.ids),
+        }
+
+    def engine_info(self) -> dict[str, str | None]:
+        """Return which engine runs, and why where it is not the fast one."""
+        why = self.why_plain
+        return {"name": "fast" if why is None else "generate", "why": why}
+
     def rows_that_fit(self, new_tokens: int) -> int:
         """How many rows a batch should have, going by the memory that is free."""
         if self.runtime.remote:
