@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import ExperimentError
+from ..errors import ExperimentError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
