@@ -16,8 +16,8 @@ explanation of the model's state before and after::
 The model is nnsight's, here or on an NDIF host (``remote=True``), or a TransformerLens
 `TransformerBridge` on this machine; the table is the same.
 
-Read in this order: `records` (what can reach what), `metrics` and `positions` (what may be asked
-for), `model_interface` (the two kinds of model), `edits` and `forward` (one forward pass), `sweep`
+Read in this order: `records` (cells and their reach), `metrics` and `positions` (the arguments),
+`model_interface` (the two kinds of model), `edits` and `forward` (one forward pass), `sweep`
 (the table), `plan` (the options) and `grid` (all forward passes).
 """
 

@@ -1,4 +1,4 @@
-"""Ablation: take a value away, and see what is lost from the output and from the explanation.
+"""Ablation: replace a value, and measure the loss in the output and in the explanation.
 
     ablate(model, nla, prompt, layers="all", positions=[2], metric=..., method="zero")
     ablate(..., method="mean", reference=prompts)           # the average value over prompts
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from ..models import hosts
 
 Method = Literal["zero", "mean", "resample", "project"]
-"""What takes the value's place."""
+"""The replacement of the value."""
 Over = Literal["position", "tokens"]
-"""Which values of the reference prompts count."""
+"""The values of the reference prompts that count."""
 
 
 @takes_options
@@ -55,7 +55,7 @@ def ablate(
         model: The target, an nnsight model or a `TransformerBridge`.
         nla: Its NLA.
         prompt: The prompt (a string, token ids or chat messages).
-        method: What takes the value's place.
+        method: The replacement of the value.
         reference: For ``"mean"`` and ``"resample"``: prompts.
         over: Which of the reference's values replace the value at position p: ``"position"``,
             those at p (the prompts have to be as long as `prompt`); ``"tokens"``, those at every

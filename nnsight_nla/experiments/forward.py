@@ -3,7 +3,7 @@
 An intervention writes at a *site* of a block:
 
 * ``residual``: the output of block L, ``[batch, seq, d_model]``.
-* ``attention``: the output of the attention's last projection, which is what it adds.
+* ``attention``: the output of the attention's last projection, which is added to the residual.
 * ``mlp``: the output of the block's MLP.
 * ``head``: head H's slice of that projection's *input*, ``[batch, seq, head_dim]``, where the
   configuration's heads tile it; what the head adds is this slice through its part of the matrix.
@@ -141,7 +141,7 @@ class Target:
         Args:
             ids: The rows, equally long.
             measure: Says which logits are needed.
-            edits: What is written.
+            edits: The writes.
             action: The same for all of the edits.
             collect: Sites whose values at every position of the first row are kept.
             read: (row, position) of the residuals at block K to read, after the edits there.

@@ -4,8 +4,8 @@
     place, width = model.place("mlp", 3)
     model.forward(rows, [("read", place, "output", 0, width, where, positions, None)], None)
 
-A *place* is what that kind of model reads and writes by: an envoy or a hook point. They lie on the
-same modules, so a sweep has the same numbers and texts on both:
+A *place* is the handle that such a model is read and written by: an envoy or a hook point. They lie
+on the same modules, so a sweep has the same numbers and texts on both:
 
 =========== ========================================= ==============================
 site        module of an nnsight model                hook point of a bridge
@@ -16,7 +16,7 @@ mlp         the MLP                                   ``blocks.L.mlp.hook_out``
 head        the input of the attention's projection   ``blocks.L.attn.o.hook_in``
 =========== ========================================= ==============================
 
-Modules are found by structure, so one class serves Qwen, Llama, GPT-2 and what is built like them.
+Modules are found by structure, so one class serves Qwen, Llama, GPT-2 and models built like them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activation patching: values of the clean run in the corrupt one, and what the state becomes.
+"""Activation patching: write values of the clean run into the corrupt run, cell by cell.
 
     sweep = patch(model, nla, "People in Paris speak", "People in Rome speak",
                   layers="all", positions="all", metric=logit_difference(" French", " Italian"))

@@ -2,7 +2,7 @@
 
 `patch`, `ablate` and `steer` take the same `Options` by keyword, in addition to their own. `Setup`
 checks them against the model and the prompt that is intervened on, and runs prompts without an
-intervention; its `Setup.plan` says what is written where, for `grid` to work off.
+intervention; its `Setup.plan` lists the writes, for `grid` to run.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Untouched:
     prompt: hosts.Positions
     """Its ids and tokens."""
     found: Found
-    """What it gave."""
+    """Its results."""
     at: Mapping[int, int]
     """The explained positions of the prompt that is intervened on, to those in this prompt."""
 
@@ -153,7 +153,7 @@ class Setup:
             model: The target.
             nla: Its NLA.
             prompt: The prompt that is intervened on.
-            options: What the user passed by keyword.
+            options: The keyword arguments that the user passed.
 
         Raises:
             TypeError: An option is not known, or a required one is missing.

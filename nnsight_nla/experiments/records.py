@@ -112,7 +112,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Header:
-    """The call that made a sweep: what has to be the same for the sweep to be resumed."""
+    """The call that made a sweep; it has to be the same for the sweep to be resumed."""
 
     experiment: str
     """``patch``, ``ablate`` or ``steer``."""
@@ -174,7 +174,7 @@ class Said:
 
 
 NOT_EXPLAINED = Said(error="was not explained; give the NLA: from_parquet(path, nla=nla)")
-"""Stands for a vector that no verbalizer has seen yet."""
+"""A vector that no verbalizer has seen yet."""
 
 
 class Texts:
