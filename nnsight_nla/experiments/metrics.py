@@ -1,8 +1,8 @@
 """Metrics: one number per run, from the logits at the last position.
 
 An answer is one token of the model's tokenizer, written as the tokenizer has it: in most
-vocabularies a word in running text starts with its space, ``" French"``. An answer of several tokens
-is refused, and the message names the pieces::
+vocabularies a word in running text starts with its space, ``" French"``. An answer of several
+tokens is refused, and the message names the pieces::
 
     logit_difference(" French", " Italian")     # in logits; positive: the first is preferred
     probability(" French")                      # 0 to 1
