@@ -22,7 +22,7 @@ from torch import Tensor
 
 def perform(steps: list[Any]) -> list[Tensor]:
     """Perform the steps; return what the ``"read"`` ones found, each ``[n, width]``."""
-    found: list[Tensor] = []
+    found = []
     for action, envoy, where, start, stop, rows, positions, vectors in steps:
         value = envoy.input if where == "input" else envoy.output
         tensor = value[0] if isinstance(value, tuple) else value
