@@ -4,6 +4,8 @@ Every error raised on what a user passed is an `NLAError`, so one ``except`` cat
 message says what arrived, what was expected and what to type next.
 """
 
+from typing import Any
+
 
 class NLAError(Exception):
     """The root of every error that nnsight_nla raises on purpose."""
@@ -23,6 +25,13 @@ class VerbalizationError(NLAError):
 
 class ReconstructionError(NLAError):
     """A text cannot be turned back into a vector, or not be held against one."""
+
+
+class ExperimentError(NLAError):
+    """An experiment does not fit its arguments, or it stopped before its last cell."""
+
+    partial: Any = None
+    """The `Sweep` with the finished cells, where it stopped before the last one."""
 
 
 class HostError(NLAError):

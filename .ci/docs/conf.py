@@ -12,6 +12,7 @@ from docutils import nodes
 from sphinx.util import logging
 
 import nnsight_nla
+from nnsight_nla.experiments import ablate, patch, steer
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ toc_object_entries_show_parents = "hide"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# Which reads defaults in the source; these have options there (`takes_options`) that it cannot see.
+for experiment in (ablate, patch, steer):
+    experiment.__wrapped__ = len
 autoclass_content = "both"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

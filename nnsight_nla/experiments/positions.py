@@ -1,9 +1,9 @@
-"""Which token of one prompt stands for which token of another.
+"""Check ``positions=`` and ``explain_at=``, and align two prompts token by token.
 
-Two prompts that differ in one place share what comes before it and what comes after. Positions of
-the shared parts have a counterpart in the other prompt; so do those between, where both prompts
-have equally many tokens there. Where they have not, nobody can say which token stands for which,
-and such a position is refused by name.
+Two prompts that differ in one place share the tokens before it and after it. A position in the
+shared parts has a counterpart in the other prompt; so does one between them, where both prompts
+have equally many tokens there. Where they do not, no token corresponds to another, and such a
+position is refused by name.
 
 >>> align([1, 2, 3, 4], [1, 9, 3, 4]).source
 {0: 0, 1: 1, 2: 2, 3: 3}
@@ -17,11 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import ExperimentError
+from ..errors import ExperimentError
+from .records import Explained
 
 Positions = int | Sequence[int | tuple[int, int]] | Literal["all", "aligned"]
 """``positions=``: a position of the prompt that is intervened on (negative: from the end), a list
 of them, ``"all"``, or ``"aligned"``; where two prompts are unequal, also (clean, corrupt) pairs."""
+
+ExplainAt = int | str | list[int | str]
+"""``explain_at=``: a position, ``"patched"`` (each cell's own), or a list of these."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Alignment:
     """The counterpart of each position of the corrupt prompt in the clean one."""
 
     source: dict[int, int]
-    """Corrupt position to clean position; those without a counterpart are left out."""
+    """Corrupt position to clean position, for those that have a counterpart."""
     clean: range
     """The positions of the clean prompt that have no counterpart."""
     corrupt: range
@@ -57,19 +61,19 @@ def align(clean: Sequence[int], corrupt: Sequence[int]) -> Alignment:
 def pairs(
     positions: Any, clean: Sequence[str], corrupt: Sequence[str], alignment: Alignment
 ) -> list[tuple[int, int]]:
-    """The (clean, corrupt) positions to patch, in order, each once.
+    """Return the (clean, corrupt) positions to patch, in order, each once.
 
     Args:
         positions: As `Positions`.
         clean: The tokens of the clean prompt.
         corrupt: The tokens of the corrupt prompt.
-        alignment: Of the two.
+        alignment: The alignment of the two.
 
     Raises:
         ExperimentError: A position is out of range, or has no counterpart.
     """
     if positions == "aligned":
-        return [(source, place) for place, source in sorted(alignment.source.items())]
+        return [(source, position) for position, source in sorted(alignment.source.items())]
     chosen = listed(positions, len(corrupt), also=("aligned",), pairs=True)
     found: dict[tuple[int, int], None] = {}
     for each in chosen:
@@ -85,7 +89,7 @@ def pairs(
 def listed(
     positions: Any, length: int, *, also: tuple[str, ...] = (), pairs: bool = False
 ) -> list[Any]:
-    """``positions=`` as a list of positions counted from the left, each once.
+    """Return ``positions=`` as a list of positions counted from the left, each once.
 
     Raises:
         ExperimentError: It is something else, empty, or out of range.
@@ -112,14 +116,14 @@ def listed(
 
 
 def index(position: Any, length: int) -> int:
-    """A position counted from the left.
+    """Return a position counted from the left.
 
     Raises:
-        ExperimentError: It is no whole number, or out of range.
+        ExperimentError: It is not a whole number, or out of range.
     """
     if isinstance(position, bool) or not isinstance(position, int):
         raise ExperimentError(
-            f"{position!r} is no position: give whole numbers, negative ones from the end."
+            f"{position!r} is not a position: give whole numbers, negative ones from the end."
         )
     if not -length <= position < length:
         raise ExperimentError(
@@ -129,14 +133,35 @@ def index(position: Any, length: int) -> int:
     return position % length
 
 
+def explained(explain_at: Any, length: int) -> Explained:
+    """Check ``explain_at=``.
+
+    Args:
+        explain_at: A position, ``"patched"``, or a list of these.
+        length: The number of tokens of the prompt that is intervened on.
+
+    Raises:
+        ExperimentError: It is something else, or out of range.
+    """
+    given: list[Any] = list(explain_at) if isinstance(explain_at, list | tuple) else [explain_at]
+    strange = [each for each in given if isinstance(each, str) and each != "patched"]
+    if strange or not given:
+        raise ExperimentError(
+            f'explain_at={explain_at!r}: expected a position (-1 is the last), "patched" (each '
+            "cell's own position), or a list of these."
+        )
+    fixed = [each for each in given if each != "patched"]
+    return Explained(tuple(listed(fixed, length)) if fixed else (), "patched" in given)
+
+
 def _unaligned(
-    place: int, clean: Sequence[str], corrupt: Sequence[str], alignment: Alignment
+    position: int, clean: Sequence[str], corrupt: Sequence[str], alignment: Alignment
 ) -> str:
     ours = [clean[i] for i in alignment.clean]
     theirs = [corrupt[i] for i in alignment.corrupt]
     return (
-        f"Position {place} ({corrupt[place]!r}) has no counterpart: the clean prompt has {ours} "
-        f"where the corrupt one has {theirs}, so nobody can say which token stands for which. "
+        f"Position {position} ({corrupt[position]!r}) has no counterpart: the clean prompt has "
+        f"{ours} where the corrupt one has {theirs}, and no token of these corresponds to another. "
         f'Write positions="aligned" for the {len(alignment.source)} shared ones, or pair them '
         f"yourself: positions=[(clean, corrupt), ...] such as ({alignment.clean.stop - 1}, "
         f"{alignment.corrupt.stop - 1})."

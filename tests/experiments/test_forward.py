@@ -1,129 +1,22 @@
-"""Where an experiment writes and what it reaches: alignment, sites, cells, one forward pass."""
+"""Sites, and one forward pass in which every row has its own intervention."""
 
 import pytest
 import torch
 from nnsight import TransformersModel
 
 from nnsight_nla import InjectionError, NLAError
-from nnsight_nla.experiments.alignment import align, listed, pairs
-from nnsight_nla.experiments.forward import Edit, Target
+from nnsight_nla.experiments.forward import Edit, Target, find_sites
 from nnsight_nla.experiments.metrics import bind
-from nnsight_nla.experiments.model_interface import host_of
-from nnsight_nla.experiments.reachability import Cell, explained, reach
-from nnsight_nla.experiments.sites import find
+from nnsight_nla.experiments.model_interface import interface_of
+from nnsight_nla.experiments.records import reach
 from tests.models.test_hosts import build, tokenizer
 
 K = 2
-PARIS, YORK = ("People", " in", " Paris", " speak"), ("People", " in", " New", " York", " speak")
 
 
-class TestAlignment:
-    def test_prompts_of_one_length_align_position_by_position(self):
-        assert align([1, 2, 3], [4, 5, 6]).source == {0: 0, 1: 1, 2: 2}
-
-    @pytest.mark.parametrize(
-        ("clean", "corrupt", "source"),
-        [
-            ([1, 2, 3, 4], [1, 2, 8, 9, 4], {0: 0, 1: 1, 4: 3}),
-            ([1, 2, 8, 9, 4], [1, 2, 3, 4], {0: 0, 1: 1, 3: 4}),
-            ([1, 2], [1, 1, 2], {0: 0, 2: 1}),
-            ([5, 1, 2], [1, 2], {0: 1, 1: 2}),
-            ([1, 2], [1, 2, 3], {0: 0, 1: 1}),
-            ([1], [2, 3], {}),
-            ([7, 7, 7], [7, 7], {0: 0, 1: 1}),
-        ],
-    )
-    def test_unequal_prompts_align_at_both_ends(self, clean, corrupt, source):
-        found = align(clean, corrupt)
-        assert found.source == source
-        assert all(clean[a] == corrupt[b] for b, a in source.items())
-        assert len(set(source.values())) == len(source)
-        assert len(found.clean) + len(source) == len(clean)
-        assert len(found.corrupt) + len(source) == len(corrupt)
-
-    def test_a_position_without_a_counterpart_is_refused_by_name(self):
-        alignment = align([0, 1, 2, 3], [0, 1, 4, 5, 3])
-        with pytest.raises(NLAError) as caught:
-            pairs("all", PARIS, YORK, alignment)
-        message = str(caught.value)
-        assert "Position 2 (' New') has no counterpart" in message
-        assert "[' Paris'] where the corrupt one has [' New', ' York']" in message
-        assert 'positions="aligned"' in message
-        assert "(2, 3)" in message
-
-    def test_what_to_type_next_works(self):
-        alignment = align([0, 1, 2, 3], [0, 1, 4, 5, 3])
-        assert pairs("aligned", PARIS, YORK, alignment) == [(0, 0), (1, 1), (3, 4)]
-        assert pairs([(2, 3), -1], PARIS, YORK, alignment) == [(2, 3), (3, 4)]
-        assert pairs([(-2, -2)], PARIS, YORK, alignment) == [(2, 3)]
-        assert pairs([0, -5, 0], PARIS, YORK, alignment) == [(0, 0)]
-
-    @pytest.mark.parametrize("bad", [5, -6, [0, 9], "every", [], None, 1.5, [True], [(0, 9)]])
-    def test_positions_that_do_not_fit(self, bad):
-        alignment = align([0, 1, 2, 3], [0, 1, 2, 3, 3])
-        with pytest.raises(NLAError, match=r"positions 0 to|Expected a position|is no position"):
-            pairs(bad, PARIS, YORK, alignment)
-
-    def test_listed(self):
-        assert listed("all", 3) == [0, 1, 2]
-        assert listed(range(2), 3) == [0, 1]
-        with pytest.raises(NLAError, match="is no position"):
-            listed([(0, 1)], 3)
-
-
-class TestReach:
-    def test_every_place_around_the_explained_one(self):
-        grid = {
-            (layer, position): reach(layer, position, K, 1)
-            for layer in range(4)
-            for position in range(3)
-        }
-        assert {place for place, word in grid.items() if word == "reaches"} == {
-            (0, 0), (0, 1), (1, 0), (1, 1), (2, 1),
-        }  # fmt: skip
-        assert {place for place, word in grid.items() if word.startswith("downstream")} == {
-            (3, 0), (3, 1), (3, 2),
-        }  # fmt: skip
-        assert grid[2, 0] == grid[2, 2] == "beside the explained position"
-        assert grid[0, 2] == grid[1, 2] == "after the explained position"
-
-    def test_everywhere_at_once(self):
-        assert reach(K, None, K, 0) == "reaches"
-        assert reach(K + 1, None, K, 0) == "downstream of the verbalized layer"
-
-    @pytest.mark.parametrize("site", ["residual", "attention", "mlp", "head"])
-    def test_the_map_is_the_models_own(self, pair, site):
-        """Writing noise somewhere changes the residual at (K, q) exactly where `reach` says so."""
-        model, nla = pair
-        target = Target.of(model, nla, remote=False)
-        ids = target.tokens("People in Paris speak").ids
-        measure = bind(lambda logits: logits[:, 0], model.tokenizer)
-        asked, length = 2, len(ids)
-        clean = target.run([ids] * 1, measure, read=[(0, asked)]).residuals[0]
-        for each in find(model, site, "all", None if site != "head" else [1]):
-            rows = [ids] * length
-            noise = torch.randn(each.width, generator=torch.Generator().manual_seed(0)) * 5
-            edits = [Edit(row, row, each, noise) for row in range(length)]
-            read = [(row, asked) for row in range(length)]
-            found = target.run(rows, measure, edits=edits, read=read).residuals
-            for position in range(length):
-                moved = (found[position] - clean).abs().max() > 1e-3
-                said = reach(each.layer, position, target.k, asked) == "reaches"
-                assert bool(moved) == said, (site, each.layer, position)
-
-
-class TestExplained:
-    def test_what_may_be_asked_for(self):
-        cell = Cell("residual", 0, None, 1)
-        assert explained(-1, 4).of(cell) == [3]
-        assert explained("patched", 4).of(cell) == [1]
-        assert explained(["patched", 3, -1], 4).of(cell) == [3, 1]
-        assert explained("patched", 4).of(Cell("residual", 0, None, None)) == []
-
-    @pytest.mark.parametrize("bad", ["last", [], 4, -5, None, ["patched", "x"], 1.0])
-    def test_what_may_not(self, bad):
-        with pytest.raises(NLAError, match=r"explain_at=|positions 0 to 3|is no position"):
-            explained(bad, 4)
+def find(model, *which):
+    """The sites in order."""
+    return list(find_sites(interface_of(model), *which).values())
 
 
 FAMILIES = ("qwen3", "llama", "gemma3", "gpt2")
@@ -145,6 +38,27 @@ def host(request):
             if parameter.ndim > 1:
                 parameter.mul_(8)
     return request.param, plain, TransformersModel(plain, tokenizer=tokenizer())
+
+
+@pytest.mark.parametrize("site", ["residual", "attention", "mlp", "head"])
+def test_what_an_edit_reaches_is_what_reach_says(pair, site):
+    """Writing noise somewhere changes the residual at (K, q) exactly where `reach` says so."""
+    model, nla = pair
+    target = Target.of(model, nla, remote=False)
+    ids = target.model.positions("People in Paris speak").ids
+    measure = bind(lambda logits: logits[:, 0], model.tokenizer)
+    asked, length = 2, len(ids)
+    clean = target.run([ids] * 1, measure, read=[(0, asked)]).residuals[0]
+    for each in find(model, site, "all", None if site != "head" else [1]):
+        rows = [ids] * length
+        noise = torch.randn(each.width, generator=torch.Generator().manual_seed(0)) * 5
+        edits = [Edit(row, row, each, noise) for row in range(length)]
+        read = [(row, asked) for row in range(length)]
+        found = target.run(rows, measure, edits=edits, read=read).residuals
+        for position in range(length):
+            moved = (found[position] - clean).abs().max() > 1e-3
+            said = reach(each.layer, position, target.k, asked) == "reaches"
+            assert bool(moved) == said, (site, each.layer, position)
 
 
 class TestSites:
@@ -169,7 +83,7 @@ class TestSites:
         family, plain, model = host
         torch.manual_seed(1)
         ids = [4, 5, 6, 7, 8]
-        target = Target(host_of(model), find(model, "residual", K)[0].envoy, K)
+        target = Target(interface_of(model), find(model, "residual", K)[0].envoy, K)
         places = [(layer, position) for layer in range(4) for position in (0, 2, 4)]
         where = {layer: find(model, site, layer)[-1] for layer in range(4)}
         vectors = torch.randn(len(places), where[0].width)

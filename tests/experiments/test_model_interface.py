@@ -9,10 +9,9 @@ from nnsight import TransformersModel
 
 from nnsight_nla import InjectionError, NLAError, tiny
 from nnsight_nla.experiments import ablate, kl, logit_difference, patch, probability, steer
-from nnsight_nla.experiments.forward import Edit, Target
+from nnsight_nla.experiments.forward import Edit, Target, find_sites
 from nnsight_nla.experiments.metrics import bind
-from nnsight_nla.experiments.model_interface import host_of
-from nnsight_nla.experiments.sites import find
+from nnsight_nla.experiments.model_interface import interface_of
 from tests.models.test_bridge import boot
 from tests.models.test_hosts import build, tokenizer
 
@@ -40,6 +39,11 @@ def same(ours, theirs):
                 assert row[name] == pytest.approx(value, abs=1e-3, rel=1e-4), name
             else:
                 assert row[name] == value, name
+
+
+def find(model, *which):
+    """The sites in order."""
+    return list(find_sites(interface_of(model), *which).values())
 
 
 def hooks(bridge):
@@ -127,7 +131,7 @@ def test_a_batch_of_edits_is_the_nnsight_paths_in_every_architecture(family, sit
             for row, (layer, position) in enumerate(places)
         ]
         found.append(
-            Target(host_of(each), find(each, "residual", K)[0].envoy, K).run(
+            Target(interface_of(each), find(each, "residual", K)[0].envoy, K).run(
                 [[4, 5, 6, 7, 8]] * len(places),
                 bind(lambda logits: logits[:, 0], words),
                 edits=edits,
