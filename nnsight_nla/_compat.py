@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 TRANSIENT = ("evicted", "Service temporarily unavailable", "Failed to send request")
 """What nnsight's `RemoteError` says of a failure that passes; the text is all that there is."""
-FROM_ACCELERATE = "_hf_hook"
-"""Where accelerate keeps its hook on a module that it moves between devices."""
 NOT_COPIED = frozenset(
     ("forward", "_old_forward", "__nnsight__", "peft_config", "_hf_peft_config_loaded")
 )

@@ -21,7 +21,6 @@ Modules are found by structure, so one class serves Qwen, Llama, GPT-2 and model
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -153,7 +152,7 @@ class EnvoyInterface:
             names = [name for name in _children(envoy) if name in _PROJECTIONS]
             if len(names) == 1:
                 envoy = getattr(envoy, names[0])
-                return envoy, self.width if site == "attention" else _inputs(envoy._module)
+                return envoy, self.width if site == "attention" else _inputs(hosts.module_of(envoy))
         raise self._missing(block, layer, "attention with one output projection")
 
     def forward(
@@ -165,7 +164,7 @@ class EnvoyInterface:
             HostError: The host stayed away, or the request failed there.
         """
         model, listed = self._model, list(steps)
-        options = _last_logits(model._module)
+        options: dict[str, Any] = {**hosts.only_last(model)}
         if not self._remote:
             return _trace(model, rows, listed, columns, options)
         options["remote"] = True
@@ -241,7 +240,7 @@ class BridgeInterface:
             return passing.output.reshape(value.shape) if passing.written else None
 
         options: dict[str, Any] = {"return_type": "logits", "prepend_bos": False}
-        options |= _last_logits(model.original_model)
+        options |= hosts.only_last(model.original_model)
         hooks: list[Any] = [(name, hook) for name in at]
         with torch.no_grad():
             device = model.cfg.device
@@ -283,14 +282,8 @@ def _trace(
     return list(values), last, top
 
 
-def _last_logits(module: Any) -> dict[str, Any]:
-    """Return the keyword that asks for the last position's logits only, where there is one."""
-    known = "logits_to_keep" in inspect.signature(module.forward).parameters
-    return {"logits_to_keep": 1} if known else {}
-
-
 def _children(envoy: Any) -> dict[str, nn.Module]:
-    return dict(envoy._module.named_children())
+    return dict(hosts.module_of(envoy).named_children())
 
 
 def _inputs(module: nn.Module) -> int | None:

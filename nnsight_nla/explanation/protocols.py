@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
     from torch import Tensor
-    from transformer_lens.model_bridge import TransformerBridge
 
     from ..checkpoint.checkpoint import Checkpoint
     from ..checkpoint.prompt import Prompt
@@ -22,10 +21,8 @@ if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..models.hosts import Positions
     from ..models.runtime import Runtime
+    from ..models.target import Target
     from .handle import Explanation
-
-    Target = TransformersModel | TransformerBridge
-    """A model whose residuals are read: an nnsight model or a TransformerLens bridge."""
 
 
 class Explains(Protocol):

@@ -14,6 +14,7 @@ the residual of a *pad* token. `positions` says which are real::
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -145,6 +146,12 @@ def text_config(model: TransformersModel) -> Any:
 def describe(model: TransformersModel) -> str:
     """The name a person would know `model` by."""
     return str(getattr(model, "repo_id", None) or type(module_of(model)).__name__)
+
+
+def only_last(model: TransformersModel) -> dict[str, int]:
+    """Return the option that computes the logits of the last token only, where it is known."""
+    known = "logits_to_keep" in inspect.signature(module_of(model).forward).parameters
+    return {"logits_to_keep": 1} if known else {}
 
 
 def dtype_of(model: TransformersModel) -> torch.dtype:

@@ -17,10 +17,11 @@ from ..errors import InjectionError
 from . import bridge, hosts
 
 if TYPE_CHECKING:
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
     Target = TransformersModel | TransformerBridge
+    """A model whose residuals are read."""
 
 
 def kind(model: Target) -> ModuleType:

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import NLAError
 from ..models import bridge, hosts
+from ..models import target as targets
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def read(
         _record(position, token, part, explained.get(position))
         for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
     )
-    target = bridge.describe(model) if bridge.is_bridge(model) else hosts.describe(model)
+    target = targets.describe(model)
     verbalizer = hosts.describe(nla.av)
     return Reading(records, _name(target), _name(verbalizer), nla.checkpoint.layer)
 
@@ -201,7 +202,7 @@ def _record(position: int, token: str, part: str, explained: dict[str, Any] | No
         token,
         part,
         explanation=explained["text"],
-        norm=float(explained["norm"]),
+        norm=explained["norm"],
         **{name: label.get(name) for name in ("cosine", "fve", "grade")},
         trust=label.get("line"),
         warnings=tuple(explained["warnings"]),

@@ -12,7 +12,6 @@ marker, at the injection site's output, in the prefill (a plain read inside nnsi
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -249,7 +248,7 @@ class Verbalizer:
         sites = self.prompt.sites
         injection, site, start = self.checkpoint.injection, self.site, sites[0]
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
-        options = {"use_cache": True, **_only_last(model)}
+        options = {"use_cache": True, **hosts.only_last(self.av)}
         cache = DynamicCache(config=hosts.text_config(self.av))
         with torch.no_grad():
             if start:
@@ -276,7 +275,7 @@ class Verbalizer:
         sites = [each - start for each in self.prompt.sites]
         prefix, vectors = ids[:, :start].clone(), vectors.clone()
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
-        options = {"use_cache": True, **_only_last(hosts.module_of(av))}
+        options = {"use_cache": True, **hosts.only_last(av)}
         cache = DynamicCache(config=hosts.text_config(av))
         length = ids.shape[1]
         with av.trace(rest, past_key_values=cache, **options, remote=True):
@@ -402,9 +401,3 @@ def _different(vectors: Tensor, given: Tensor) -> list[int]:
             zip(vectors.detach().float().cpu(), given.tolist(), strict=True)
         )
     ]
-
-
-def _only_last(model: Any) -> dict[str, int]:
-    """The option that spares a prefill the logits of all tokens but the last, where it is known."""
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if known else {}
