@@ -26,12 +26,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.prompt import Prompt
-from .core.arguments import batch_rows, check_sampling, check_vectors, count_samples, flat_texts
 from .core.baseline import Baseline
 from .core.injection import Injection
 from .core.sampling import Sampling
 from .errors import CheckpointError, InjectionError, NLAWarning, ReconstructionError
 from .evaluation import controls as _controls
+from .explanation.arguments import (
+    batch_rows,
+    check_sampling,
+    check_vectors,
+    count_samples,
+    flat_texts,
+)
 from .explanation.handle import Explanation, captured_rows, nested, provenance
 from .explanation.records import Capture
 from .models import hosts
