@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
-from ..checkpoint.prompt import snippets
+from ..checkpoint.reply import snippets
 from ..core.similarity import cosine
 from ..errors import ReconstructionError
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, Checkpoint
-from ..checkpoint.prompt import CLOSE, OPEN
+from ..checkpoint.reply import CLOSE, OPEN
 from ..errors import CheckpointError, HostError, ReconstructionError
 from ..models import hosts
 from ..models.memory import Places, load_weights
