@@ -40,12 +40,12 @@ class Prompt:
 
     @property
     def sites(self) -> tuple[int, ...]:
-        """Return all positions that the vector is written at, in ascending order."""
+        """All positions that the vector is written at, in ascending order."""
         return (self.marker_position, *self.more_positions)
 
     @property
     def hash(self) -> str:
-        """Return the SHA-256 of the token ids, in hex."""
+        """The SHA-256 of the token ids, in hex."""
         return hashlib.sha256(" ".join(map(str, self.ids)).encode()).hexdigest()
 
     @staticmethod
@@ -73,9 +73,8 @@ class Prompt:
                 "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
                 f"put the number in place of {DEPTH_SLOT}."
             )
-        options: dict[str, Any] = {}
-        if checkpoint.thinking is not None:
-            options["enable_thinking"] = checkpoint.thinking
+        thinking = checkpoint.thinking
+        options = {} if thinking is None else {"enable_thinking": thinking}
         try:
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -134,8 +133,7 @@ def _miscounted(ids: tuple[int, ...], checkpoint: Checkpoint, found: int, slots:
     return (
         f"Expected exactly {slots} x {checkpoint.marker!r} ({checkpoint.marker_id}) between "
         f"{_any(checkpoint.left_id)} and {_any(checkpoint.right_id)} in the verbalizer's prompt, "
-        f"found {found}. "
-        f"Neighbours of the marker in the prompt: {neighbours or 'none'}. "
+        f"found {found}. Neighbours of the marker in the prompt: {neighbours or 'none'}. "
         "Use the tokenizer and template that ship with the checkpoint."
     )
 

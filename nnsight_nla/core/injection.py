@@ -121,8 +121,7 @@ def scaled_replacement(
 
 def unit(vectors: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """Scale each vector to the L2 norm 1, in float32; a zero vector stays zero."""
-    # Divide by the largest entry first: in float32 the squares of 1e20 overflow, those of 1e-25
-    # become zero.
+    # Divide by the largest entry first: float32 squares of 1e20 overflow, those of 1e-25 vanish.
     least = torch.finfo(torch.float32).tiny
     wide = vectors.float()
     wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(least)
@@ -202,9 +201,7 @@ def unusable(vectors: Float[Tensor, "rows d_model"]) -> dict[int, str]:
     Returns:
         Row number to reason; empty if every row can be written.
     """
-    vectors = (
-        vectors.float()
-    )  # The dtype they are written in; its range is smaller than that of float64.
+    vectors = vectors.float()  # As they are written: float64 has a larger range.
     finite = torch.isfinite(vectors).all(dim=-1).cpu()
     nonzero = (vectors != 0).any(dim=-1).cpu()
     reasons: dict[int, str] = {}

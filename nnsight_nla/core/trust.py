@@ -60,7 +60,7 @@ class Trust:
 
     @property
     def line(self) -> str:
-        """Return the label in one line."""
+        """The label in one line."""
         if self.cosine is None:
             return f"trust: {self.grade} ({self.reason})"
         parts = [f"cosine {self.cosine:.2f}"]
