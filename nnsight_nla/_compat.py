@@ -156,6 +156,13 @@ def commit_hash(module: nn.Module) -> str | None:
     return getattr(getattr(module, "config", None), "_commit_hash", None)
 
 
+def known_absent(repository: str, name: str) -> bool:
+    """Return whether the local Hub cache has noted that a repository lacks a file."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(repository, name) is _CACHED_NO_EXIST
+
+
 def data_set_fingerprint(held: Any) -> str:
     """Return the fingerprint that `datasets` keeps of a data set that was saved to disk."""
     return held._fingerprint

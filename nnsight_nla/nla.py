@@ -23,13 +23,13 @@ from torch import Tensor
 
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
-from .core.arguments import batch_rows, check_sampling, check_vectors, flat_texts
 from .core.baseline import Baseline
 from .core.injection import Injection
 from .core.nesting import nested
 from .core.sampling import Sampling
 from .errors import CheckpointError, NLAWarning, ReconstructionError
 from .evaluation import controls as _controls
+from .explanation.arguments import batch_rows, check_sampling, check_vectors, flat_texts
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation
 from .explanation.records import Capture

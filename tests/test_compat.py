@@ -32,7 +32,7 @@ class TestNnsight:
         assert not _compat.interleaving(target)
         with target.trace(PROMPT):
             running = nnsight.save([_compat.interleaving(target)])
-        assert running == [True], "Envoy.interleaver.interleaving is gone: a running trace is not seen"
+        assert running == [True], "Envoy.interleaver.interleaving is gone"
 
     def test_has_edits(self, target):
         assert not _compat.has_edits(target)
@@ -170,3 +170,16 @@ def test_accelerate_replaces_forward():
     layer = nn.Linear(2, 2)
     add_hook_to_module(layer, ModelHook())
     assert {"forward", "_old_forward"} <= vars(layer).keys() & _compat.NOT_COPIED
+
+
+def test_the_hub_cache_notes_a_file_that_a_repository_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert not _compat.known_absent("you/model", "nla_meta.yaml")
+    home = tmp_path / "models--you--model"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("abc")
+    (home / "snapshots" / "abc").mkdir(parents=True)
+    (home / ".no_exist" / "abc").mkdir(parents=True)
+    (home / ".no_exist" / "abc" / "nla_meta.yaml").touch()
+    assert _compat.known_absent("you/model", "nla_meta.yaml"), "huggingface_hub 1.x"

@@ -135,15 +135,15 @@ SIDECARS = {
     ),
     "neighbour": (
         lambda s: s["tokens"].update(injection_left_neighbor_id=7),
-        "has 0 places where '㈎' .* stands between 7 and",
+        "Expected exactly 1 x '㈎' .* between 7 and .* found 0",
     ),
     "no slot": (
         lambda s: s["prompt_templates"].update(av="no marker here"),
-        r"has 0 times {injection_char}, expected at least one",
+        r"contains {injection_char} 0 times, expected at least once",
     ),
     "two slots": (
         lambda s: s["prompt_templates"].update(av="{injection_char} and {injection_char}"),
-        r"has 0 places where '㈎' .* expected exactly 2",
+        r"Expected exactly 2 x '㈎' .* found 0",
     ),
     "width": (
         lambda s: s.update(d_model=64),

@@ -182,7 +182,7 @@ def _ready_made(path: Path) -> Labeller:
 
 def _bare(text: str | None) -> str | None:
     """An explanation without its tags, as the column holds it."""
-    from ..checkpoint.prompt import OPEN, extract
+    from ..checkpoint.reply import OPEN, extract
 
     return extract(text)[0] if text and OPEN in text else text
 

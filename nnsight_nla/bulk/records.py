@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ..checkpoint.prompt import snippets
+from ..checkpoint.reply import snippets
 from ..core.similarity import cosine
 from ..errors import ReconstructionError
 from .residuals import Found

@@ -27,8 +27,9 @@ import nnsight
 import torch
 from torch import Tensor
 
-from ..checkpoint import sidecar
-from ..checkpoint.prompt import Prompt, proper
+from ..checkpoint import dialects, sidecar
+from ..checkpoint.prompt import Prompt
+from ..checkpoint.reply import proper
 from ..core.sampling import Sampling
 from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, ReconstructionError
@@ -308,7 +309,7 @@ def _own_layer(ar: str | Path) -> int | None:
         return None
     if file is None:
         return None
-    values, _ = sidecar.partial(sidecar.parse(file.read_bytes(), file), str(file))
+    values, _ = dialects.find_fields(sidecar.parse(file.read_bytes(), file), str(file))
     return values.get("layer")
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch import Tensor
 
 from .. import view
-from ..checkpoint.prompt import snippets
+from ..checkpoint.reply import snippets
 from ..core.nesting import nested
 from ..core.similarity import cosine
 from ..errors import ReconstructionError

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..core.arguments import check_vectors
 from ..errors import VerbalizationError
+from ..explanation.arguments import check_vectors
 from ..explanation.handle import Explanation
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.prompt import proper, wrap
+from ..checkpoint.reply import proper, wrap
 from ..core.baseline import Baseline
 from ..core.similarity import normalise
 from ..errors import NLAError

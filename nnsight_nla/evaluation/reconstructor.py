@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, Checkpoint
-from ..checkpoint.prompt import CLOSE, OPEN
+from ..checkpoint.reply import CLOSE, OPEN
 from ..errors import CheckpointError, ReconstructionError
 from ..models import hosts
 from ..models.reconstructor_files import is_partial

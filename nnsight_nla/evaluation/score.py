@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..core import similarity
-from ..core.arguments import check_vectors, flat_texts
 from ..core.baseline import Baseline
 from ..core.injection import unusable
 from ..errors import ReconstructionError
+from ..explanation.arguments import check_vectors, flat_texts
 from ..explanation.handle import Explanation
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def score(
         cosine[good] = similarity.cosine(reconstruct([str(texts[row]) for row in good]), flat)
     cosine = cosine.reshape(shape)
     mse = 2 * (1 - cosine)
-    fve = None if baseline is None else similarity.fve(mse, baseline.value)
+    fve = None if baseline is None else baseline.fve(mse)
     listed = tuple(indices[row] for row in sorted(reasons))
     return Score(cosine, mse, fve, baseline, failures, listed)
 

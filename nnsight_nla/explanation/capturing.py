@@ -8,9 +8,9 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import Tensor
 
-from ..core.arguments import check_sampling, count_samples
 from ..core.sampling import Sampling
 from ..errors import VerbalizationError
+from .arguments import check_sampling, count_samples
 from .records import Capture, Labels, Waiting
 
 

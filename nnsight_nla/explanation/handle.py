@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.prompt import snippets
+from ..checkpoint.reply import snippets
 from ..core.nesting import nested
 from ..core.trust import Trust
 from ..errors import NLAError, VerbalizationError

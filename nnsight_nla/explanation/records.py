@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..checkpoint.prompt import proper
+from ..checkpoint.reply import proper
 from ..core.sampling import Sampling
 from ..core.trust import Trust
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import sidecar
+from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, NLAWarning
 from . import hosts
@@ -244,7 +244,7 @@ def _own_sidecar(
     if file is None:
         return None, None, None
     tree = sidecar.parse(file.read_bytes(), file)
-    values, _ = sidecar.partial(tree, str(file))
+    values, _ = dialects.find_fields(tree, str(file))
     for name in ("layer", "d_model"):
         mine, other = values.get(name), getattr(checkpoint, name)
         if mine is not None and mine != other:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoint.checkpoint import AV_TEMPLATE, MARKER_SLOT
-from ..checkpoint.prompt import wrap
+from ..checkpoint.reply import wrap
 from ..training import INJECT, Row
 from .documents import Document, join, sample
 from .explanations import END, UNSURE, explain

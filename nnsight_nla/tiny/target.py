@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..checkpoint.prompt import wrap
+from ..checkpoint.reply import wrap
 from .documents import Document, join, sample
 from .explanations import UNSURE, explain
 from .facts import NEUTRAL, RELATIONS, SUBJECTS, TONES

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, MARKER_SLOT
-from ..checkpoint.prompt import wrap
+from ..checkpoint.reply import wrap
 from .documents import PUNCTUATION, Document, Word, sample
 from .explanations import explain
 from .facts import SUBJECTS

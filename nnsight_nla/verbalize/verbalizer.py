@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.prompt import CLOSE, Prompt, extract
+from ..checkpoint.prompt import Prompt
+from ..checkpoint.reply import CLOSE, extract
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine

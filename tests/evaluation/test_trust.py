@@ -1,4 +1,4 @@
-"""The trust label: its arithmetic, what it is measured on, where it shows, what it costs."""
+"""Trust labels: what they are measured on, where they show, what they cost."""
 
 import json
 import pickle
@@ -6,54 +6,11 @@ import pickle
 import pytest
 import torch
 
-from nnsight_nla import NLA, Baseline, CheckpointError, Sampling, Trust, tiny
-from nnsight_nla.core.trust import HIGH, MEDIUM, grade, margin
+from nnsight_nla import NLA, CheckpointError, Sampling, tiny
+from nnsight_nla.core.trust import grade
 from nnsight_nla.errors import HostError
 from nnsight_nla.evaluation import trust_labels
 from nnsight_nla.tiny.evaluate import FIGURES
-
-
-@pytest.mark.parametrize(
-    ("cosine", "controls", "expected"),
-    [
-        (1.0, (0.2, 0.1), 1.0),
-        (0.6, (0.2, 0.1), 0.5),
-        (0.6, (-0.5, None), 0.6),
-        (0.6, (), 0.6),
-        (0.99, (0.95, 0.98), 0.5),
-        (0.1, (0.5,), -0.8),
-        (1.0, (1.0,), 0.0),
-    ],
-)
-def test_margin(cosine, controls, expected):
-    assert margin(cosine, *controls) == pytest.approx(expected)
-
-
-def test_grades():
-    assert [grade(m) for m in (1.0, HIGH, HIGH - 1e-6, MEDIUM, MEDIUM - 1e-6, -2.0)] == [
-        "high",
-        "high",
-        "medium",
-        "medium",
-        "low",
-        "low",
-    ]
-    assert grade(0.99, agreement=0.4) == "low"
-    assert grade(0.3, agreement=0.99) == "low"
-
-
-def test_the_line():
-    label = Trust(
-        "high", 0.953, 0.9, Baseline(0.965, "x"), 0.1, None, 0.02, 0.95, 0.88, ("early", "quotes")
-    )
-    assert label.line == (
-        "trust: high (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, random 0.02; "
-        "samples agree 0.88; 2 warnings)"
-    )
-    alone = Trust("low", 0.1, None, None, None, 0.2, None)
-    assert alone.line == "trust: low (cosine 0.10; against null 0.20, no other vectors)"
-    assert Trust("none", None, reason="no tag").line == "trust: none (no tag)"
-    assert json.loads(json.dumps(label.to_dict()))["baseline"]["name"] == "x"
 
 
 def test_it_is_measured_as_it_says(nla, residuals):

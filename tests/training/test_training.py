@@ -331,7 +331,7 @@ def test_training_and_inference_give_the_same_logits(pair):
     """Both whole paths on the same row: the shipped verbalizer generates, training reads along."""
     from transformers import AutoModelForCausalLM
 
-    from nnsight_nla.checkpoint.prompt import wrap
+    from nnsight_nla.checkpoint.reply import wrap
     from nnsight_nla.tiny.examples import collect
     from nnsight_nla.tiny.facts import held_out_pairs
 

@@ -1,21 +1,27 @@
-"""What a caller may pass to an `NLA`, and the words in which anything else is refused."""
+"""Check what a caller passes to the methods of an `NLA`.
+
+Every check costs no synchronisation with the device. Whether the rows of a tensor can be written
+(zero, NaN, infinite) is checked later, by `core.injection.unusable`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from .. import _compat
+from ..core.numeric import is_int
+from ..core.sampling import Sampling
 from ..errors import InjectionError, ReconstructionError, VerbalizationError
-from .sampling import Sampling
 
 
 def check_vectors(vectors: object, d_model: int) -> None:
-    """Refuse what is no floating-point tensor of vectors with values; costs no synchronisation.
+    """Check that `vectors` is a floating-point tensor of width `d_model` with values.
 
     Raises:
-        InjectionError: `vectors` is of another type, dtype or width, or on the meta device.
+        InjectionError: `vectors` has another type, dtype or width, or is on the meta device.
     """
     expected = f"Expected a floating-point tensor of shape [..., {d_model}]"
     if not isinstance(vectors, Tensor):
@@ -33,17 +39,18 @@ def check_vectors(vectors: object, d_model: int) -> None:
             f"{expected}, got {list(vectors.shape)}. Read the residual of the model that the "
             "verbalizer was trained on: nla.layer(model).output."
         )
-    if vectors.device.type == "meta" and not isinstance(vectors, FakeTensor):
+    if vectors.device.type == "meta" and not _compat.is_fake(vectors):
         raise InjectionError(
-            f"{expected}, got one on the meta device, which has no values. Load the weights first."
+            f"{expected}, got a tensor on the meta device, which has no values. Load the weights "
+            "first."
         )
 
 
 def check_sampling(given: object) -> Sampling | None:
-    """Check a `Sampling`, or the lack of one.
+    """Check that `given` is a `Sampling` or ``None``, and return it.
 
     Raises:
-        VerbalizationError: It is something else.
+        VerbalizationError: It is neither.
     """
     if given is None or isinstance(given, Sampling):
         return given
@@ -53,12 +60,12 @@ def check_sampling(given: object) -> Sampling | None:
 
 
 def count_samples(samples: object, sampling: Sampling) -> int:
-    """Check how many texts a vector is to have.
+    """Check the number of texts per vector, and return it.
 
     Raises:
-        VerbalizationError: It is no number from 1, or above 1 where every text would be the same.
+        VerbalizationError: It is not a whole number from 1, or above 1 with greedy decoding.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+    if not is_int(samples, 1):
         raise VerbalizationError(f"samples={samples!r}: expected a whole number from 1.")
     if samples > 1 and sampling.greedy:
         raise VerbalizationError(
@@ -69,23 +76,23 @@ def count_samples(samples: object, sampling: Sampling) -> int:
 
 
 def batch_rows(given: object) -> int | None:
-    """The number of vectors in a batch; ``None`` where it is to be found.
+    """Check ``batch_size=`` and return it; ``None`` for ``"auto"``.
 
     Raises:
         VerbalizationError: It is neither ``"auto"`` nor a whole number from 1.
     """
     if given == "auto":
         return None
-    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+    if is_int(given, 1):
         return given
     raise VerbalizationError(f"batch_size={given!r}: expected 'auto' or a whole number from 1.")
 
 
-def flat_texts(text: Any) -> tuple[list[str], tuple[int, ...]]:
-    """A string or nested lists of them as one flat list, and the shape they had.
+def flat_texts(text: object) -> tuple[list[str], tuple[int, ...]]:
+    """Return a string, or nested lists of strings, as one flat list, and its shape.
 
     Raises:
-        ReconstructionError: It is something else, or ragged.
+        ReconstructionError: It is something else, or the lists are ragged.
     """
     if isinstance(text, str):
         return [text], ()
@@ -94,7 +101,7 @@ def flat_texts(text: Any) -> tuple[list[str], tuple[int, ...]]:
             f"Expected a string or nested lists of them, got {type(text).__name__}. For a handle, "
             "pass its text: nla.reconstruct(thought.text)."
         )
-    parts = [flat_texts(each) for each in text]
+    parts = [flat_texts(each) for each in cast("Sequence[object]", text)]
     shapes = {shape for _, shape in parts}
     if len(shapes) > 1:
         raise ReconstructionError(f"The nested lists of texts are ragged: {sorted(shapes)}.")
