@@ -94,7 +94,7 @@ def atomic_folder(
 
 def remove_leftovers(path: Path) -> None:
     """Delete temporary files of `path` that a killed process left; nothing else may be writing."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"):
         left.unlink(missing_ok=True)
 
 
