@@ -73,3 +73,12 @@ def test_a_lock_file_that_cannot_be_made_says_so(tmp_path):
     with pytest.raises(NLAError, match=r"lock cannot be written \(.+\)\. Try again\."):
         with locked(path, busy="busy", advice="Try again."):
             pytest.fail("it is not locked")
+
+
+def test_data_sets_need_no_fcntl():
+    script = (
+        "import sys, nnsight, torch, transformers\n"
+        "sys.modules['fcntl'] = None\n"  # As on Windows; what others import it for is theirs.
+        "import nnsight_nla.bulk\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
