@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -91,6 +91,19 @@ class Explains(Protocol):
         """Verbalize what is pending, or only these handles."""
         ...
 
+    @property
+    def spec(self) -> dict[str, Any] | None:
+        """What the NLA was made from, ``None`` where live models were passed."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """The number of texts per verbalizer batch."""
+        ...
+
+    @batch_size.setter
+    def batch_size(self, rows: int | Literal["auto"]) -> None: ...
+
 
 class Reconstructs(Protocol):
     """Something that turns texts back into vectors; an `NLA` with a reconstructor is one."""
@@ -107,6 +120,11 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:
         """Turn texts back into vectors of the texts' shape."""
+        ...
+
+    @property
+    def ar(self) -> TransformersModel:
+        """The reconstructor's nnsight model."""
         ...
 
 
