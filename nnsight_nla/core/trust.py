@@ -8,7 +8,7 @@ best of those and 1; where several samples were drawn, their agreement bounds it
 
 A grade is a threshold on the margin and no more. What a grade is worth on a given pair is an
 empirical question; on the embedded pair, whose truth is known, the answer is the reliability table
-of `nnsight_nla.tiny.evaluate`, and the thresholds were chosen on its training texts.
+in `nnsight_nla.tiny.figures()`, and the thresholds were chosen on its training texts.
 """
 
 from __future__ import annotations
