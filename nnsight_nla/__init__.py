@@ -67,12 +67,12 @@ __all__ = [
 
 # Imported when they are first named: most sessions use few of them, and an import should be quick.
 _LATER = {
-    "Claim": "claims",
-    "Claims": "claims",
-    "Comparison": "compare",
-    "Difference": "compare",
+    "Claim": "evaluation.claims",
+    "Claims": "evaluation.claims",
+    "Comparison": "evaluation.compare",
+    "Difference": "evaluation.compare",
     "Reading": "reading",
-    "Score": "score",
+    "Score": "evaluation.score",
     "Sweep": "experiments",
     "TokenReading": "reading",
     "experiments": "experiments",
