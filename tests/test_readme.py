@@ -1,4 +1,4 @@
-"""The README says what is so: its commands, its figures, its file tree, its runnable example."""
+"""What the README says is true: its commands, figures, file tree and runnable examples."""
 
 import re
 from pathlib import Path
