@@ -52,6 +52,7 @@ def measure(
     held_out = collect(model, sorted(held_out_pairs()), documents=documents, seed=900)
     thoughts = nla.explain(held_out.vectors)
     controls = nla.controls(len(held_out), like=held_out.vectors)
+    assert controls.shuffled is not None  # `like` was passed
     nla.resolve()  # all texts in full batches
     texts = list(thoughts.text)
     a_third = held_out[: len(held_out) // 3]
