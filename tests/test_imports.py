@@ -125,3 +125,8 @@ def test_importing_the_package_brings_nothing_heavy():
     ours, theirs = _modules_after("import nnsight_nla"), _modules_after("import nnsight")
     assert "nnsight_nla.nla" in ours
     assert [name for name in HEAVY if name in ours - theirs] == []
+
+
+def test_every_public_name_is_there():
+    for name in nnsight_nla.__all__:
+        assert getattr(nnsight_nla, name) is not None

@@ -46,7 +46,7 @@ def demo(
         f"{sum(slots)} of {6 * len(slots)} slots are right, on combinations of subject and tone "
         "that no training has seen. The state was put into this small target on purpose; outside "
         "its world of facts the pair confabulates. The measured accuracy and the controls: "
-        "python -m nnsight_nla.tiny.evaluate"
+        "nnsight_nla.tiny.figures()"
     )
 
 

@@ -12,7 +12,7 @@ several samples were drawn, their agreement bounds the grade::
 
 A grade is only a threshold on the margin. How reliable each grade is depends on the pair of models.
 The thresholds were chosen on the training texts of the tiny pair, whose true features are known;
-``reliability`` in ``tiny/figures.json`` has the reliability of each grade there.
+`nnsight_nla.tiny.figures()` has the reliability of each grade there.
 """
 
 from __future__ import annotations

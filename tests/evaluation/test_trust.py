@@ -10,7 +10,6 @@ from nnsight_nla import NLA, CheckpointError, Sampling, tiny
 from nnsight_nla.core.trust import grade
 from nnsight_nla.errors import HostError
 from nnsight_nla.evaluation import trust_labels
-from nnsight_nla.tiny.evaluate import FIGURES
 
 
 def test_it_is_measured_as_it_says(nla, residuals):
@@ -131,7 +130,7 @@ def test_it_is_measured_once_and_travels(nla, residuals, monkeypatch):
 
 
 def test_the_shipped_reliability_falls_from_grade_to_grade():
-    table = json.loads(FIGURES.read_text())["reliability"]
+    table = tiny.figures()["reliability"]
     for share in ("subject", "slots", "all"):
         assert table["high"][share] > table["medium"][share] > table["low"][share]
     assert all(table[name]["rows"] > 100 for name in ("high", "medium", "low"))

@@ -1,9 +1,9 @@
-"""The world's tokenizer: every word of the world is one token, and so is the marker.
+"""Step 1: train a tokenizer in which every word of the world is one token, and so is the marker.
 
-Byte-level BPE as in Qwen3, with Qwen's chat markup and Qwen's marker ``㈎``. It is trained on the
-world's texts, explanations and both prompts, so that all of these are as short as their words,
-and a document's words and its tokens are the same sequence: the truth at a word is the truth at a
-token.
+It is a byte-level BPE as in Qwen3, with Qwen's chat markup and Qwen's marker ``㈎``. The corpus is
+the world's texts, their explanations and the prompts of AV and AR, so all of these are tokenized
+into whole words. A document's words and its tokens are then the same sequence, and the truth after
+a word is the truth at a token.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, MARKER_SLOT
-from ..checkpoint.reply import wrap
-from .documents import PUNCTUATION, Document, Word, sample
-from .explanations import explain
-from .facts import SUBJECTS
+from nnsight_nla.checkpoint.checkpoint import (
+    AR_TEMPLATE,
+    AV_TEMPLATE,
+    EXPLANATION_SLOT,
+    MARKER_SLOT,
+)
+from nnsight_nla.checkpoint.reply import wrap
+from nnsight_nla.tiny.documents import PUNCTUATION, Document, Word, sample
+from nnsight_nla.tiny.explanations import explain
+from nnsight_nla.tiny.facts import SUBJECTS
 
 MARKER = "㈎"
+"""The token of the AV's prompt at which the vector is written."""
 START, END_OF_TURN, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 DESCRIBE = "Describe the text.\n"
-"""How a user asks the target for an explanation of a text, in a tenth of its training samples."""
+"""The question by which a user asks the target to explain a text."""
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -30,7 +36,7 @@ _CHAT_TEMPLATE = (
 
 
 def train_tokenizer(seed: int = 123) -> Any:
-    """Train the tokenizer; a `transformers` fast tokenizer with the chat template set."""
+    """Train the tokenizer and return it as a `transformers` fast tokenizer with a chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +51,7 @@ def train_tokenizer(seed: int = 123) -> Any:
         special_tokens=[PAD, START, END_OF_TURN],
     )
     bpe.train_from_iterator(_corpus(random.Random(seed)), trainer)
-    # Not normalised and not special: one token wherever it stands, and decoded like any character.
+    # Neither normalized nor special: one token wherever it occurs, and decoded like any character.
     bpe.add_tokens([AddedToken(MARKER, normalized=False, special=False)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -62,7 +68,7 @@ def encode_words(tokenizer: Any, words: Sequence[Word]) -> list[int]:
     """Encode a document's words, one token each.
 
     Raises:
-        ValueError: A word is more than one token, so that word and token would part ways.
+        ValueError: A word is more than one token, so the truth at its tokens is not defined.
     """
     ids: list[int] = []
     for i, word in enumerate(words):
@@ -74,15 +80,15 @@ def encode_words(tokenizer: Any, words: Sequence[Word]) -> list[int]:
     return ids
 
 
-def chat(tokenizer: Any, question: str) -> str:
-    """The prompt in which a user asks `question`, up to where the answer begins."""
+def chat_prompt(tokenizer: Any, question: str) -> str:
+    """Return the prompt in which a user asks `question`, up to where the answer begins."""
     return tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
     )
 
 
 def _corpus(rng: random.Random) -> Iterator[str]:
-    """Texts in which every word of the world stands often enough to become one token."""
+    """Yield texts in which every word of the world is frequent enough to become one token."""
     for _ in range(12_000):
         document = sample(rng, chat=0.15)
         yield document.text

@@ -1,9 +1,9 @@
-"""The API reference, from the docstrings.
+"""Build the API reference from the docstrings.
 
-    sphinx-build -W --keep-going -b html .ci/docs /tmp/reference
+    sphinx-build -W --keep-going -b html tutorials/reference /tmp/reference
 
 Docstrings are Google style (napoleon) in reST; a name in single backticks is a link where the
-reference has a page for it, and code where not. Nothing is fetched when it is built or read.
+reference documents that name, and code otherwise. Building and reading need no network.
 """
 
 from importlib.metadata import version as installed
@@ -57,7 +57,7 @@ html_theme_options = {
 
 
 def _indented_is_code(_, doctree):
-    """Under -W: an indented block of a docstring that is not code has lost its ``::``."""
+    """Warn about an indented block that is not code: it has lost its ``::``; an error under -W."""
     for quote in doctree.findall(nodes.block_quote):
         if not isinstance(quote.parent, nodes.list_item):
             _LOG.warning(
@@ -67,15 +67,15 @@ def _indented_is_code(_, doctree):
             )
 
 
-def _every_public_name_has_its_place(_, env):
-    """Under -W: what the package exports is documented somewhere."""
+def _every_public_name_is_documented(_, env):
+    """Warn about public names that are not on any page; an error under -W."""
     described = {name.rpartition(".")[2] for name in env.domains.python_domain.objects}
     described |= {name.rpartition("/")[2] for name in env.all_docs}
     for name in sorted(set(nnsight_nla.__all__) - described):
-        _LOG.warning("nnsight_nla.%s is public and on no page of .ci/docs", name)
+        _LOG.warning("nnsight_nla.%s is public but is not on any page of tutorials/reference", name)
 
 
 def setup(app):
-    """Sphinx calls this."""
+    """Register the checks; Sphinx calls this."""
     app.connect("doctree-read", _indented_is_code)
-    app.connect("env-check-consistency", _every_public_name_has_its_place)
+    app.connect("env-check-consistency", _every_public_name_is_documented)
