@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from nnsight_nla import NLA, CheckpointError, Sampling, VerbalizationError, tiny
+from nnsight_nla.models import memory
 from nnsight_nla.models.memory import Parked, free_bytes, free_for, size, unload
 
 PATHS = tiny.paths()

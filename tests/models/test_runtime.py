@@ -117,7 +117,6 @@ class TestSequential:
         monkeypatch.setattr(likelihood, "_forward", measured)
         return nla, held
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="only an accelerator makes room")
     def test_doctor_and_evaluate(self, watched, target, residuals):
         nla, held = watched
         nla.doctor(target, texts=TEXTS[:2], sampling=SHORT)

@@ -247,11 +247,11 @@ def test_one_row_that_does_not_fit_is_an_error(nla, vectors, monkeypatch):
 def test_auto_finds_a_size_and_it_can_be_set(nla, monkeypatch):
     av = NLA(nla.av, checkpoint=nla.checkpoint)
     needed = {"prompt": 110, "rest": 16, "new_tokens": 200}
-    assert av.batch_size == rows_that_fit(nla.av, **needed) == MOST
+    assert av.batch_size == rows_that_fit(nla.runtime, **needed) == MOST
     sizes = []
     for free in (1 << 20, 50 << 20, 100 << 20):
-        monkeypatch.setattr("nnsight_nla.verbalize.decoding.free_for", lambda av, free=free: free)
-        sizes.append(rows_that_fit(nla.av, **needed))
+        monkeypatch.setattr("nnsight_nla.models.runtime.free_for", lambda av, free=free: free)
+        sizes.append(rows_that_fit(nla.runtime, **needed))
     assert sizes[0] == 1 < sizes[1] < sizes[2] < MOST
     # The keys and values of a row: 420 positions, 6 layers, 2 heads of 32, in float32.
     assert sizes[2] < (100 << 20) / (420 * 2 * 6 * 2 * 32 * 4)
