@@ -21,7 +21,6 @@ _FOLDERS = {
     "checkpoint": {"presets": "presets", "prompting": "prompt", "sidecar": "sidecar"},
     "cli": {"look": "inspect", "shell": "app"},
     "core": {
-        "arguments": "arguments",
         "baseline": "baseline",
         "injection": "injection",
         "sampling": "sampling",
@@ -39,7 +38,18 @@ _FOLDERS = {
         "reconstructor": "reconstructor",
         "score": "score",
     },
-    "explanation": {"capture": "records", "caveats": "caveats"},
+    "experiments": {
+        "alignment": "positions",
+        "bridge": "model_interface",
+        "cells": "records",
+        "envoys": "model_interface",
+        "host": "model_interface",
+        "setting": "plan",
+        "sites": "forward",
+        "texts": "records",
+        "vectors": "plan",
+    },
+    "explanation": {"arguments": "arguments", "capture": "records", "caveats": "caveats"},
     "models": {
         "hosts": "hosts",
         "layouts": "reconstructor_files",
@@ -57,9 +67,9 @@ _FOLDERS = {
         "queue": "pending",
         "verbalizer": "verbalizer",
     },
-    "view": {"glyphs": "escaping", "parts": "fragments"},
+    "view": {"glyphs": "escaping", "parts": "table"},
 }
-_NESTED = ("bulk", "cli", "training", "view")  # Folders that were there before.
+_NESTED = ("bulk", "cli", "experiments", "training", "view")  # Folders that were there before.
 MOVED = {
     f"nnsight_nla.{folder}.{old}" if folder in _NESTED else f"nnsight_nla.{old}": (
         f"nnsight_nla.{folder}.{new}"

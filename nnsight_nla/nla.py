@@ -592,9 +592,8 @@ class NLA:
         self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
     ) -> Capture:
         """Check the options of one ``explain()`` call and record what it took."""
-        return captured(
-            flat, shape, self.queue, self.labeller, self.sampling, self.av.tokenizer, **options
-        )
+        tokenizer = None if self.runtime is None else self.av.tokenizer
+        return captured(flat, shape, self.queue, self.labeller, self.sampling, tokenizer, **options)
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:

@@ -58,6 +58,7 @@ def captured(
         VerbalizationError: `samples`, `tokens` or `positions` do not fit.
     """
     chosen = check_sampling(sampling) or default
+    samples = count_samples(samples, chosen)
     words = provenance(tokens, shape, "tokens")
     if words is not None:
         words = [each if isinstance(each, str) else tokenizer.decode([int(each)]) for each in words]
@@ -66,7 +67,7 @@ def captured(
         queue,
         flat,
         math.prod(shape),
-        count_samples(samples, chosen),
+        samples,
         chosen,
         tokens=words,
         positions=None if places is None else [int(each) for each in places],

@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from .. import _compat
 from ..errors import CheckpointError, NLAWarning
 from . import hosts, reconstructor_files
+from .blocks import find_blocks
+from .loading import need_peft
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +65,7 @@ class AdapterModel(TransformersModel):
                 f"An adapter stands on an nnsight TransformersModel, got {type(target).__name__}. "
                 "Write: NLA.on(TransformersModel(name, task='text-generation'), av=...)."
             )
+        need_peft(adapter)
         self._target, self._blocks = target, blocks
         self._follows: list[tuple[nn.Module, str, str]] = []
         # From a path, nnsight may resolve `peft` against the Hub; a folder is written out.
@@ -304,7 +307,7 @@ def _cut(module: nn.Module, blocks: int) -> None:
     Raises:
         CheckpointError: It has fewer.
     """
-    _, found = blocks.find_blocks(module)
+    _, found = find_blocks(module)
     if len(found) < blocks:
         raise CheckpointError(
             f"The target has blocks 0 to {len(found) - 1}; a reconstructor of layer {blocks - 1} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,8 @@ def load_model(
                 "TransformersModel(..., peft=...), or pass its path instead."
             )
         return source
+    if peft is not None:
+        need_peft(peft)
     from huggingface_hub.errors import StrictDataclassError
     from nnsight import TransformersModel
 
@@ -114,6 +117,19 @@ def load_model(
             f"The configuration of {str(source)!r} could not be read: {_first_line(error)} With no "
             "network, download the repository elsewhere and pass its folder."
         ) from error
+
+
+def need_peft(adapter: str | Path) -> None:
+    """Check that PEFT is installed, which an adapter needs.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    if find_spec("peft") is None:
+        raise CheckpointError(
+            f"{adapter} is an adapter, which needs the package peft. Install it: "
+            "pip install 'nnsight-nla[adapters]'."
+        )
 
 
 def _place(source: str | Path) -> str:

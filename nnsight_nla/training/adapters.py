@@ -30,7 +30,9 @@ def with_adapters(model: Any, lora: Lora, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise TrainingError("Settings(lora=...) needs PEFT: pip install peft.") from error
+        raise TrainingError(
+            "Settings(lora=...) needs PEFT: pip install 'nnsight-nla[adapters]'."
+        ) from error
     from transformers.pytorch_utils import Conv1D
 
     hosts.text_config(model)
