@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import tiny
+from ._version import __version__
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.prompt import Prompt
 from .core.baseline import Baseline
@@ -60,6 +61,7 @@ __all__ = [
     "TokenReading",
     "Trust",
     "VerbalizationError",
+    "__version__",
     "experiments",
     "tiny",
 ]

@@ -26,7 +26,7 @@ FLOORS = (
     ("checkpoint",),
     ("core", "view"),
     ("storage",),
-    ("errors", "progress"),
+    ("errors", "progress", "_version"),
 )
 DEPTH = {name: depth for depth, names in enumerate(FLOORS) for name in names}
 ALONE = ("errors", "progress", "view")
