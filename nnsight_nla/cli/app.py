@@ -37,7 +37,7 @@ _PYTHON = re.compile(r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False
 
 @app.callback(invoke_without_command=True)
 def version(
-    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Print the version."""
     if version:
@@ -46,14 +46,9 @@ def version(
 
 
 def load(
-    av: str | None,
-    ar: str | None,
-    target: str | None,
-    dtype: str,
-    device_map: str | None,
-    *,
+    av: str | None, ar: str | None, target: str | None, dtype: str, device_map: str | None, *,
     remote: bool = False,
-) -> tuple[TransformersModel, NLA]:
+) -> tuple[TransformersModel, NLA]:  # fmt: skip
     """Load the target and the NLA; the embedded pair without `av`."""
     if av is None:
         if remote:

@@ -7,6 +7,7 @@ the vector elsewhere, without an error; so the live tokenizer is compared with t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def compatible_checkpoint(
     Raises:
         TrainingError: Base, layer, width or token ids are not those of the rows.
     """
+    from transformers import AutoConfig, AutoTokenizer
+
     meta, file = rows.meta, rows.file
     found = meta.get("layer", layer)
     if found is None:
@@ -63,7 +66,7 @@ def compatible_checkpoint(
             f"Pass base={rows_of!r}; or, if this is the same model under another name, "
             f"base_name={rows_of!r}."
         )
-    config = _config(base)
+    config = read_base("configuration", base, AutoConfig.from_pretrained).get_text_config()
     if config.num_hidden_layers <= found:
         raise TrainingError(
             f"The vectors of {file} are from layer {found}; {base} has blocks 0 to "
@@ -75,7 +78,7 @@ def compatible_checkpoint(
             f"The vectors of {file} have width {meta['d_model']} (by its sidecar); {base} has "
             f"d_model {width}."
         )
-    tokenizer = _tokenizer(base)
+    tokenizer = read_base("tokenizer", base, AutoTokenizer.from_pretrained)
     marker = meta.get("marker", "㈎")
     if "marker" in meta:
         _check_ids(rows, base, "marker_id", tokenizer.encode(marker, add_special_tokens=False))
@@ -94,27 +97,14 @@ def compatible_checkpoint(
     return tokenizer, live
 
 
-def _config(base: str | Path) -> Any:
-    from transformers import AutoConfig
-
+def read_base(what: str, base: str | Path, load: Callable[..., Any], **options: Any) -> Any:
+    """Call ``load(base, **options)``; turn a failure into an error that says what to do."""
     try:
-        return AutoConfig.from_pretrained(base).get_text_config()
+        return load(base, **options)
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"The configuration of base={str(base)!r} cannot be read: "
-            f"{str(error).splitlines()[0]} With no network, download the model elsewhere and pass "
-            "its folder."
-        ) from error
-
-
-def _tokenizer(base: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"The tokenizer of base={str(base)!r} cannot be read: {str(error).splitlines()[0]}"
+            f"The {what} of base={str(base)!r} cannot be read: {str(error).splitlines()[0]} "
+            "With no network, download the model elsewhere and pass its folder."
         ) from error
 
 

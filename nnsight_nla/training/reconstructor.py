@@ -124,12 +124,10 @@ def train_reconstructor(
         some = reconstructor_rows(held_out.rows, tokenizer, checkpoint)
         figures = reconstructor_figures(held_out, some, reconstruction_loss)
         measurement = Measurement(figures, held_out.every)
-    found = fit(
+    fit(
         reconstructor, tokenized, reconstruction_loss, settings, report,
-        measurement=measurement, files=files,
+        measurement=measurement, files=files, log=log,
     )  # fmt: skip
-    if log is not None:
-        log.extend(found)
     return reconstructor
 
 

@@ -28,7 +28,7 @@ from ..core.baseline import Baseline
 from ..core.injection import Injection
 from ..errors import ReconstructionError
 from ..storage.atomic import atomic_file, write_errors
-from .compatibility import compatible_checkpoint
+from .compatibility import compatible_checkpoint, read_base
 from .held_out import HeldOut, Metric
 from .published import HELD_OUT, Published
 from .reconstructor import train_reconstructor
@@ -138,16 +138,14 @@ def train(
     save: Callable[..., None] = save_verbalizer if role == "av" else save_reconstructor
     _wait_for_all()  # No other process writes to the work folder any more...
     if is_main_process():
+        entries = {"file": source.name, "rows": len(source), "held_out": source.held_out}
         save(
-            out,
-            trained,
-            tokenizer,
-            checkpoint,
+            out, trained, tokenizer, checkpoint,
             advice=f"The training is in {work}: rerun with the original options to save it.",
-            trained_on=[{"file": source.name, "rows": len(source), "held_out": source.held_out}],
+            trained_on=[entries],
             training_log=log,
             dtype=stored if settings.lora is None else None,
-        )
+        )  # fmt: skip
         shutil.rmtree(work, ignore_errors=True)
     _wait_for_all()  # ... and the checkpoint exists when any of them returns.
     return Trained(out, checkpoint, log)
@@ -164,13 +162,9 @@ def _wait_for_all() -> None:
 
 
 def _start_or_resume(
-    work: Path,
-    role: Role,
-    rows: Published,
-    base: str | Path,
-    checkpoint: Checkpoint,
+    work: Path, role: Role, rows: Published, base: str | Path, checkpoint: Checkpoint,
     settings: Settings,
-) -> None:
+) -> None:  # fmt: skip
     """Make the work folder; raise if it holds a training with other options."""
     size = rows.file.stat().st_size
     options = {
@@ -253,12 +247,7 @@ def _load(base: str | Path, dtype: str | None, settings: Settings) -> tuple[Any,
     """Load the model to fine-tune; return it and the dtype that its weights are stored in."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"The weights of base={str(base)!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+    model = read_base("weights", base, AutoModelForCausalLM.from_pretrained, dtype="auto")
     stored = model.dtype
     # bfloat16 weights lose a step of 3e-5, and float16 overflows without a scaler.
     narrow = settings.lora is None or stored == torch.float16

@@ -78,7 +78,8 @@ def fit(
     *,
     measurement: Measurement | None = None,
     files: Files | None = None,
-) -> Log:
+    log: Log | None = None,
+) -> None:
     """Train `model` in place and leave it in evaluation mode.
 
     Args:
@@ -89,9 +90,7 @@ def fit(
         report: Called with a line of progress.
         measurement: A measurement on held-out rows.
         files: Where to save the state of the training, and to resume from if there is one.
-
-    Returns:
-        The losses and figures, by step.
+        log: A list that gets the losses and figures, by step.
 
     Raises:
         TrainingError: The disk is full (the training's last checkpoint is kept), TensorBoard is
@@ -127,7 +126,9 @@ def fit(
                 "written. Free some space, and rerun with the original options to resume."
             ) from error
     model.eval()
-    return [_entry(line) for line in trainer.state.log_history if _figures(line)]
+    if log is not None:
+        lines = ({"step": line["step"], **_figures(line)} for line in trainer.state.log_history)
+        log.extend(line for line in lines if len(line) > 1)
 
 
 def check_precision(settings: Settings) -> None:
@@ -304,10 +305,6 @@ class _Reporting(TrainerCallback):
 def _figures(line: dict[str, Any]) -> dict[str, float]:
     """Return the losses and figures from a line of the trainer's log."""
     return {k: float(v) for k, v in line.items() if k == "loss" or k.startswith("eval_")}
-
-
-def _entry(line: dict[str, Any]) -> dict[str, float]:
-    return {"step": line["step"], **_figures(line)}
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

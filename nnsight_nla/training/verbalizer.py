@@ -132,11 +132,10 @@ def train_verbalizer(
             some, _ = verbalizer_rows(held_out.rows, tokenizer, checkpoint)
             figures = verbalizer_figures(held_out, some, tokenizer, loss_of)
             measurement = Measurement(figures, held_out.every)
-        found = fit(
-            trained, tokenized, loss_of, settings, report, measurement=measurement, files=files
-        )
-    if log is not None:
-        log.extend(found)
+        fit(
+            trained, tokenized, loss_of, settings, report,
+            measurement=measurement, files=files, log=log,
+        )  # fmt: skip
     return trained
 
 
