@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import tiny
+from . import _moved, tiny
 from ._version import __version__
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.prompt import Prompt
@@ -69,23 +69,24 @@ __all__ = [
 
 # Imported when they are first named: most sessions use few of them, and an import should be quick.
 _LATER = {
-    "Claim": "claims",
-    "Claims": "claims",
-    "Comparison": "compare",
-    "Difference": "compare",
+    "Claim": "evaluation.claims",
+    "Claims": "evaluation.claims",
+    "Comparison": "evaluation.compare",
+    "Difference": "evaluation.compare",
     "Reading": "reading",
-    "Score": "score",
+    "Score": "evaluation.score",
     "Sweep": "experiments",
     "TokenReading": "reading",
-    "experiments": "experiments",
 }
+_moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{_LATER[name]}", __name__)
-    return module if name == "experiments" else getattr(module, name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    if name == "experiments" or f"{__name__}.{name}" in _moved.MOVED:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""Show how far a long piece of work is: one bar on standard error, after the first second.
+"""Show the progress of long work: one bar on standard error, after the first second.
 
-There is one bar at a time: a bar that is opened inside another one is silent. Nothing is shown
-without a terminal or a notebook::
+There is one bar at a time in a process: a bar that is opened while another one is open is silent.
+Nothing is shown without a terminal or a notebook::
 
     with progress("verbalizing", total=len(rows), unit="text") as bar:
         for row in rows:
@@ -17,7 +17,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-_OPEN = threading.local()
+_DELAY = 1.0
+"""Seconds before a bar is shown."""
+_ONE_BAR = threading.Lock()
 
 
 class Bar:
@@ -28,14 +30,14 @@ class Bar:
         self._bar = bar
 
     def advance(self, done: int, note: str | None = None) -> None:
-        """Count `done` more; show `note` until the next call."""
+        """Count `done` more units; `note` replaces the note."""
         if note is not None:
-            self.note(note)
+            self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done)
 
     def note(self, text: str) -> None:
-        """Show a note behind the bar."""
-        self._bar.set_postfix_str(text, refresh=False)
+        """Show a note after the count, at once."""
+        self._bar.set_postfix_str(text)
 
 
 @contextmanager
@@ -48,20 +50,20 @@ def progress(
         what: A word for the work.
         total: How many units there are; ``None`` where that is not known.
         unit: What is counted, in the singular.
-        shown: Whether to show it at all.
+        shown: Whether to show it; a bar that is not shown still silences those inside it.
         initial: How many units are done already.
     """
     from tqdm.std import tqdm
 
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    inside = getattr(_OPEN, "bar", False)
-    bar = tqdm(
-        total=total, desc=what, unit=unit, delay=1, leave=False, initial=initial,
-        disable=not (shown and watched) or inside,
-    )  # fmt: skip
-    _OPEN.bar = True
+    first = _ONE_BAR.acquire(blocking=False)
     try:
-        with bar:
+        # miniters: a chunk may take minutes, so no update is skipped to save time.
+        with tqdm(
+            total=total, desc=what, unit=unit, delay=_DELAY, leave=False, initial=initial,
+            miniters=1, disable=not (shown and watched and first),
+        ) as bar:  # fmt: skip
             yield Bar(bar)
     finally:
-        _OPEN.bar = inside
+        if first:
+            _ONE_BAR.release()

@@ -26,10 +26,10 @@ FLOORS = (
     ("checkpoint",),
     ("core", "view"),
     ("storage",),
-    ("errors", "progress", "_version"),
+    ("_compat", "_moved", "_version", "errors", "progress"),
 )
 DEPTH = {name: depth for depth, names in enumerate(FLOORS) for name in names}
-ALONE = ("errors", "progress", "view")
+ALONE = ("_compat", "_moved", "_version", "errors", "progress", "view")
 HEAVY = (
     "transformer_lens",
     "jinja2",
@@ -93,20 +93,26 @@ def test_modules_that_travel_or_only_show_import_nothing_of_ours():
 
 def test_the_reader_of_imports_sees_every_form():
     beside = """
-from . import queue, NLA
+from . import models, NLA
 from .view import explanation
 import nnsight_nla.remote.wire
 import torch
 def late():
     from .tiny.world import facts
 if TYPE_CHECKING:
-    from nnsight_nla.models.hosts import block
+    from nnsight_nla.core.injection import write
 """
     found = sorted(imported(beside, ("nla",), package=False))
-    assert found == ["__init__", "hosts", "queue", "tiny", "view", "wire"]
+    assert found == ["__init__", "core", "models", "remote", "tiny", "view"]
     below = "from . import world\nfrom .. import nla\nfrom ..view import explanation"
     for module, package in ((("tiny",), True), (("tiny", "build"), False)):
         assert sorted(imported(below, module, package=package)) == ["nla", "tiny", "view"]
+
+
+def test_there_are_few_floors_and_they_are_folders():
+    assert len(FLOORS) <= 14
+    flat = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__"}
+    assert len(flat) <= 6
 
 
 def _modules_after(statement: str) -> set[str]:
@@ -119,3 +125,8 @@ def test_importing_the_package_brings_nothing_heavy():
     ours, theirs = _modules_after("import nnsight_nla"), _modules_after("import nnsight")
     assert "nnsight_nla.nla" in ours
     assert [name for name in HEAVY if name in ours - theirs] == []
+
+
+def test_every_public_name_is_there():
+    for name in nnsight_nla.__all__:
+        assert getattr(nnsight_nla, name) is not None

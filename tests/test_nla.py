@@ -135,15 +135,15 @@ SIDECARS = {
     ),
     "neighbour": (
         lambda s: s["tokens"].update(injection_left_neighbor_id=7),
-        "has 0 places where '㈎' .* stands between 7 and",
+        "Expected exactly 1 x '㈎' .* between 7 and .* found 0",
     ),
     "no slot": (
         lambda s: s["prompt_templates"].update(av="no marker here"),
-        r"has 0 times {injection_char}, expected at least one",
+        r"contains {injection_char} 0 times, expected at least once",
     ),
     "two slots": (
         lambda s: s["prompt_templates"].update(av="{injection_char} and {injection_char}"),
-        r"has 0 places where '㈎' .* expected exactly 2",
+        r"Expected exactly 2 x '㈎' .* found 0",
     ),
     "width": (
         lambda s: s.update(d_model=64),
@@ -331,7 +331,7 @@ def test_the_null_control_leaves_the_marker_as_it_is(nla):
 
 
 def test_bad_controls(nla, residuals):
-    with pytest.raises(VerbalizationError, match=r"controls\(0\): how many"):
+    with pytest.raises(VerbalizationError, match=r"controls\(0\): expected a whole number"):
         nla.controls(0)
     with pytest.raises(VerbalizationError, match=r"cannot give 3 shuffled ones"):
         nla.controls(3, like=residuals[:2])

@@ -1,12 +1,12 @@
-"""The README says what is so: its commands, its figures, its file tree, its runnable example."""
+"""What the README says is true: its commands, figures, file tree and runnable examples."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from nnsight_nla.tiny.evaluate import FIGURES, markdown
+from nnsight_nla import tiny
+from tutorials.recipes.tiny.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 def test_the_figures_are_those_of_the_shipped_pair():
     shown = README.split("<!-- figures -->")[1].split("<!-- /figures -->")[0]
-    assert shown.strip() == markdown(json.loads(FIGURES.read_text("utf-8"))).strip()
+    assert shown.strip() == markdown(tiny.figures()).strip()
 
 
 def test_each_command_is_one_line_that_ends_as_promised():

@@ -1,8 +1,8 @@
-"""The tutorials are one series: the same opening, the same switch, and nothing that was run.
+"""The tutorials are one series: the same opening, the same switch, and no stored outputs.
 
     python tests/test_tutorials.py      # writes the opening into every notebook
 
-Their code is executed by CI (``pytest --nbmake tutorials``) and by tests/ndif.
+CI executes their code (``pytest --nbmake tutorials``), and tests/ndif that of the remote one.
 """
 
 import json
@@ -28,8 +28,8 @@ ORDER = [
 ]
 SERIES = [name for name in ORDER if (FOLDER / f"{name}.ipynb").exists()]
 SWITCHED = [name for name in SERIES if name not in ("remote", "train")]
-"""Those that explain, here. The remote one has a switch of its own: the host and the two names; and
-what is trained is the small target's."""
+"""The tutorials with the cell that switches to Qwen3-8B.
+The remote one has its own switch (host and names), and the last one trains on the small target."""
 
 WHERE = """\
 Everything runs offline on the pair that ships with the package: a small target, its verbalizer and
@@ -71,7 +71,7 @@ def title(name: str) -> str:
 
 
 def trail(name: str) -> str:
-    """Where this one stands in the series, with links to all others."""
+    """The series with links to all other tutorials; this one is bold."""
     steps = [
         f"**{title(each)}**" if each == name else f"[{title(each)}]({each}.ipynb)"
         for each in SERIES
@@ -122,7 +122,7 @@ def test_its_links_lead_somewhere(name):
         assert target.startswith("https://") or (FOLDER / target).exists(), target
 
 
-def test_no_notebook_stands_outside_of_the_series():
+def test_every_notebook_is_in_the_series():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SERIES)
 
 

@@ -1,13 +1,14 @@
-"""Data sets: explanations (`run`), activations (`extract`) and labels (`label`) over many rows.
+"""Data sets: explanations (`run`), activations (`extract`) and labels (`label`) for many rows.
 
-Every one of them goes on where it was interrupted, and two machines may share an input::
+Each function resumes an interrupted call, and several machines can share one input::
 
     from nnsight_nla import bulk
 
     bulk.run(nla, "corpus.jsonl", "out.parquet", model=model, positions="every:10")
 
-Read in this order: `sources` (what is read), `places` (at which tokens), `residuals` (the target),
-`records` (the rows), `work` (the loop), `parts` (what survives), `whole` (the finished file).
+Read the files in this order: `sources` (the input), `token_selection` (which tokens), `residuals`
+(the target), `records` (the rows), `pipeline` (the loop), `chunk_store` (what an interruption
+leaves), `finished_file` (the output).
 """
 
 from .extract import extract

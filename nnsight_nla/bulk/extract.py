@@ -1,18 +1,18 @@
-"""Activations of a target over a corpus, in the published schema: `extract`.
+"""Extract a target's activations over a corpus, in the published schema: `extract`.
 
     extract(model, "corpus.jsonl", "rows.parquet", checkpoint=describe(model.tokenizer, ...))
 
-One row per chosen position, with the columns that the projects' pipeline begins with
-(``activation_vector``, ``doc_id``, ``n_raw_tokens``, ``activation_layer``,
-``detokenized_text_truncated``), and a sidecar that says what they are rows of. Documents that
-cannot be read go to a file of their own, so that what is trained on has none.
+The output has one row per selected position, with the columns that the projects' pipeline starts
+from (``activation_vector``, ``doc_id``, ``n_raw_tokens``, ``activation_layer``,
+``detokenized_text_truncated``), and a sidecar that names their model and layer. Documents that
+cannot be read go to a separate file, so the training data have no rows with errors.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +21,26 @@ import pyarrow as pa
 
 from ..errors import InjectionError, NLAError
 from ..models import hosts
-from . import fingerprint, records
-from .finished_file import dataset_sidecar
+from . import records
+from .fingerprint import fingerprint_model
+from .finished_file import dataset_sidecar, sibling
 from .manifest import VERSION, versions
-from .pipeline import Job, Report, work
-from .residuals import Found, Reader
+from .pipeline import Job, Report, run_job
+from .residuals import ItemResiduals, ResidualReader
 from .sources import VECTOR, Source, open_source
-from .token_selection import parse
+from .token_selection import parse_positions
 
 if TYPE_CHECKING:
+    from nnsight import TransformersModel
+
     from ..checkpoint.checkpoint import Checkpoint
 
 CHUNK = 64
-"""Documents per chunk, unless you say."""
+"""The default number of documents per chunk."""
 
 
 def extract(
-    model: Any,
+    model: TransformersModel,
     source: str | Path | Source,
     output: str | Path,
     *,
@@ -53,83 +56,85 @@ def extract(
     strict: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Read a corpus' residuals at one layer, and go on where an earlier run stopped.
+    """Extract the residuals of a corpus at one layer, resuming a call that was interrupted.
 
     Args:
-        model: The target, an nnsight model.
+        model: The target.
         source: Texts; see `open_source`.
         output: A Parquet file; documents that cannot be read go to ``STEM.errors.parquet``.
         checkpoint: The layer, and the template and marker of the NLA that the rows are for: an
             NLA's own, or ``training.describe(tokenizer, layer=..., d_model=...)``.
-        positions: Which tokens; see `places`. ``random:10`` draws ten of each document.
-        skip: Positions below this are left out.
-        seed: Of ``random:N`` and of the splits.
-        max_tokens: Only so many tokens of a document are read.
+        positions: Which tokens; see `token_selection`. ``random:10`` draws ten of each document.
+        skip: Leave out positions below this.
+        seed: The seed of ``random:N`` and of the splits.
+        max_tokens: Read at most this many tokens of a document.
         splits: Names and shares, such as ``{"train": 0.9, "test": 0.1}``: a file for each,
-            ``STEM.train.parquet``; a document is in one of them with all its rows.
-        chunk: Documents per chunk: what at most is done twice after an interruption.
-        shard: ``"i/n"``: do only part i of n; `merge` puts the parts together.
+            ``STEM.train.parquet``; all rows of a document go to the same file.
+        chunk: Documents per chunk: the most work that an interruption repeats.
+        shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
         remote: Run the target on the configured NDIF host.
         strict: End at the first document that cannot be read.
-        progress: Show a bar, where standard error is a terminal.
+        progress: Show a progress bar, if standard error is a terminal.
 
     Raises:
-        NLAError: The input cannot be read, the output not be written, or it was begun with other
-            settings; what is finished is kept.
+        NLAError: The input cannot be read, the output cannot be written or was made with other
+            settings. What is finished is kept.
     """
     output = Path(output).expanduser()
     rows = source if isinstance(source, Source) else open_source(source)
     if rows.kind != "texts":
         raise NLAError(f"{rows.identity['name']} holds vectors already; extract reads texts.")
-    places = parse(positions, skip=skip, seed=seed)
-    reader = Reader(model, checkpoint.layer, places, max_tokens, remote)
+    selection = parse_positions(positions, skip=skip, seed=seed)
+    reader = ResidualReader(model, checkpoint.layer, selection, max_tokens, remote)
     if hosts.width(model) != checkpoint.d_model:
         raise InjectionError(
             f"{hosts.describe(model)} has d_model {hosts.width(model)}, the checkpoint says "
             f"{checkpoint.d_model}. Describe the NLA for this target: training.describe(...)."
         )
     shares = dict(splits or {})
-    chosen = _chooser(shares, seed)
-    size = chunk or CHUNK
+    split_of = _split_by_hash(shares, seed)
     manifest = {
         "made_by": "nnsight-nla extract",
         "version": VERSION,
         "shard": shard,
         "input": {"kind": rows.kind, "rows": rows.count, **rows.identity},
-        "target": {**fingerprint.model(model), "layer": checkpoint.layer, "remote": remote},
-        "positions": places.spec,
+        "target": {**fingerprint_model(model), "layer": checkpoint.layer, "remote": remote},
+        "positions": selection.spec,
         "skip": skip,
         "seed": seed,
         "max_tokens": max_tokens,
         "splits": shares,
-        "chunk": size,
+        "chunk": chunk or CHUNK,
         "versions": versions(),
     }
     columns = schema(checkpoint.d_model, splits=bool(shares))
 
-    def finish(found: Sequence[Found]) -> pa.Table:
-        made = [row for each in found for row in _rows(each, checkpoint.layer, chosen)]
-        return records.table(made, columns)
+    def finish(found: Sequence[ItemResiduals]) -> pa.Table:
+        made = [
+            row
+            for each in found
+            for row in _rows(each, checkpoint.layer, split_of(each.item.doc_id))
+        ]
+        return records.to_table(made, columns)
 
     job = Job(
         "extracting",
         rows,
-        size,
         manifest,
         columns,
-        dataset_sidecar(checkpoint, manifest),
+        dataset_sidecar(checkpoint),
         reader.read,
         finish,
-        waits=remote,
+        remote=remote,
         strict=strict,
-        splits={name: beside(output, name) for name in shares},
-        apart=beside(output, "errors"),
+        splits={name: sibling(output, name) for name in shares},
+        errors_file=sibling(output, "errors"),
     )
-    return work(job, output, progress=progress)
+    return run_job(job, output, progress=progress)
 
 
 def schema(d_model: int, *, splits: bool) -> pa.Schema:
-    """The columns of extracted rows; ``split`` and ``error`` say which file a row goes to."""
+    """Return the columns of extracted rows; ``split`` and ``error`` decide a row's file."""
     return pa.schema(
         [
             *([pa.field("split", pa.string())] if splits else []),
@@ -145,16 +150,15 @@ def schema(d_model: int, *, splits: bool) -> pa.Schema:
     )
 
 
-def _rows(found: Found, layer: int, chosen: Any) -> list[dict[str, Any]]:
-    item = found.item
-    here = {"doc_id": item.doc_id, "activation_layer": layer, "split": chosen(item.doc_id)}
-    if item.error is not None:
-        return [{**here, "error": item.error}]
+def _rows(found: ItemResiduals, layer: int, split: str | None) -> list[dict[str, Any]]:
+    here = {"doc_id": found.item.doc_id, "activation_layer": layer, "split": split}
+    if found.item.error is not None:
+        return [{**here, "error": found.item.error}]
     return [
         {
             **here,
             "position": position,
-            "n_raw_tokens": position + 1,  # As published: the tokens that were read, this one too.
+            "n_raw_tokens": position + 1,  # As published: counts this token too.
             "token": found.tokens[place],
             "detokenized_text_truncated": found.read[place],
             VECTOR: found.vectors[place].numpy(),
@@ -164,25 +168,20 @@ def _rows(found: Found, layer: int, chosen: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _chooser(shares: dict[str, float], seed: int) -> Any:
-    """A document's split, from a hash of its name: the same in every run and on every machine."""
+def _split_by_hash(shares: dict[str, float], seed: int) -> Callable[[str], str | None]:
+    """Return a function from a document's name to its split, the same on every machine."""
     total = sum(shares.values())
     if shares and (min(shares.values()) <= 0 or abs(total - 1) > 1e-6 or "errors" in shares):
         raise NLAError(
-            f"splits {shares}: expected names (other than errors) and shares above 0 that add up "
-            "to 1, such as train=0.9 test=0.1."
+            f"splits={shares}: expected names (other than errors) and shares above 0 that add up "
+            'to 1, such as {"train": 0.9, "test": 0.1}.'
         )
     names, ends = list(shares), list(accumulate(shares.values()))
 
-    def chosen(doc_id: str) -> str | None:
-        # Not the hash that training holds documents out by: a split has its share of those too.
+    def split_of(doc_id: str) -> str | None:
+        # Not the hash by which training holds out documents: each split has its share of those.
         digest = hashlib.blake2b(f"split {seed} {doc_id}".encode(), digest_size=8).digest()
         place = bisect_right(ends, int.from_bytes(digest, "big") / 2**64)
         return names[min(place, len(names) - 1)] if names else None
 
-    return chosen
-
-
-def beside(output: Path, name: str) -> Path:
-    """A part's file: ``rows.parquet`` and ``train`` give ``rows.train.parquet``."""
-    return output.with_name(f"{output.stem}.{name}{output.suffix}")
+    return split_of

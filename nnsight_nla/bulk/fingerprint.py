@@ -1,19 +1,23 @@
-"""What tells one input, or one model, from another: short hashes of what they are.
+"""Identify an input or a model by short hashes of its content.
 
-Plain data that does not depend on where a file lies, so that two machines with the same files in
-other folders agree.
+The result is plain data that does not depend on where a file lies, so two machines that keep the
+same files in different folders agree.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import _compat
 from ..models import hosts
 from ..models.adapter import AdapterModel
+
+if TYPE_CHECKING:
+    from nnsight import TransformersModel
 
 _BLOCK = 1 << 20
 _DENSE = 64 * _BLOCK
@@ -21,8 +25,8 @@ _STRIDE = 4 * _BLOCK
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "ar_meta.json")
 
 
-def whole_file(path: Path) -> dict[str, Any]:
-    """A file's name, size and hash; all of it is read."""
+def fingerprint_file(path: Path) -> dict[str, Any]:
+    """Return a file's name, size and hash; the whole file is read."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -30,36 +34,37 @@ def whole_file(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
 
 
-def model(host: Any, *sources: object) -> dict[str, Any]:
-    """A model's name, dtype and weights.
+def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, Any]:
+    """Return a model's name, dtype and weights.
 
-    Weights are known by the files of a local folder, by the Hub's commit, or, for a live module
-    that has neither, by a sample of every parameter.
+    Weights are identified by the files of a local folder, by the Hub's commit, or, for a live
+    module that has neither, by a sample of every parameter.
 
     Args:
-        host: The nnsight model.
-        sources: What else it was made from, such as an adapter: folders count, all else does not.
+        model: The nnsight model.
+        sources: What else it was made from, such as an adapter; only local folders count.
     """
-    base = host.target if isinstance(host, AdapterModel) else host
+    base = model.target if isinstance(model, AdapterModel) else model
     name = hosts.describe(base)
     folders = [Path(name), *(Path(str(each)) for each in sources if each is not None)]
     found = {path.resolve(): _folder(path) for path in folders if path.is_dir()}
     weights = "+".join(found.values())
     if Path(name).resolve() not in found:
-        commit = getattr(getattr(base._module, "config", None), "_commit_hash", None)
-        weights = "+".join(filter(None, [commit or _parameters(base._module), weights]))
+        module = hosts.module_of(base)
+        commit = _compat.commit_hash(module)
+        weights = "+".join(filter(None, [commit or _parameters(module), weights]))
     return {
         "name": Path(name).name if Path(name).is_dir() else name,
         "weights": weights or "not known",
-        "dtype": str(host._module.dtype).removeprefix("torch."),
+        "dtype": str(hosts.dtype_of(model)).removeprefix("torch."),
     }
 
 
 def _folder(path: Path) -> str:
-    """A hash of a folder's weights and configuration.
+    """Return a hash of a folder's weights and configuration.
 
-    Files up to 64 MiB are read whole; of larger ones 64 KiB in every 4 MiB, which meets every
-    large matrix: a fine-tuned model differs everywhere in the matrices that were trained.
+    Files up to 64 MiB are read completely; of larger ones 64 KiB in every 4 MiB, which reaches
+    every large matrix: a fine-tuned model differs everywhere in the matrices that were trained.
     """
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted({each for pattern in _WEIGHTS for each in path.glob(pattern)}):
@@ -76,7 +81,7 @@ def _folder(path: Path) -> str:
 
 
 def _parameters(module: torch.nn.Module) -> str | None:
-    """A hash of up to 1024 values of every parameter; ``None`` where there are no values."""
+    """Return a hash of up to 1024 values of every parameter, ``None`` on the meta device."""
     digest = hashlib.blake2b(digest_size=16)
     for name, each in module.named_parameters():
         if each.device.type == "meta":

@@ -1,8 +1,9 @@
-"""The finished file: its chunks in order, one row group each, and the sidecar beside it.
+"""The finished file: its chunks in order, one row group each, and a sidecar next to it.
 
-Nothing of it depends on when or how often a run was interrupted, or on how the chunks were shared
-among machines: no times, one fixed setting of the writer. Its metadata carry the manifest and how
-many rows each chunk gave, from which `merge` puts the chunks of several shards back in order.
+The bytes do not depend on when or how often a call was interrupted, or on how machines shared the
+chunks: no times are written, and the writer's settings are fixed. The metadata carry a note (the
+manifest, and the number of rows of each chunk), from which `merge` restores the order of the chunks
+of several shards.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import yaml
 
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..errors import NLAError
-from .chunk_store import atomic
+from ..storage.atomic import atomic_file, remove_leftovers
+from .chunk_store import ADVICE
 from .manifest import differences, parse_shard
+from .sources import open_parquet
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 KEY = b"nnsight_nla.bulk"
 
 
-def assemble(
+def write_finished(
     output: Path,
     schema: pa.Schema,
     tables: Iterable[pa.Table],
@@ -40,22 +43,25 @@ def assemble(
     """Write the finished file and its sidecar.
 
     Args:
-        output: The file; it appears when it is whole.
-        schema: Of every table.
+        output: The file; it appears when it is complete.
+        schema: The columns to write; the tables may have more.
         tables: The chunks, in order; some may be empty.
         manifest: What the rows depend on.
-        sidecar: In the projects' own schema.
-        errors: How many rows went elsewhere because of an error.
+        sidecar: The sidecar in the projects' schema, without the manifest.
+        errors: How many rows went to another file because of an error.
 
     Returns:
-        How many rows there are, and how many of them have an error.
+        The number of rows, and how many rows have an error.
     """
-    schema = pa.schema([_bare(column) for column in schema])
-    text = yaml.safe_dump(sidecar, sort_keys=False, allow_unicode=True)
-    with atomic(output.with_name(output.name + DATASET_SUFFIX)) as file:
+    schema = pa.schema([_canonical(column) for column in schema])
+    sidecar_path = output.with_name(output.name + DATASET_SUFFIX)
+    for path in (sidecar_path, output):
+        remove_leftovers(path)
+    text = yaml.safe_dump({**sidecar, "bulk": manifest}, sort_keys=False, allow_unicode=True)
+    with atomic_file(sidecar_path, advice=ADVICE) as file:
         file.write(text.encode())
     counts: list[int] = []
-    with atomic(output) as file:
+    with atomic_file(output, advice=ADVICE) as file:
         writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=3)
         with writer:
             for table in tables:
@@ -72,82 +78,89 @@ def assemble(
     return sum(counts), errors
 
 
-def dataset_sidecar(checkpoint: Checkpoint, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What stands beside a data set: the checkpoint in the projects' schema, and the manifest."""
-    sidecar = {**checkpoint.to_sidecar("av"), "kind": "nla_dataset", "bulk": manifest}
+def dataset_sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the checkpoint as the sidecar of a data set, in the projects' schema."""
+    sidecar = {**checkpoint.to_sidecar("av"), "kind": "nla_dataset"}
     del sidecar["role"]
     return sidecar
 
 
-def note_of(path: Path) -> dict[str, Any]:
-    """The manifest of a finished file, the rows of each of its chunks, and its errors.
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Load the sidecar next to a data set.
+
+    Raises:
+        NLAError: There is none.
+    """
+    sidecar = path.with_name(path.name + DATASET_SUFFIX)
+    if not sidecar.is_file():
+        raise NLAError(
+            f"{path} has no sidecar {sidecar.name} next to it, which names the model and the layer "
+            "of its rows. Copy it there too, or use the one that the data set was published with."
+        )
+    return yaml.safe_load(sidecar.read_text("utf-8"))
+
+
+def sibling(output: Path, name: str) -> Path:
+    """Return a further output's path, such as ``rows.train.parquet`` for ``rows.parquet``."""
+    return output.with_name(f"{output.stem}.{name}{output.suffix}")
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """Return the manifest of a finished file, the rows of each of its chunks, and its errors.
 
     Raises:
         NLAError: The file was not made here.
     """
-    try:
-        held = pq.ParquetFile(path).metadata.metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise NLAError(f"{path} cannot be read as Parquet: {error}") from error
-    if KEY not in held:
+    metadata = open_parquet(path).metadata.metadata or {}
+    if KEY not in metadata:
         raise NLAError(
             f"{path} was not made by nnsight-nla (its metadata have no {KEY.decode()}). Move it "
             "away, or choose another output."
         )
-    return json.loads(held[KEY])
+    return json.loads(metadata[KEY])
 
 
 def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
-    """Put the outputs of all shards of one input together, as an unsharded run would have.
+    """Merge the outputs of all shards of one input into the file that an unsharded run writes.
 
     Args:
         inputs: The shards' files, in any order.
-        output: The file; what was there is replaced.
+        output: The file to write; an existing one is replaced.
 
     Returns:
-        How many rows there are, and how many of them have an error.
+        The number of rows, and how many rows have an error.
 
     Raises:
-        NLAError: A shard is missing, doubled, or was made with other settings.
+        NLAError: A shard is missing, given twice, or was made with other settings.
     """
     shards: dict[int, tuple[Path, dict[str, Any]]] = {}
     first: dict[str, Any] = {}
     for path in map(Path, inputs):
-        note = note_of(path)
-        manifest = note["manifest"]
-        part, parts = parse_shard(manifest["shard"])
-        whole = {**manifest, "shard": None, "parts": parts}
-        if first and (found := differences(first, whole)):
+        note = read_note(path)
+        number, total = parse_shard(note["manifest"]["shard"])
+        unsharded = {**note["manifest"], "shard": None, "parts": total}
+        if first and (found := differences(first, unsharded)):
             listed = "\n".join(f"  {line}" for line in found)
             raise NLAError(f"{path} and {inputs[0]} are not shards of one run:\n{listed}")
-        if part in shards:
-            raise NLAError(f"{path} and {shards[part][0]} are both shard {part}/{parts}.")
-        first = whole
-        shards[part] = path, note
+        if number in shards:
+            raise NLAError(f"{path} and {shards[number][0]} are both shard {number}/{total}.")
+        first = unsharded
+        shards[number] = path, note
     if not shards:
-        raise NLAError("There is nothing to merge: name the shards' files.")
-    missing = sorted(set(range(1, first["parts"] + 1)) - set(shards))
+        raise NLAError("There is nothing to merge: pass the shards' files.")
+    total = first.pop("parts")
+    missing = [f"{number}/{total}" for number in range(1, total + 1) if number not in shards]
     if missing:
-        listed = ", ".join(f"{part}/{first['parts']}" for part in missing)
-        raise NLAError(f"Shard {listed} is missing: merge needs all of them.")
-    path, note = shards[1]
-    sidecar_path = path.with_name(path.name + DATASET_SUFFIX)
-    if not sidecar_path.is_file():
-        raise NLAError(f"{path} has no sidecar {sidecar_path.name} beside it. Copy it there too.")
-    sidecar = yaml.safe_load(sidecar_path.read_text("utf-8"))
-    sidecar["bulk"]["shard"] = None
-    manifest = {**note["manifest"], "shard": None}
-    schema = pq.ParquetFile(path).schema_arrow
-    notes = [note for _, note in shards.values()]
-    apart = 0 if "error" in schema.names else sum(note["errors"] for note in notes)
-    return assemble(
-        Path(output), schema, _in_turn([shards[part] for part in sorted(shards)]), manifest,
-        sidecar, errors=apart,
-    )  # fmt: skip
+        raise NLAError(f"Shard {', '.join(missing)} is missing: merge needs all of them.")
+    schema = open_parquet(shards[1][0]).schema_arrow
+    errors = 0 if "error" in schema.names else sum(note["errors"] for _, note in shards.values())
+    tables = _interleaved([shards[number] for number in sorted(shards)])
+    sidecar = read_sidecar(shards[1][0])
+    return write_finished(Path(output), schema, tables, first, sidecar, errors=errors)
 
 
-def _in_turn(shards: list[tuple[Path, dict[str, Any]]]) -> Iterable[pa.Table]:
-    """The chunks of all shards in the input's order: one of each in turn."""
+def _interleaved(shards: list[tuple[Path, dict[str, Any]]]) -> Iterable[pa.Table]:
+    """Yield the chunks of all shards in the order of the input: one of each in turn."""
     files = [pq.ParquetFile(path) for path, _ in shards]
     rows = [note["rows"] for _, note in shards]
     groups = [list(accumulate(count > 0 for count in counts)) for counts in rows]
@@ -159,13 +172,13 @@ def _in_turn(shards: list[tuple[Path, dict[str, Any]]]) -> Iterable[pa.Table]:
             yield files[shard].schema_arrow.empty_table()
 
 
-def _bare(column: pa.Field) -> pa.Field:
-    """A column as Parquet itself would name and note it: the same before and after it is read."""
+def _canonical(column: pa.Field) -> pa.Field:
+    """Return a column with the names that Parquet gives: the same before and after it is read."""
     kind = column.type
     if pa.types.is_fixed_size_list(kind):
-        kind = pa.list_(_bare(kind.value_field).with_name("element"), kind.list_size)
+        kind = pa.list_(_canonical(kind.value_field).with_name("element"), kind.list_size)
     elif pa.types.is_list(kind):
-        kind = pa.list_(_bare(kind.value_field).with_name("element"))
+        kind = pa.list_(_canonical(kind.value_field).with_name("element"))
     elif pa.types.is_struct(kind):
-        kind = pa.struct([_bare(kind.field(place)) for place in range(kind.num_fields)])
+        kind = pa.struct([_canonical(kind.field(place)) for place in range(kind.num_fields)])
     return pa.field(column.name, kind, column.nullable)

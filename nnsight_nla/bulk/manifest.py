@@ -1,8 +1,8 @@
-"""What every row of an output depends on, as plain data: compared when a run goes on.
+"""Everything that the rows of an output depend on, as plain data.
 
-A manifest is a nested mapping (input, models, prompt, sampling, batch size, versions); the finished
-file carries it in its metadata. Where it differs, rows of two kinds would end up in one file: so
-the difference is shown and nothing is written.
+A manifest is a nested mapping (input, models, prompt, sampling, batch size, versions), and the
+finished file carries it in its metadata. A call that resumes an output must have the same one:
+otherwise the differences are listed and nothing is written, so rows of two kinds never mix.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PACKAGES = ("nnsight-nla", "nnsight", "transformers", "torch", "pyarrow")
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the rows are made with."""
+    """Return the versions of the packages that the rows are made with."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Where two manifests differ, a line each: ``sampling.seed: 0 before, 1 now``.
+    """List where two manifests differ, a line each: ``sampling.seed: 0 before, 1 now``.
 
     >>> differences({"chunk": 8, "input": {"name": "a"}}, {"chunk": 8, "input": {"name": "b"}})
     ["input.name: 'a' before, 'b' now"]
@@ -42,19 +42,21 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -
     """Refuse to mix rows of two kinds.
 
     Raises:
-        NLAError: The manifests differ; lists where.
+        NLAError: The manifests differ; lists the differences.
     """
     found = differences(before, now)
     if found:
         listed = "\n".join(f"  {line}" for line in found)
         raise NLAError(
-            f"{where} was begun with other settings:\n{listed}\nGo on with those, choose another "
-            f"output, or delete it to begin anew."
+            f"{where} was made with other settings:\n{listed}\nRerun with the original settings "
+            "to resume, choose another output, or delete it to start over."
         )
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
-    """Which part of how many; the chunks ``part - 1``, ``part - 1 + parts``, ... are its own.
+    """Return the shard's number and the number of shards.
+
+    Shard i of n has the chunks ``i - 1``, ``i - 1 + n``, ``i - 1 + 2 * n``, ...
 
     >>> parse_shard("2/3")
     (2, 3)
@@ -66,7 +68,7 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     part, parts = map(int, found.groups()) if found else (0, 0)
     if not 1 <= part <= parts:
         raise NLAError(
-            f"shard {shard!r}: expected i/n, such as 1/2 on one machine and 2/2 on another."
+            f'shard={shard!r}: expected "i/n", such as "1/2" on one machine and "2/2" on another.'
         )
     return part, parts
 

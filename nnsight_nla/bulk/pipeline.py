@@ -1,86 +1,82 @@
-"""The loop that `run`, `extract` and `label` share: chunk after chunk, each finished or absent.
+"""The loop that `run`, `extract` and `label` share: chunk by chunk, each complete or absent.
 
-    source → [ read: the target ] → [ finish: the rows ] → part files → the finished file
+    source → [ read: the target ] → [ finish: the rows ] → chunk store → the finished file
 
-Where the two steps are two models, a thread reads one chunk ahead: nnsight runs one trace per model
-at a time, and here each model has a thread of its own. On a host that bounds the requests in flight
-to one per model.
+Where the two steps use two models, a thread reads one chunk ahead: nnsight runs one trace per model
+at a time, and here each model has a thread of its own. On an NDIF host this means at most one
+request in flight per model.
 """
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .. import progress as bars
 from ..errors import NLAError
-from .chunk_store import Parts
-from .finished_file import assemble, note_of
+from .chunk_store import ChunkStore
+from .finished_file import read_note, write_finished
 from .manifest import check_same, parse_shard
-from .progress import bar
-from .retry import patiently
+from .retry import retry_while_away
 from .sources import Item, Source
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is made of an input."""
+    """What to make of an input."""
 
     name: str
-    """One word, for the progress bar."""
+    """A word for the progress bar."""
     source: Source
     """The input."""
-    chunk: int
-    """Rows of the input per chunk."""
     manifest: dict[str, Any]
-    """Everything that a row depends on, ``shard`` among it."""
+    """Everything that a row depends on, ``shard`` and ``chunk`` included."""
     schema: pa.Schema
-    """Of the rows; ``error`` is a column of it."""
+    """The columns of the rows; ``error`` is one of them."""
     sidecar: dict[str, Any]
-    """In the projects' own schema."""
+    """The output's sidecar, without the manifest."""
     read: Callable[[list[Item]], Any]
-    """The first step over a chunk."""
+    """The first step, on the rows of a chunk."""
     finish: Callable[[Any], pa.Table]
-    """The second: the chunk's rows."""
-    ahead: bool = False
-    """Whether the first step may run while the second does: they use two models."""
-    waits: bool = False
-    """Whether a host runs one of them, and is waited for while it is away."""
+    """The second step: from what was read to the chunk's rows."""
+    prefetch: bool = False
+    """Whether the two steps may run at the same time: they use two models."""
+    remote: bool = False
+    """Whether a step runs on an NDIF host, and is retried while that host is away."""
     strict: bool = False
-    """Whether a bad row ends the work."""
+    """Whether a bad row ends the job."""
     splits: dict[str, Path] = field(default_factory=dict[str, Path])
-    """Files by the value of the column ``split``; none: one file."""
-    apart: Path | None = None
-    """A file for rows with an error, made where there are any; ``None``: they stay among the
-    others."""
+    """A file for each value of the column ``split``; empty: one file."""
+    errors_file: Path | None = None
+    """A file for the rows with an error; ``None``: they stay among the others."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did."""
+    """The result of a call."""
 
     outputs: tuple[Path, ...]
     """The finished files."""
     rows: int
     """Rows in them."""
     errors: int
-    """Rows in them that have an error instead of what was asked for."""
+    """Rows that have an error."""
     chunks: int
-    """Chunks that were made now."""
+    """Chunks that this call made."""
     resumed: int
     """Chunks that were there already."""
     seconds: float
-    """How long it took."""
+    """The duration of the call."""
 
     def __str__(self) -> str:
         before = f", {self.resumed} of its chunks were there" if self.resumed else ""
@@ -89,159 +85,155 @@ class Report:
         return f"{files}: {self.rows:,} rows{bad} ({self.seconds:.1f} s{before})"
 
 
-def work(job: Job, output: Path, *, progress: bool = True) -> Report:
-    """Make every chunk that is not there yet, then the finished file.
+def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
+    """Make every chunk that is missing, then the finished file.
 
     Raises:
-        NLAError: The output was begun with other settings, cannot be written, or (``strict``) a
+        NLAError: The output was made with other settings or cannot be written, or (``strict``) a
             row is bad. What is finished is kept.
     """
-    began = time.monotonic()
-    part, of = parse_shard(job.manifest["shard"])
+    start = time.monotonic()
+    shard, shards = parse_shard(job.manifest["shard"])
+    size: int = job.manifest["chunk"]
     outputs = job.splits or {"": output}
-    if all(path.exists() for path in outputs.values()):
-        notes = [_same(path, job) for path in outputs.values()]
-        Parts(output).remove()
-        rows = sum(sum(note["rows"]) for note in notes)
-        errors = notes[0]["errors"]
-        resumed = len(notes[0]["rows"])
-        return Report(tuple(outputs.values()), rows, errors, 0, resumed, time.monotonic() - began)
+    paths = tuple(outputs.values())
+    store = ChunkStore(output)
+    notes = [_checked_note(path, job) for path in paths if path.exists()]
+    if len(notes) == len(paths):
+        store.remove()
+        rows, errors = sum(sum(note["rows"]) for note in notes), notes[0]["errors"]
+        return Report(paths, rows, errors, 0, len(notes[0]["rows"]), time.monotonic() - start)
     if not output.parent.is_dir():
-        raise NLAError(f"{output}: there is no folder {output.parent}. Make it first.")
-    for path in outputs.values():
-        if path.exists():
-            _same(path, job)
-    parts = Parts(output)
-    with parts.open(job.manifest):
-        done = set(parts.numbers())
-        made = 0
-        # The number of rows is known where an unfinished input could hide its end.
-        total = job.source.count
-        mine = None if total is None else sum(
-            min(job.chunk, total - start)
-            for number, start in enumerate(range(0, total, job.chunk))
-            if number % of == part - 1 and number not in done
+        raise NLAError(f"{output}: the folder {output.parent} does not exist. Create it first.")
+    with store.open(job.manifest):
+        done = set(store.numbers())
+
+        def missing(number: int) -> bool:
+            return number % shards == shard - 1 and number not in done
+
+        count = job.source.count
+        total = None if count is None else sum(
+            min(size, count - first) for first in range(0, count, size) if missing(first // size)
         )  # fmt: skip
-        with bar(job.name, mine, shown=progress) as shown:
-            chunks = job.source.chunks(
-                job.chunk, lambda number: number % of == part - 1 and number not in done
-            )
-            step = _ahead if job.ahead else _in_turn
-            for number, size, table in step(job, chunks, shown.say):
+        unit = "document" if job.source.kind == "texts" else "vector"
+        chunks = rows = 0
+        with (
+            bars.progress(job.name, total=total, unit=unit, shown=progress) as bar,
+            closing(_tables(job, job.source.chunks(size, missing), bar.note)) as tables,
+        ):
+            for number, items, table in tables:
                 if job.strict and table["error"].null_count < len(table):
-                    raise NLAError(_complaint(table))
-                parts.write(number, table)
-                made += 1
-                shown.advance(size, len(table))
-        rows, errors = _assemble(job, parts, outputs)
-        report = Report(
-            tuple(outputs.values()), rows, errors, made, len(done), time.monotonic() - began
-        )
-    parts.remove()
+                    raise NLAError(_first_error(table))
+                store.write(number, table)
+                chunks, rows = chunks + 1, rows + len(table)
+                bar.advance(items, f"{rows / (time.monotonic() - start):.1f} rows/s")
+        rows, errors = _write_outputs(job, store, outputs)
+        report = Report(paths, rows, errors, chunks, len(done), time.monotonic() - start)
+    store.remove()
     return report
 
 
-def _in_turn(
-    job: Job, chunks: Iterator[tuple[int, list[Item]]], say: Say
-) -> Iterator[tuple[int, int, pa.Table]]:
-    for number, items in chunks:
-        found = _tried(job, lambda items=items: job.read(items), say)
-        yield number, len(items), _tried(job, lambda found=found: job.finish(found), say)
-
-
-def _ahead(
-    job: Job, chunks: Iterator[tuple[int, list[Item]]], say: Say
-) -> Iterator[tuple[int, int, pa.Table]]:
-    """The same with the first step one chunk ahead, in a thread."""
-    read: queue.Queue[tuple[int, int, Any] | BaseException | None] = queue.Queue(maxsize=1)
+def _tables(
+    job: Job, chunks: Iterator[tuple[int, list[Item]]], note: Callable[[str], None]
+) -> Generator[tuple[int, int, pa.Table], None, None]:
+    """Yield the number, the size and the rows of each chunk."""
     stop = threading.Event()
 
-    def put(each: Any) -> None:
+    def attempt(step: Callable[[], Any]) -> Any:
+        return retry_while_away(step, note, stop) if job.remote else step()
+
+    read = ((number, len(items), attempt(partial(job.read, items))) for number, items in chunks)
+    with closing(_prefetched(read, stop) if job.prefetch else read) as each:
+        for number, size, found in each:
+            yield number, size, attempt(partial(job.finish, found))
+
+
+def _prefetched(values: Iterator[Any], stop: threading.Event) -> Generator[Any, None, None]:
+    """Compute the next value in a thread while the caller uses the current one."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
+    end = object()
+
+    def put(value: Any, error: BaseException | None = None) -> None:
         while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                read.put(each, timeout=0.1)
+            with suppress(queue.Full):
+                ready.put((value, error), timeout=0.1)
                 return
 
-    def run() -> None:
+    def compute() -> None:
         try:
-            for number, items in chunks:
+            for value in values:
+                put(value)
                 if stop.is_set():
                     return
-                found = _tried(job, lambda items=items: job.read(items), say, stop)
-                put((number, len(items), found))
-            put(None)
+            put(end)
         except BaseException as error:
-            put(error)
+            put(end, error)
 
-    reader = threading.Thread(target=run, name="nnsight-nla-read", daemon=True)
-    reader.start()
+    thread = threading.Thread(target=compute, name="nnsight-nla-read", daemon=True)
+    thread.start()
     try:
-        while (each := read.get()) is not None:
-            if isinstance(each, BaseException):
-                raise each
-            number, size, found = each
-            yield number, size, _tried(job, lambda found=found: job.finish(found), say)
+        while True:
+            value, error = ready.get()
+            if error is not None:
+                raise error
+            if value is end:
+                return
+            yield value
     finally:
         stop.set()
-        reader.join()
+        thread.join()
 
 
-def _tried(job: Job, step: Callable[[], Any], say: Say, stop: threading.Event | None = None) -> Any:
-    return patiently(step, say, stop) if job.waits else step()
+def _write_outputs(job: Job, store: ChunkStore, outputs: dict[str, Path]) -> tuple[int, int]:
+    """Write the finished files, and that of the rows with errors before them."""
+    hidden = {"split"} if job.splits else set[str]()
+
+    def write(
+        path: Path, hidden: set[str], select: Callable[[pa.Table], pa.Table], split: str = "",
+        errors: int = 0,
+    ) -> tuple[int, int]:  # fmt: skip
+        columns = pa.schema([column for column in job.schema if column.name not in hidden])
+        tables = (select(store.read(number)) for number in store.numbers())
+        manifest = _manifest_of(job, split)
+        return write_finished(path, columns, tables, manifest, job.sidecar, errors=errors)
+
+    if job.errors_file is None:
+        return write(outputs[""], hidden, lambda table: table)
+    errors = sum(len(_bad(store.read(number))) for number in store.numbers())
+    if errors:
+        write(job.errors_file, hidden, _bad, "errors")
+    hidden |= {"error"}
+    rows = [
+        write(path, hidden, partial(_good, split=split), split, errors)[0]
+        for split, path in outputs.items()
+    ]
+    return sum(rows), errors
 
 
-def _assemble(job: Job, parts: Parts, outputs: dict[str, Path]) -> tuple[int, int]:
-    """Write the finished files; the one that `work` looks for is the last."""
-    unwritten = {"error"} if job.apart else set[str]()
-    unwritten |= {"split"} if job.splits else set[str]()
-    schema = pa.schema([column for column in job.schema if column.name not in unwritten])
-
-    def tables(keep: Callable[[pa.Table], Any] | None) -> Iterator[pa.Table]:
-        for number in parts.numbers():
-            table = parts.read(number)
-            yield table if keep is None else table.filter(keep(table))
-
-    if job.apart is None:
-        return assemble(outputs[""], schema, tables(None), job.manifest, job.sidecar)
-    bad = sum(len(table) for table in tables(_is_bad))
-    if bad:
-        manifest = {**job.manifest, "split": "errors"}
-        columns = pa.schema([each for each in job.schema if each.name in {*schema.names, "error"}])
-        assemble(job.apart, columns, tables(_is_bad), manifest, {**job.sidecar, "bulk": manifest})
-    rows = 0
-    for split, path in outputs.items():
-        manifest = {**job.manifest, **({"split": split} if split else {})}
-        rows += assemble(
-            path, schema, tables(_is_good_of(split)), manifest, {**job.sidecar, "bulk": manifest},
-            errors=bad,
-        )[0]  # fmt: skip
-    return rows, bad
+def _manifest_of(job: Job, split: str | None) -> dict[str, Any]:
+    return {**job.manifest, "split": split} if split else job.manifest
 
 
-def _is_bad(table: pa.Table) -> Any:
-    return pc.is_valid(table["error"])
+def _bad(table: pa.Table) -> pa.Table:
+    return table.filter(table["error"].is_valid())
 
 
-def _is_good_of(split: str) -> Callable[[pa.Table], Any]:
-    def good(table: pa.Table) -> Any:
-        fine = pc.is_null(table["error"])
-        return pc.and_(fine, pc.equal(table["split"], split)) if split else fine
-
-    return good
+def _good(table: pa.Table, split: str) -> pa.Table:
+    good = table.filter(table["error"].is_null())
+    return good.filter(pc.call_function("equal", [good["split"], split])) if split else good
 
 
-def _same(path: Path, job: Job) -> dict[str, Any]:
-    """The note of a finished file, which has to be the one that this job would make."""
-    note = note_of(path)
-    split = note["manifest"].get("split")
-    check_same(note["manifest"], {**job.manifest, **({"split": split} if split else {})}, path)
+def _checked_note(path: Path, job: Job) -> dict[str, Any]:
+    """Return the note of a finished file, which must be the one that this job would write."""
+    note = read_note(path)
+    check_same(note["manifest"], _manifest_of(job, note["manifest"].get("split")), path)
     return note
 
 
-def _complaint(table: pa.Table) -> str:
-    bad = table.filter(pc.is_valid(table["error"])).slice(0, 1).to_pylist()[0]
-    place = f", position {bad['position']}" if bad.get("position") is not None else ""
+def _first_error(table: pa.Table) -> str:
+    row = _bad(table).slice(0, 1).to_pylist()[0]
+    place = f", position {row['position']}" if row.get("position") is not None else ""
     return (
-        f"Row {bad['doc_id']!r}{place}: {bad['error']}. Mend or remove it, or leave out --strict "
-        "to record it and go on."
+        f"Row {row['doc_id']!r}{place}: {row['error']}. Correct or remove it, or pass strict=False "
+        "to record the error and continue."
     )

@@ -1,31 +1,33 @@
-"""The rows of a finished run: one per vector and sample, and one per row that could not be read."""
+"""The rows that `run` writes: one per vector and sample, and one per row that cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
-from ..checkpoint.prompt import snippets
+from ..checkpoint.reply import snippets
 from ..core.similarity import cosine
 from ..errors import ReconstructionError
-from .residuals import Found
+from .residuals import ItemResiduals
 from .sources import VECTOR
 
 if TYPE_CHECKING:
     from ..explanation.handle import Explanation
 
+Reconstruct = Callable[[list[str]], torch.Tensor]
 CONTEXT = 200
-"""How many characters up to the token a row shows."""
+"""How many characters of the text, up to the token, a row shows."""
 
 
 def schema(d_model: int, *, vectors: bool) -> pa.Schema:
-    """The columns of a run.
+    """Return the columns that `run` writes.
 
     Args:
         d_model: The residual's width.
-        vectors: Whether each row carries its vector, as the published data sets do.
+        vectors: Whether each row has its vector, as in the published data sets.
     """
     fields = [
         pa.field("doc_id", pa.string(), nullable=False),
@@ -47,20 +49,22 @@ def schema(d_model: int, *, vectors: bool) -> pa.Schema:
     return pa.schema(fields)
 
 
-def rows(found: Found, thoughts: Explanation | None, seed: int) -> list[dict[str, Any]]:
-    """The records of one row of the input, without scores.
+def make_records(
+    found: ItemResiduals, explanations: Explanation | None, seed: int
+) -> list[dict[str, Any]]:
+    """Return the records of one row of the input, without scores.
 
     Args:
-        found: What was read.
-        thoughts: Its resolved explanations, ``None`` where nothing could be read.
-        seed: Of the sampling.
+        found: The row and its residuals.
+        explanations: Their resolved explanations, ``None`` where nothing could be read.
+        seed: The seed of the sampling.
     """
     blank = {"doc_id": found.item.doc_id, "sample": 0, "seed": seed}
-    if thoughts is None:
+    if explanations is None:
         return [] if found.item.error is None else [{**blank, "error": found.item.error}]
-    errors, capture = thoughts.errors, thoughts._capture
+    errors, capture = explanations.errors, explanations.capture
     norms = found.vectors.norm(dim=-1).tolist()
-    notes = thoughts.warnings
+    notes = explanations.warnings
     records: list[dict[str, Any]] = []
     for place, position in enumerate(found.positions):
         read = found.read[place]
@@ -86,42 +90,32 @@ def rows(found: Found, thoughts: Explanation | None, seed: int) -> list[dict[str
     return records
 
 
-def table(records: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.Table:
-    """Records as a table of these columns; what a record lacks is null."""
+def to_table(records: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.Table:
+    """Convert records to a table of these columns; a missing value is null."""
     arrays = [
         pa.array([record.get(field.name) for record in records], field.type) for field in columns
     ]
     return pa.Table.from_arrays(arrays, schema=columns)
 
 
-def add_scores(records: Sequence[dict[str, Any]], reconstruct: Any) -> None:
-    """Set each record's round-trip cosine, where its text can be turned back into a vector.
+def add_scores(records: Sequence[dict[str, Any]], reconstruct: Reconstruct) -> None:
+    """Set each record's round-trip cosine, where its text can be reconstructed.
 
     Args:
-        records: With their vectors.
-        reconstruct: Texts to vectors.
+        records: Records with their vectors.
+        reconstruct: Turns texts into vectors.
     """
-    import torch
-
     told = [record for record in records if (record.get("text") or "").strip()]
-    for record, vector in zip(told, _reconstructed(told, reconstruct), strict=True):
+    vectors = _reconstructed([record["text"] for record in told], reconstruct)
+    for record, vector in zip(told, vectors, strict=True):
         if vector is not None:
-            here = torch.from_numpy(record[VECTOR])
-            record["score"] = cosine(vector, here).item()
+            record["score"] = cosine(vector, torch.from_numpy(record[VECTOR])).item()
 
 
-def _reconstructed(told: Sequence[dict[str, Any]], reconstruct: Any) -> list[Any]:
-    texts = [record["text"] for record in told]
-    if not texts:
-        return []
+def _reconstructed(texts: list[str], reconstruct: Reconstruct) -> list[torch.Tensor | None]:
     try:
-        return list(reconstruct(texts))
-    except ReconstructionError:  # One of them is too long, or has tags inside: the others count.
-        return [_one(text, reconstruct) for text in texts]
-
-
-def _one(text: str, reconstruct: Any) -> Any:
-    try:
-        return reconstruct([text])[0]
-    except ReconstructionError:
-        return None
+        return list(reconstruct(texts)) if texts else []
+    except ReconstructionError:  # One text is too long, or has tags inside: try each alone.
+        if len(texts) == 1:
+            return [None]
+        return [vector for text in texts for vector in _reconstructed([text], reconstruct)]

@@ -1,15 +1,15 @@
-"""The target over documents: the residuals at block K, at the chosen positions.
+"""Read the residuals of documents at the output of block K, at the selected positions.
 
 Documents run in batches, padded on the right: attention is causal, so no real token sees the
-padding, and every architecture counts positions from the left as it does for one document alone.
-Nothing above block K is run, and only the chosen residuals leave the trace.
+padding, and every architecture counts positions from the left as it does for a single document.
+Nothing above block K runs, and only the selected residuals leave the trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,24 +17,26 @@ from ..errors import InjectionError, NLAError
 from ..models import bridge, hosts
 from ..remote.ndif import send
 from .sources import Item
-from .token_selection import Located, Places, locate
+from .token_selection import TokenizedText, TokenSelection, tokenize
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from nnsight import TransformersModel
     from torch import Tensor
 
 BATCH_TOKENS = 8192
 """The most tokens, padding included, in one forward pass."""
+_Document = tuple[Item, TokenizedText, list[int]]
 
 
 @dataclass(frozen=True)
-class Found:
+class ItemResiduals:
     """One row of the input, and the residuals that were read in it."""
 
     item: Item
-    """The row; its error, or why it could not be read."""
+    """The row; its error says why it could not be read."""
     positions: Sequence[int | None]
-    """Where it was read; unknown where vectors come without it."""
+    """The positions that were read; ``None`` where vectors come without them."""
     tokens: Sequence[str | None]
     """The token at each position."""
     read: Sequence[str | None]
@@ -44,26 +46,27 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A target, the layer that is read, and where."""
+class ResidualReader:
+    """Reads the residuals of a target at one layer."""
 
-    model: Any
-    """An nnsight model."""
+    model: TransformersModel
+    """The target."""
     layer: int
     """K: the output of this block."""
-    places: Places
-    """Which positions."""
+    selection: TokenSelection
+    """The positions to read."""
     max_tokens: int | None = None
-    """Only so many tokens of a document are read; ``None``: all, and a document that is longer than
-    the target's context is a row with an error."""
+    """Read at most this many tokens of a document. ``None``: read all, and record a document that
+    is longer than the target's context as a row with an error."""
     remote: bool = False
     """Run the target on the configured NDIF host."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be read, before anything runs.
+        """Check the settings before anything runs.
 
         Raises:
-            NLAError: `model` is a `TransformerBridge`, or has no such block.
+            NLAError: `model` is a `TransformerBridge` or has no such block, or `max_tokens` is not
+                positive.
         """
         if bridge.is_bridge(self.model):
             raise InjectionError(
@@ -72,41 +75,39 @@ class Reader:
             )
         hosts.block(self.model, self.layer)
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise NLAError(f"max_tokens={self.max_tokens!r}: expected a whole number from 1.")
+            raise NLAError(f"max_tokens={self.max_tokens!r}: expected an integer of 1 or more.")
 
     @property
     def context(self) -> int:
-        """How many tokens of a document can be read."""
+        """The target's context length in tokens."""
         config = hosts.text_config(self.model)
         return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
-    def read(self, items: Sequence[Item]) -> list[Found]:
-        """The residuals of a block of documents, in order."""
-        found: dict[int, Found] = {}
-        waiting: list[tuple[Item, Located, list[int]]] = []
+    def read(self, items: Sequence[Item]) -> list[ItemResiduals]:
+        """Read the residuals of documents; the result has their order."""
+        found: dict[int, ItemResiduals] = {}
+        waiting: list[_Document] = []
         for item in items:
-            text, error = self._located(item)
-            places = [] if text is None else self.places.choose(text, item.doc_id)
-            if text is None or not places:
-                empty = torch.empty(0, hosts.width(self.model))
-                left = Item(item.row, item.doc_id, None, error, item.carried)
-                found[item.row] = Found(left, [], [], [], empty)
+            text, error = self._tokenized(item)
+            positions = [] if text is None else self.selection.choose(text, item.doc_id)
+            if text is None or not positions:
+                found[item.row] = nothing_read(item, error, hosts.width(self.model))
             else:
-                waiting.append((item, text, places))
+                waiting.append((item, text, positions))
         for batch in _batches(waiting):
-            vectors = self._forward([(text.ids, places) for _, text, places in batch])
-            parts = vectors.split([len(places) for _, _, places in batch])
-            for (item, text, places), part in zip(batch, parts, strict=True):
-                tokens = [text.tokens[place] for place in places]
-                read = [text.text[: text.ends[place]] for place in places]
-                found[item.row] = Found(item, places, tokens, read, part.clone())
+            vectors = self._forward([(text.ids, positions) for _, text, positions in batch])
+            split = vectors.split([len(positions) for _, _, positions in batch])
+            for (item, text, positions), mine in zip(batch, split, strict=True):
+                tokens = [text.tokens[position] for position in positions]
+                read = [text.text[: text.ends[position]] for position in positions]
+                found[item.row] = ItemResiduals(item, positions, tokens, read, mine.clone())
         return [found[item.row] for item in items]
 
-    def _located(self, item: Item) -> tuple[Located | None, str | None]:
+    def _tokenized(self, item: Item) -> tuple[TokenizedText | None, str | None]:
         if item.error is not None:
             return None, item.error
         try:
-            text = locate(self.model, item.value)
+            text = tokenize(self.model, item.value)
         except InjectionError as error:
             return None, str(error)
         length, limit = len(text.ids), min(self.max_tokens or self.context, self.context)
@@ -117,21 +118,22 @@ class Reader:
             )
         if not length:
             return None, "it has no tokens"
-        return Located(text.text, text.ids[:limit], text.tokens[:limit], text.ends[:limit]), None
+        first = slice(limit)
+        return TokenizedText(text.text, text.ids[first], text.tokens[first], text.ends[first]), None
 
     def _forward(self, rows: list[tuple[tuple[int, ...], list[int]]]) -> Tensor:
         width = max(len(ids) for ids, _ in rows)
-        # The padding's id is never seen: any valid one does.
+        # The id of the padding does not matter: no real token sees it.
         ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in rows])
-        row = torch.tensor([number for number, (_, places) in enumerate(rows) for _ in places])
-        column = torch.tensor([place for _, places in rows for place in places])
+        row = torch.tensor([number for number, (_, chosen) in enumerate(rows) for _ in chosen])
+        column = torch.tensor([position for _, chosen in rows for position in chosen])
         what = f"The request to read {len(rows)} documents with {hosts.describe(self.model)}"
         if not self.remote:
             return self._trace(ids, row, column)
         return send(lambda: self._trace(ids, row, column), what)
 
     def _trace(self, ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """The block is shipped as it stands where it runs remotely, so it names nothing of self."""
+        """Run one trace; a remote host gets the block's source, so it uses nothing of `self`."""
         block = hosts.block(self.model, self.layer)
         with torch.no_grad(), self.model.trace(ids, remote=self.remote) as tracer:
             chosen = block.output[row, column].float().cpu().save()
@@ -139,11 +141,15 @@ class Reader:
         return chosen
 
 
-def _batches(
-    waiting: list[tuple[Item, Located, list[int]]],
-) -> Iterator[list[tuple[Item, Located, list[int]]]]:
-    """Consecutive documents, as many as fit; they depend on the block of rows and nothing else."""
-    batch: list[tuple[Item, Located, list[int]]] = []
+def nothing_read(item: Item, error: str | None, d_model: int) -> ItemResiduals:
+    """Return a row without residuals: it has an error, or no position was selected."""
+    unread = Item(item.row, item.doc_id, None, error, item.carried)
+    return ItemResiduals(unread, [], [], [], torch.empty(0, d_model))
+
+
+def _batches(waiting: list[_Document]) -> Iterator[list[_Document]]:
+    """Yield consecutive documents, as many as fit; this depends on the chunk and nothing else."""
+    batch: list[_Document] = []
     for each in waiting:
         longest = max(len(text.ids) for _, text, _ in [*batch, each])
         if batch and longest * (len(batch) + 1) > BATCH_TOKENS:

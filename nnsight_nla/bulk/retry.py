@@ -1,4 +1,4 @@
-"""Waiting for an NDIF host that went away: hours, where `ndif.send` waits for seconds."""
+"""Retry a step while its NDIF host is away: up to an hour, where `ndif.send` waits for seconds."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from ..remote.ndif import transient
 
 T = TypeVar("T")
 
-PATIENCE = 3600.0
-"""How long one step waits in all for a host to come back, in seconds."""
-_LONGEST = 30.0
+MAX_WAIT = 3600.0
+"""How long one step waits for its host in all, in seconds."""
+_LONGEST_WAIT = 30.0
 
 
-def patiently(
-    step: Callable[[], T],
-    say: Callable[[str], None],
-    stop: threading.Event | None = None,
-    patience: float = PATIENCE,
+def retry_while_away(
+    step: Callable[[], T], note: Callable[[str], None], stop: threading.Event
 ) -> T:
-    """Run `step` again while its host is only away.
+    """Run `step` again as long as it fails only because its host is away.
 
     Args:
-        step: May be run again: what it had settled stays settled.
-        say: Told that the host is away, once per wait.
-        stop: Set by who no longer wants the result.
-        patience: Seconds to wait in all.
+        step: Can be run again; what it has already settled stays settled.
+        note: Receives a message before each wait.
+        stop: Ends the waiting when it is set.
     """
     from tenacity import (
         RetryCallState,
@@ -37,24 +33,22 @@ def patiently(
         wait_exponential,
     )
 
-    stopped = stop or threading.Event()
-
     def tell(state: RetryCallState) -> None:
-        say(f"the host is away; trying again in {state.upcoming_sleep:.0f} s")
+        note(f"the host is away; trying again in {state.upcoming_sleep:.0f} s")
 
     retrying = Retrying(
-        stop=lambda state: stopped.is_set() or state.idle_for >= patience,
-        sleep=sleep_using_event(stopped),
-        wait=wait_exponential(multiplier=1, max=_LONGEST),
-        retry=retry_if_exception(away),
+        stop=lambda state: stop.is_set() or state.idle_for >= MAX_WAIT,
+        sleep=sleep_using_event(stop),
+        wait=wait_exponential(multiplier=1, max=_LONGEST_WAIT),
+        retry=retry_if_exception(host_is_away),
         before_sleep=tell,
         reraise=True,
     )
     return retrying(step)
 
 
-def away(error: BaseException) -> bool:
-    """Whether a host that is away is at the bottom of `error`."""
+def host_is_away(error: BaseException) -> bool:
+    """Return whether `error`, or one of its causes, says that the host is away."""
     seen: BaseException | None = error
     while seen is not None:
         if transient(seen):

@@ -1,78 +1,51 @@
-"""A data set in, explanations out: `run`.
+"""Explain a data set: `run`.
 
     run(nla, "corpus.jsonl", "out.parquet", model=model, positions="every:10")
     run(nla, "decoder.safetensors", "features.parquet")
 
-Texts go through the target, at chosen positions; vectors go to the verbalizer as they are. See
-`work` for the loop, `parts` for what survives, `records` for the columns.
+Texts go through the target, at selected positions; vectors go to the verbalizer as they are. See
+`pipeline` for the loop, `chunk_store` for what an interruption leaves, `records` for the columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import NLAError
 from ..models.adapter import AdapterModel
-from . import fingerprint, records
-from .chunk_store import Parts
-from .finished_file import dataset_sidecar, note_of
+from . import records
+from .chunk_store import ChunkStore
+from .fingerprint import fingerprint_model
+from .finished_file import dataset_sidecar, read_note
 from .manifest import VERSION, versions
-from .pipeline import Job, Report, work
-from .residuals import Found, Reader
+from .pipeline import Job, Report, run_job
+from .residuals import ItemResiduals, ResidualReader, nothing_read
 from .sources import Item, Source, open_source
-from .token_selection import parse
+from .token_selection import parse_positions
 
 if TYPE_CHECKING:
-    from ..checkpoint.checkpoint import Checkpoint
-    from ..checkpoint.prompt import Prompt
+    import pyarrow as pa
+    from nnsight import TransformersModel
+
     from ..core.sampling import Sampling
     from ..explanation.handle import Explanation
+    from ..explanation.protocols import ExplainsAndReconstructs
 
 CHUNKS = {"vectors": 1024, "last": 256, "texts": 32}
-"""Rows of the input per chunk, unless you say: documents give several vectors each."""
-
-
-class Explains(Protocol):
-    """The NLA, as far as a run needs it."""
-
-    av: Any
-    ar: Any
-    target: Any
-    checkpoint: Checkpoint
-    prompt: Prompt
-    sampling: Sampling
-    remote: bool
-    spec: dict[str, Any] | None
-    has_reconstructor: bool
-    batch_size: int
-
-    def layer(self, model: Any) -> Any:
-        """The handle on the residual, which checks the model."""
-        ...
-
-    def explain(self, vectors: torch.Tensor, **options: Any) -> Explanation:
-        """Capture vectors."""
-        ...
-
-    def resolve(self, handles: Any = None) -> None:
-        """Write the texts."""
-        ...
-
-    def reconstruct(self, text: Any) -> torch.Tensor:
-        """Texts to vectors."""
-        ...
+"""The default number of rows per chunk; with ``"texts"``, each document gives several vectors."""
 
 
 def run(
-    nla: Explains,
+    nla: ExplainsAndReconstructs,
     source: str | Path | Source,
     output: str | Path,
     *,
-    model: Any = None,
+    model: TransformersModel | None = None,
     positions: str | int = "all",
     skip: int = 0,
     max_tokens: int | None = None,
@@ -87,43 +60,42 @@ def run(
     strict: bool = False,
     progress: bool = True,
 ) -> Report:
-    """Explain every row of a data set, and go on where an earlier run of the same stopped.
+    """Explain every row of a data set, resuming an earlier call that was interrupted.
 
     Args:
         nla: The NLA.
-        source: Texts or vectors: a file, a folder, a data set's name, or what `open_source` made
-            of one, which also takes the names of columns.
-        output: A Parquet file; what is finished lies in ``OUTPUT.parts`` until it is whole.
+        source: Texts or vectors: a file, a folder, the name of a data set, or the result of
+            `open_source`, which also takes the names of columns.
+        output: The Parquet file to write; ``OUTPUT.parts`` holds finished chunks until then.
         model: The target, for texts.
-        positions: Which tokens of a text are explained; see `places`. N is every N-th.
-        skip: Positions below this are left out.
-        max_tokens: Only so many tokens of a text are read.
+        positions: Which tokens of a text are explained; see `token_selection`. N is every N-th.
+        skip: Leave out positions below this.
+        max_tokens: Read at most this many tokens of a text.
         samples: Texts per vector; above 1 only with a temperature above 0.
-        sampling: How tokens are chosen; the NLA's own unless given.
-        score: Turn every text back into a vector and record the cosine, where there is a
-            reconstructor.
+        sampling: How tokens are chosen; default: the NLA's own.
+        score: Reconstruct every text and record the cosine, if there is a reconstructor.
         vectors: Write the vectors into the file too.
-        batch_size: Vectors per verbalizer batch; the NLA's own unless given. It is recorded, and
-            a run that goes on uses the same (it sets ``nla.batch_size``).
-        chunk: Rows of the input per chunk: what at most is done twice after an interruption. No
-            batch crosses a chunk.
-        shard: ``"i/n"``: do only part i of n; `merge` puts the parts together.
+        batch_size: Vectors per verbalizer batch; default: the NLA's own. It is recorded, and a
+            call that resumes uses the same one (it sets ``nla.batch_size``).
+        chunk: Rows of the input per chunk: the most work that an interruption repeats. No batch
+            crosses a chunk.
+        shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
         remote: Run the target on the configured NDIF host (the verbalizer runs where `nla` says).
-        strict: End at the first bad row, where else it is recorded with its error.
-        progress: Show a bar, where standard error is a terminal.
+        strict: End at the first bad row instead of recording its error.
+        progress: Show a progress bar, if standard error is a terminal.
 
     Returns:
-        What was done, in `str()` and as data.
+        Counts, files and time; `str()` gives them in one line.
 
     Raises:
-        NLAError: The input cannot be read, the output not be written, or it was begun with other
-            settings; what is finished is kept.
+        NLAError: The input cannot be read, the output cannot be written or was made with other
+            settings. What is finished is kept.
     """
     output = Path(output).expanduser()
     rows = source if isinstance(source, Source) else open_source(source)
     reader = _reader(nla, rows, model, positions, skip, max_tokens, remote)
     chosen = sampling or nla.sampling
-    reads = score and nla.has_reconstructor
+    scored = score and nla.has_reconstructor
     size = chunk or _chunk(rows, positions)
     manifest: dict[str, Any] = {
         "made_by": "nnsight-nla run",
@@ -133,130 +105,136 @@ def run(
         **_target(reader),
         "chunk": size,
         "verbalizer": _verbalizer(nla),
-        "reconstructor": _reconstructor(nla) if reads else None,
+        "reconstructor": _reconstructor(nla) if scored else None,
         "sampling": vars(chosen),
         "samples": samples,
         "vectors": vectors,
         "versions": versions(),
     }
     manifest["batch_size"] = _fixed_batch(nla, output, batch_size)
-    # Refuses what cannot be sampled before anything is read; nobody keeps the handle.
+    # Raises on sampling that does not fit, before anything is read; the handle is dropped.
     nla.explain(torch.ones(1, nla.checkpoint.d_model), samples=samples, sampling=chosen)
-    verbalize = _Verbalize(nla, {"samples": samples, "sampling": chosen}, vectors, reads)
+    columns = records.schema(nla.checkpoint.d_model, vectors=vectors)
     job = Job(
         "explaining",
         rows,
-        size,
         manifest,
-        verbalize.schema,
-        dataset_sidecar(nla.checkpoint, manifest),
-        reader.read if reader else _as_found(nla.checkpoint.d_model),
-        verbalize,
-        ahead=reader is not None and _apart(nla, model),
-        waits=remote or nla.remote,
+        columns,
+        dataset_sidecar(nla.checkpoint),
+        reader.read if reader else partial(_as_residuals, nla.checkpoint.d_model),
+        _Verbalize(nla, samples, chosen, columns, scored),
+        prefetch=reader is not None and _can_overlap(nla, model),
+        remote=remote or nla.remote,
         strict=strict,
     )
-    return work(job, output, progress=progress)
+    return run_job(job, output, progress=progress)
 
 
 class _Verbalize:
-    """The second step: a chunk's vectors to rows. What has settled survives a failed try."""
+    """The second step: from a chunk's vectors to rows. A retry keeps the texts it already has."""
 
-    def __init__(self, nla: Explains, options: dict[str, Any], vectors: bool, scores: bool) -> None:
-        self.schema = records.schema(nla.checkpoint.d_model, vectors=vectors)
-        self._nla, self._options, self._scores = nla, options, scores
-        self._of: Sequence[Found] = ()
-        self._thoughts: list[Explanation | None] = []
+    def __init__(
+        self,
+        nla: ExplainsAndReconstructs,
+        samples: int,
+        sampling: Sampling,
+        columns: pa.Schema,
+        scored: bool,
+    ) -> None:
+        self._nla, self._samples, self._sampling = nla, samples, sampling
+        self._columns, self._scored = columns, scored
+        self._chunk: Sequence[ItemResiduals] = ()
+        self._explanations: list[Explanation | None] = []
 
-    def __call__(self, found: Sequence[Found]) -> Any:
-        if self._of is not found:
-            self._of, self._thoughts = found, [self._explain(each) for each in found]
-        self._nla.resolve([thoughts for thoughts in self._thoughts if thoughts is not None])
-        seed = self._options["sampling"].seed
+    def __call__(self, chunk: Sequence[ItemResiduals]) -> pa.Table:
+        if self._chunk is not chunk:
+            self._chunk, self._explanations = chunk, [self._explain(each) for each in chunk]
+        self._nla.resolve([each for each in self._explanations if each is not None])
         made = [
             record
-            for each, thoughts in zip(found, self._thoughts, strict=True)
-            for record in records.rows(each, thoughts, seed)
+            for found, explanations in zip(chunk, self._explanations, strict=True)
+            for record in records.make_records(found, explanations, self._sampling.seed)
         ]
-        if self._scores:
+        if self._scored:
             records.add_scores(made, self._nla.reconstruct)
-        return records.table(made, self.schema)
+        return records.to_table(made, self._columns)
 
-    def _explain(self, found: Found) -> Explanation | None:
+    def _explain(self, found: ItemResiduals) -> Explanation | None:
         if not len(found.vectors):
             return None
-        known = {
-            "tokens": None if None in found.tokens else found.tokens,
-            "positions": None if None in found.positions else found.positions,
-        }
-        return self._nla.explain(found.vectors, **known, **self._options)
+        return self._nla.explain(
+            found.vectors,
+            tokens=None if None in found.tokens else found.tokens,
+            positions=None if None in found.positions else found.positions,
+            samples=self._samples,
+            sampling=self._sampling,
+        )
 
 
 def _reader(
-    nla: Explains,
+    nla: ExplainsAndReconstructs,
     rows: Source,
-    model: Any,
+    model: TransformersModel | None,
     positions: str | int,
     skip: int,
     max_tokens: int | None,
     remote: bool,
-) -> Reader | None:
+) -> ResidualReader | None:
     if rows.kind == "vectors":
         return None
     if model is None:
         raise NLAError(
-            f"{rows.identity['name']} holds texts, which the target has to read: pass it, "
+            f"{rows.identity['name']} holds texts, which the target has to read. Pass the target: "
             "run(nla, source, output, model=TransformersModel(...))."
         )
     nla.layer(model)
-    places = parse(positions, skip=skip)
-    return Reader(model, nla.checkpoint.layer, places, max_tokens, remote)
+    selection = parse_positions(positions, skip=skip)
+    return ResidualReader(model, nla.checkpoint.layer, selection, max_tokens, remote)
 
 
 def _chunk(rows: Source, positions: str | int) -> int:
     return CHUNKS[rows.kind if rows.kind == "vectors" or positions != "last" else "last"]
 
 
-def _as_found(d_model: int) -> Any:
-    """The first step over vectors: each as if it had been read, where its width is right."""
-
-    def one(item: Item) -> Found:
+def _as_residuals(d_model: int, items: Sequence[Item]) -> list[ItemResiduals]:
+    """The first step for vectors: treat each as a residual that was read, if it has the width."""
+    found: list[ItemResiduals] = []
+    for item in items:
         error, value = item.error, item.value
         if error is None and value.shape != (d_model,):
             error = f"its vector has {len(value)} numbers, the verbalizer reads {d_model}"
         if error is not None:
-            bad = Item(item.row, item.doc_id, None, error, item.carried)
-            return Found(bad, [], [], [], torch.empty(0, d_model))
+            found.append(nothing_read(item, error, d_model))
+            continue
         position, token, context = map(item.carried.get, ("position", "token", "context"))
         vector = torch.from_numpy(value.copy())[None]
-        return Found(item, [position], [token], [context], vector)
+        found.append(ItemResiduals(item, [position], [token], [context], vector))
+    return found
 
-    return lambda items: [one(item) for item in items]
 
-
-def _fixed_batch(nla: Explains, output: Path, asked: int | None) -> int:
-    """The batch size: as it was begun, else as asked, else the NLA's own, found once."""
-    begun = (Parts(output).manifest or {}).get("batch_size")
-    if begun is None and output.exists():
-        begun = note_of(output)["manifest"].get("batch_size")
+def _fixed_batch(nla: ExplainsAndReconstructs, output: Path, asked: int | None) -> int:
+    """Set and return the batch size: as given, else as in an earlier call, else the NLA's own."""
+    before = (ChunkStore(output).manifest or {}).get("batch_size")
+    if before is None and output.exists():
+        before = read_note(output)["manifest"].get("batch_size")
     if asked is None:
-        asked = nla.batch_size if begun is None else begun
+        asked = nla.batch_size if before is None else int(before)
     nla.batch_size = asked
     return asked
 
 
-def _target(reader: Reader | None) -> dict[str, Any]:
+def _target(reader: ResidualReader | None) -> dict[str, Any]:
     if reader is None:
         return {}
-    target = {**fingerprint.model(reader.model), "layer": reader.layer, "remote": reader.remote}
-    how = {"positions": reader.places.spec, "skip": reader.places.skip}
+    target = {**fingerprint_model(reader.model), "layer": reader.layer, "remote": reader.remote}
+    how = {"positions": reader.selection.spec, "skip": reader.selection.skip}
     return {"target": target, **how, "max_tokens": reader.max_tokens}
 
 
-def _verbalizer(nla: Explains) -> dict[str, Any]:
+def _verbalizer(nla: ExplainsAndReconstructs) -> dict[str, Any]:
     spec = nla.spec or {}
     return {
-        **fingerprint.model(nla.av, spec.get("av"), spec.get("peft")),
+        **fingerprint_model(nla.av, spec.get("av"), spec.get("peft")),
         "sidecar": nla.checkpoint.sidecar_hash,
         "injection": vars(nla.checkpoint.injection),
         "prompt": nla.prompt.hash,
@@ -264,12 +242,12 @@ def _verbalizer(nla: Explains) -> dict[str, Any]:
     }
 
 
-def _reconstructor(nla: Explains) -> dict[str, Any]:
-    return fingerprint.model(nla.ar, (nla.spec or {}).get("ar"))
+def _reconstructor(nla: ExplainsAndReconstructs) -> dict[str, Any]:
+    return fingerprint_model(nla.ar, (nla.spec or {}).get("ar"))
 
 
-def _apart(nla: Explains, model: Any) -> bool:
-    """Whether target and verbalizer may run at the same time: two models, both in memory."""
+def _can_overlap(nla: ExplainsAndReconstructs, model: TransformersModel | None) -> bool:
+    """Return whether target and verbalizer can run at the same time: two models, both in memory."""
     shared = nla.av is model or (isinstance(nla.av, AdapterModel) and nla.av.target is model)
     sequential = (nla.spec or {}).get("placement") == "sequential"
     return not shared and not sequential

@@ -1,15 +1,15 @@
-"""What is read: texts or vectors, in a fixed order, a block of rows at a time.
+"""Open texts or vectors as rows in a fixed order, a chunk at a time.
 
-A `Source` opens anywhere and never holds more than a block. Row numbers are those of the whole
-input, whoever reads it, so two machines that take parts of one input speak of the same rows::
+A `Source` can start at any row and never holds more than a chunk. Rows are numbered across the
+whole input, so machines that share an input mean the same row by the same number::
 
-    source = texts("corpus.jsonl")
+    source = open_source("corpus.jsonl")
     for number, items in source.chunks(32, wanted=lambda number: number % 2 == 0):
         ...                                  # rows 0 to 31, 64 to 95, ...
 
-What cannot be used (a line that is no JSON, a document that is no string, a vector of another
-shape) is an `Item` with an error in place of its value; what makes the whole input unusable (no
-such file, no such column) is an error here.
+A row that cannot be used (a line that is not JSON, a document that is not a string, a vector of
+another shape) is an `Item` with an error in place of its value. An input that cannot be used at all
+(a missing file or column) raises an error here.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from .. import _compat
 from ..errors import NLAError
-from .fingerprint import whole_file
+from .fingerprint import fingerprint_file
 
 VECTOR = "activation_vector"
 """The column that holds vectors in the published data sets."""
 _FILES = (".jsonl", ".ndjson", ".gz", ".parquet", ".npy", ".safetensors", ".csv", ".json", ".txt")
 IDS = ("doc_id", "id", "_id")
-"""Where a row's name is looked for, in this order; else it is the row's number."""
+"""Columns that may hold a row's name, in this order; without one, the name is the row's number."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +52,26 @@ class Item:
     error: str | None = None
     """Why the row cannot be used."""
     carried: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """``position``, ``token`` and ``context``, where vectors come with them."""
+    """``position``, ``token`` and ``context``, where the input has them with its vectors."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one kind, opened where a reader wants to begin."""
+    """Rows of one kind, readable from any row on."""
 
     kind: Literal["texts", "vectors"]
     """What a row holds."""
     identity: dict[str, Any]
-    """What tells this input from another one, as plain data."""
+    """Identifies the input, as plain data."""
     count: int | None
-    """How many rows there are; ``None`` for a stream of unknown length."""
+    """The number of rows; ``None`` for a stream of unknown length."""
     raw: Callable[[int], Iterator[Any]]
-    """The rows from a number on, as they are stored."""
+    """Returns the stored rows from a number on."""
     item: Callable[[int, Any], Item]
-    """One stored row as an `Item`."""
+    """Converts a stored row to an `Item`."""
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Item]]]:
-        """Fixed ranges of `size` rows, those that are wanted, in order."""
+        """Yield fixed ranges of `size` rows, those that are wanted, in order."""
         stored: Iterator[Any] | None = None
         at = 0
         for number in itertools.count():
@@ -96,19 +100,19 @@ def open_source(
     split: str | None = None,
     tensor: str | None = None,
 ) -> Source:
-    """The rows of a file, a folder or a data set's name.
+    """Open the rows of a file, a folder or a named data set.
 
     Args:
         name: JSON lines (also ``.gz``) or Parquet with texts; Parquet with ``activation_vector``;
-            ``.safetensors`` or ``.npy`` of ``[rows, d_model]``; a Hugging Face data set that was
-            saved to disk, or by name (``owner/name``, or ``owner/name:configuration``).
-        text: The column of the texts; ``text`` unless given.
-        doc_id: The column of the rows' names; ``doc_id`` or ``id`` unless given.
-        split: The split of a Hugging Face data set; ``train`` unless given.
-        tensor: Which tensor of a ``.safetensors`` file, where it has several.
+            ``.safetensors`` or ``.npy`` of ``[rows, d_model]``; a Hugging Face data set, saved to
+            disk or by name (``owner/name``, or ``owner/name:configuration``).
+        text: The column of the texts; default: ``text``.
+        doc_id: The column of the rows' names; default: ``doc_id`` or ``id``.
+        split: The split of a Hugging Face data set; default: ``train``.
+        tensor: The tensor of a ``.safetensors`` file that has several.
 
     Raises:
-        NLAError: There is no such input, or it is not one of these; says what was expected.
+        NLAError: The input does not exist or has none of these forms.
     """
     path = Path(name).expanduser()
     kinds = path.suffixes[-2:]
@@ -129,8 +133,8 @@ def open_source(
     if path.is_dir() or named:
         return _hugging_face(str(name), text, doc_id, split)
     raise NLAError(
-        f"{path.absolute()}: there is no such file or folder, and it is no data set's name "
-        "(owner/name)."
+        f"{path.absolute()}: there is no such file or folder, and {str(name)!r} is not the name of "
+        "a data set (owner/name)."
     )
 
 
@@ -159,62 +163,71 @@ def _json_lines(path: Path, text: str, doc_id: str | None) -> Source:
     except (ValueError, TypeError):
         keys = [text]
     _check_column(path, keys, text, "text")
-    _check_column(path, keys, doc_id, "id")
+    _check_column(path, keys, doc_id, "doc_id")
     with opened(path, "rb") as file:
         count = sum(1 for _ in file)
-    return Source("texts", whole_file(path), count, raw, item)
+    return Source("texts", fingerprint_file(path), count, raw, item)
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file.
+
+    Raises:
+        NLAError: It is missing, or is not Parquet.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise NLAError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _parquet(path: Path, text: str | None, doc_id: str | None) -> Source:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise NLAError(f"{path} is no Parquet file: {error}") from error
+    file = open_parquet(path)
     names = file.schema_arrow.names
-    groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
     vectors = text is None and VECTOR in names
     column = VECTOR if vectors else text or "text"
     if not vectors:
         _check_column(path, names, column, "text")
-    _check_column(path, names, doc_id, "id")
+    _check_column(path, names, doc_id, "doc_id")
     others = ("position", "n_raw_tokens", "token", "context", "detokenized_text_truncated")
-    kept = sorted({column, doc_id, *IDS, *(others if vectors else ())} & set(names), key=str)
-
-    def raw(start: int) -> Iterator[dict[str, Any]]:
-        first, before = 0, 0
-        while first < len(groups) and before + groups[first] <= start:
-            before += groups[first]
-            first += 1
-        if first == len(groups):
-            return
-        opened = pq.ParquetFile(path)
-        batches = opened.iter_batches(256, row_groups=range(first, len(groups)), columns=kept)
-        rows = (dict(zip(batch.schema.names, row, strict=True)) for batch in batches
-                for row in zip(*batch.columns, strict=True))  # fmt: skip
-        yield from itertools.islice(rows, start - before, None)
+    wanted = {column, doc_id, *IDS, *(others if vectors else ())}
+    kept = [name for name in names if name in wanted]
 
     def item(row: int, record: dict[str, Any]) -> Item:
         if not vectors:
-            plain = {name: value.as_py() for name, value in record.items()}
-            return _text(row, plain, column, doc_id)
-        plain = {name: value.as_py() for name, value in record.items() if name != VECTOR}
-        cell = record[VECTOR]
-        return _vector(row, _values(cell), _name(row, plain, doc_id), _carried(plain))
+            return _text(row, record, column, doc_id)
+        return _vector(row, record[VECTOR], _name(row, record, doc_id), _carried(record))
 
     kind = "vectors" if vectors else "texts"
-    return Source(kind, whole_file(path), file.metadata.num_rows, raw, item)
+    raw = partial(parquet_rows, path, kept)
+    return Source(kind, fingerprint_file(path), file.metadata.num_rows, raw, item)
+
+
+def parquet_rows(path: Path, columns: list[str] | None, start: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file from number `start` on; a vector comes as an array."""
+    file = pq.ParquetFile(path)
+    first = before = 0
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    while first < len(counts) and before + counts[first] <= start:
+        before += counts[first]
+        first += 1
+    if first == len(counts):
+        return
+    batches = file.iter_batches(256, row_groups=range(first, len(counts)), columns=columns)
+    rows = (zip(batch.schema.names, row, strict=True) for batch in batches
+            for row in zip(*batch.columns, strict=True))  # fmt: skip
+    for row in itertools.islice(rows, start - before, None):
+        yield {name: _values(cell) if name == VECTOR else cell.as_py() for name, cell in row}
 
 
 def _npy(path: Path) -> Source:
     try:
         held = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise NLAError(f"{path} is no .npy file of numbers: {error}") from error
+        raise NLAError(f"{path} cannot be read as a .npy array of numbers: {error}") from error
     _check_matrix(path, list(held.shape))
-    return Source("vectors", whole_file(path), len(held), lambda start: iter(held[start:]), _vector)
+    identity = fingerprint_file(path)
+    return Source("vectors", identity, len(held), lambda start: iter(held[start:]), _vector)
 
 
 def _safetensors(path: Path, tensor: str | None) -> Source:
@@ -224,13 +237,16 @@ def _safetensors(path: Path, tensor: str | None) -> Source:
         with safe_open(path, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise NLAError(f"{path} is no safetensors file: {error}") from error
+        raise NLAError(f"{path} cannot be read as safetensors: {error}") from error
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     flat = [name for name, shape in shapes.items() if len(shape) == 2]
     if tensor is None and len(flat) == 1:
         tensor = flat[0]
     if tensor not in shapes:
-        raise NLAError(f"{path} holds {listed}: say which one holds the vectors (--tensor NAME).")
+        raise NLAError(
+            f"{path} holds {listed}: say which tensor holds the vectors, "
+            f'open_source(..., tensor="NAME").'
+        )
     rows, _ = _check_matrix(path, shapes[tensor])
 
     def raw(start: int) -> Iterator[Any]:
@@ -239,7 +255,7 @@ def _safetensors(path: Path, tensor: str | None) -> Source:
             for begin in range(start, rows, 256):
                 yield from held[begin : begin + 256].float().numpy()
 
-    identity = {**whole_file(path), "tensor": tensor}
+    identity = {**fingerprint_file(path), "tensor": tensor}
     return Source("vectors", identity, rows, raw, _vector)
 
 
@@ -279,7 +295,7 @@ def _hugging_face(name: str, text: str | None, doc_id: str | None, split: str | 
     vectors = text is None and VECTOR in first
     if not vectors:
         _check_column(name, list(first), text or "text", "text")
-    _check_column(name, list(first), doc_id, "id")
+    _check_column(name, list(first), doc_id, "doc_id")
 
     def raw(start: int) -> Iterator[dict[str, Any]]:
         if saved:
@@ -294,15 +310,15 @@ def _hugging_face(name: str, text: str | None, doc_id: str | None, split: str | 
         return found
 
     identity = {"name": Path(name).name if folder.is_dir() else name, "split": split or "train"}
-    # A folder's fingerprint is that of its content; a repository's is the revision it came from.
-    identity["fingerprint"] = held._fingerprint if saved else _revision(held)
+    # A saved folder is identified by its content, a repository by its revision.
+    identity["fingerprint"] = _compat.data_set_fingerprint(held) if saved else _revision(held)
     return Source(
         "vectors" if vectors else "texts", identity, len(held) if saved else None, raw, item
     )
 
 
 def _revision(held: Any) -> str:
-    """What a streamed data set was made from: the addresses of its files, with their revisions."""
+    """Return the addresses of a streamed data set's files, which contain their revisions."""
     checksums = held.info.download_checksums or {}
     return ", ".join(sorted(map(str, checksums))) or str(held.info.version or "")
 
@@ -333,7 +349,7 @@ def _vector(
 
 
 def _values(cell: Any) -> Any:
-    """A Parquet list's numbers without a Python object for each."""
+    """Return the numbers of a Parquet list without making a Python object of each."""
     values = getattr(cell, "values", None)
     return None if values is None else values.to_numpy(zero_copy_only=False)
 
@@ -348,16 +364,16 @@ def _name(row: int, record: Mapping[str, Any], doc_id: str | None) -> str:
 def _carried(record: Mapping[str, Any]) -> dict[str, Any]:
     position = record.get("position")
     if position is None and record.get("n_raw_tokens") is not None:
-        position = record["n_raw_tokens"] - 1  # Published: how many tokens were read, this one too.
+        position = record["n_raw_tokens"] - 1  # As published: counts this token too.
     context = record.get("context", record.get("detokenized_text_truncated"))
     return {"position": position, "token": record.get("token"), "context": context}
 
 
-def _check_column(name: object, columns: list[str], wanted: str | None, what: str) -> None:
+def _check_column(name: object, columns: list[str], wanted: str | None, argument: str) -> None:
     if wanted is not None and wanted not in columns:
         raise NLAError(
             f"{name} has no column {wanted!r}; it has {', '.join(map(repr, columns))}. Say which "
-            f"one holds the {what}s (--{what}-column NAME)."
+            f'one to read, open_source(..., {argument}="NAME").'
         )
 
 

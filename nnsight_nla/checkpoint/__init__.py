@@ -1,4 +1,4 @@
-"""What a verbalizer was trained with: its sidecar, its presets and its prompt."""
+"""Describe how a verbalizer was trained: its sidecar, its presets, its prompt and its replies."""
 
 from .checkpoint import Checkpoint
 from .prompt import Prompt

@@ -1,67 +1,64 @@
-"""The verbalizer's fixed prompt, the marker in it, and the explanation in what it writes back.
+"""Render the verbalizer's fixed prompt and find the marker in it.
 
 The prompt is the same for every vector; only the residual at the marker differs. It is rendered in
-two steps (chat template to text, text to ids) because one-step tokenization has split markers, and
-a second BOS token would move everything by one. The marker is found by its id *and* both
-neighbours, so the same character in other text is not a site. A template may have several slots;
-all get the vector, and markers that stand side by side count as one run between two neighbours::
+two steps (chat template to text, text to ids), because one-step tokenization has split markers, and
+a second BOS token would shift every position by one. The marker is found by its id *and* both
+neighbours, so the same character elsewhere in the text is not a site. A template may have several
+slots, which all get the vector. Adjacent markers are one run between two neighbours::
 
     prompt = Prompt.render(checkpoint, tokenizer)
     prompt.ids[prompt.marker_position] == checkpoint.marker_id
-    prompt.sites                                    # every place that is written
+    prompt.sites                                    # all positions that are written
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
 from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
 
-OPEN, CLOSE = "<explanation>", "</explanation>"
-
 
 @dataclass(frozen=True)
 class Prompt:
-    """The verbalizer's prompt, ready to run."""
+    """The rendered prompt of a verbalizer."""
 
     ids: tuple[int, ...]
     """Token ids, special tokens included."""
     marker_position: int
-    """Where the vector is written, counted from the left; the first place of several."""
+    """The position that the vector is written at, from 0; the first one of several."""
     text: str
-    """The rendered prompt."""
+    """The prompt as text."""
     left_id: int | None
-    """The id of the token before the marker; ``None`` where several slots differ in it."""
+    """The id of the token before the marker; ``None`` if several slots differ in it."""
     right_id: int | None
-    """The id of the token after the marker; ``None`` where several slots differ in it."""
+    """The id of the token after the marker; ``None`` if several slots differ in it."""
     more_positions: tuple[int, ...] = ()
-    """The other places where the same vector is written, for a template with several slots."""
+    """The other positions that the vector is written at, for a template with several slots."""
 
     @property
     def sites(self) -> tuple[int, ...]:
-        """Every place where the vector is written, from the left."""
+        """All positions that the vector is written at, in ascending order."""
         return (self.marker_position, *self.more_positions)
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the token ids, in hex."""
+        """The SHA-256 of the token ids, in hex."""
         return hashlib.sha256(" ".join(map(str, self.ids)).encode()).hexdigest()
 
     @staticmethod
     def render(checkpoint: Checkpoint, tokenizer: Any) -> Prompt:
-        """Render `checkpoint`'s template with the live tokenizer and find its one marker.
+        """Render the template of `checkpoint` with the live tokenizer and find the marker.
 
         Args:
-            checkpoint: Where the template, the marker and its neighbours come from.
+            checkpoint: Has the template, the marker and its neighbours.
             tokenizer: A transformers tokenizer with a chat template.
 
         Raises:
-            CheckpointError: The tokenizer splits the marker, knows it by another id, puts other
-                tokens beside it, or the prompt has no site or several.
+            CheckpointError: The tokenizer splits the marker or gives it another id, or the number
+                of markers between the right neighbours is not the number of slots.
         """
         _check_marker(checkpoint, tokenizer)
         if getattr(tokenizer, "chat_template", None) is None:
@@ -72,13 +69,12 @@ class Prompt:
         content = checkpoint.template.replace(MARKER_SLOT, checkpoint.marker)
         if DEPTH_SLOT in content:
             raise CheckpointError(
-                f"{checkpoint.where('template')} still has {DEPTH_SLOT}: at what share of the "
-                "target's depth, in percent, was the vector read? Say how many blocks the target "
-                f"has (checkpoint.at_depth(blocks)), or put the number in place of {DEPTH_SLOT}."
+                f"{checkpoint.where('template')} still has {DEPTH_SLOT}, the depth of the layer in "
+                "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
+                f"put the number in place of {DEPTH_SLOT}."
             )
-        options: dict[str, Any] = {}
-        if checkpoint.thinking is not None:
-            options["enable_thinking"] = checkpoint.thinking
+        thinking = checkpoint.thinking
+        options = {} if thinking is None else {"enable_thinking": thinking}
         try:
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
@@ -87,7 +83,7 @@ class Prompt:
                 **options,
             )
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        except Exception as error:  # A chat template is a program: whatever its author raises.
+        except Exception as error:  # A chat template is a program and may raise anything.
             raise CheckpointError(
                 f"The tokenizer's chat template does not render one user message: {error}. "
                 "Use the tokenizer that ships with the checkpoint."
@@ -112,7 +108,7 @@ def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 
 def _runs(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[range]:
-    """Runs of markers between the two neighbours, as far as these are known; one is a run too."""
+    """Return the runs of one or more markers between the two neighbours, where these are known."""
     runs: list[range] = []
     start = 0
     while start < len(ids):
@@ -129,16 +125,15 @@ def _runs(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[range]:
 
 
 def _miscounted(ids: tuple[int, ...], checkpoint: Checkpoint, found: int, slots: int) -> str:
-    beside = ", ".join(
+    neighbours = ", ".join(
         f"({ids[i - 1]}, {ids[i + 1]})"
         for i in range(1, len(ids) - 1)
         if ids[i] == checkpoint.marker_id
     )
     return (
-        f"The verbalizer's prompt has {found} places where {checkpoint.marker!r} "
-        f"({checkpoint.marker_id}) stands between {_any(checkpoint.left_id)} and "
-        f"{_any(checkpoint.right_id)}, expected exactly {slots}. "
-        f"Beside it stand: {beside or 'nothing'}. "
+        f"Expected exactly {slots} x {checkpoint.marker!r} ({checkpoint.marker_id}) between "
+        f"{_any(checkpoint.left_id)} and {_any(checkpoint.right_id)} in the verbalizer's prompt, "
+        f"found {found}. Neighbours of the marker in the prompt: {neighbours or 'none'}. "
         "Use the tokenizer and template that ship with the checkpoint."
     )
 
@@ -149,59 +144,3 @@ def _only(ids: set[int]) -> int | None:
 
 def _any(token_id: int | None) -> str:
     return "any token" if token_id is None else str(token_id)
-
-
-def wrap(text: str) -> str:
-    r"""An explanation as a verbalizer is trained to write it: between its tags.
-
-    >>> wrap("About Paris.")
-    '<explanation>\nAbout Paris.\n</explanation>'
-    """
-    return f"{OPEN}\n{text}\n{CLOSE}"
-
-
-def extract(raw: str) -> tuple[str, bool]:
-    r"""The explanation inside a verbalizer's reply, and whether its closing tag came.
-
-    A reply without the tags is not lost: what there is counts as the text.
-
-    >>> extract("<explanation>\nAbout Paris.\n</explanation>")
-    ('About Paris.', True)
-    >>> extract("<explanation>About Par")
-    ('About Par', False)
-    """
-    body = raw.split(OPEN, 1)[-1]
-    text, closing, _ = body.partition(CLOSE)
-    return text.strip(), bool(closing)
-
-
-def proper(raw: str) -> str | None:
-    r"""Why a reply is no proper explanation: a tag is missing, or nothing stands between them.
-
-    >>> proper("<explanation>About Paris.</explanation>") is None
-    True
-    >>> proper("<explanation>About Par")
-    'the reply has no closing </explanation> tag'
-    """
-    if OPEN not in raw:
-        return f"the reply has no {OPEN} tag"
-    text, closed = extract(raw)
-    if not closed:
-        return f"the reply has no closing {CLOSE} tag"
-    if OPEN in text:
-        return f"the reply has {OPEN} twice"
-    return None if text else "the explanation is empty"
-
-
-def snippets(text: str) -> tuple[str, ...]:
-    r"""The explanation's snippets: its paragraphs, or its lines where it has one paragraph only.
-
-    >>> snippets("A city.\n\nIts language.")
-    ('A city.', 'Its language.')
-    >>> snippets("A city.\nIts language.")
-    ('A city.', 'Its language.')
-    """
-    parts = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
-    if len(parts) == 1:
-        parts = [line.strip() for line in text.splitlines() if line.strip()]
-    return tuple(parts)

@@ -46,8 +46,8 @@ def demo(
     out.print(
         f"{sum(slots)} of {6 * len(slots)} slots are right, on combinations of subject and tone "
         "that were not in any training. The state was put into this small target on purpose; "
-        "outside its world of facts the pair confabulates. Accuracy and controls, from a clone "
-        "of the repository: python -m tutorials.recipes.tiny.evaluate"
+        "outside its world of facts the pair confabulates. The measured accuracy and the "
+        "controls: nnsight_nla.tiny.figures()"
     )
 
 

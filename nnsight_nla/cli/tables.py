@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from ..core.baseline import Baseline
+
 if TYPE_CHECKING:
     from ..explanation.handle import Explanation
     from ..reading.records import Reading
@@ -51,7 +53,7 @@ def explanation_table(thoughts: Explanation) -> Table:
     records = thoughts.to_dict()["explanations"]
     labels = [record["trust"] for record in records]
     columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
-    over = [str(label.baseline) for label in thoughts.trust or [] if label.baseline]
+    over = [Baseline(**label["baseline"]) for label in labels if label and label["baseline"]]
     table = Table(*columns, caption=f"FVE over {over[0]}" if over else None, caption_justify="left")
     for record, label in zip(records, labels, strict=True):
         table.add_row(

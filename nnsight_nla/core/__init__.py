@@ -1,1 +1,1 @@
-"""Tensor maths and plain records; no model is used here."""
+"""Pure tensor maths and plain records; nothing here sees a model."""

@@ -1,16 +1,17 @@
-"""What an FVE is a fraction *of*: the error of knowing nothing but the average direction.
+"""The denominator of the fraction of variance explained (FVE): ``fve = 1 - mse / denominator``.
 
-The fraction of variance explained is ``1 - mse / denominator``. Between models the denominator
-ranges from 0.03 to 0.92, so an FVE is worth nothing without it; a `Baseline` therefore carries the
-data set's name and size beside the number, and every FVE of this package is printed with its own.
+The denominator is the error of a reconstruction that knows only the average direction. It ranges
+from 0.03 to 0.92 between models, so an FVE says nothing without it. A `Baseline` therefore also
+holds the name and the size of its data set, and this package prints every FVE with its baseline.
 
 With the vectors L2-normalised to ``sqrt(d_model)`` and ``m`` their mean, two definitions are in
-use; both follow from ``R = |m| / sqrt(d_model)`` alone, so a pass over the vectors that keeps one
-sum is enough, and any number of vectors can be streamed:
+use. Both depend on ``R = |m| / sqrt(d_model)`` only, so one pass that sums the vectors is enough,
+and any number of vectors can be streamed:
 
-* ``"variance"``: the mean squared distance per entry to ``m``, which is ``1 - R**2`` (the paper's);
-* ``"mean_direction"``: the same to ``m`` brought back to ``sqrt(d_model)``, ``2 * (1 - R)``: what
-  the best constant answer would score.
+* ``"variance"``: the mean squared distance per entry to ``m``, which is ``1 - R**2`` (the
+  definition of the NLA paper);
+* ``"mean_direction"``: the same distance to ``m`` rescaled to ``sqrt(d_model)``, which is
+  ``2 * (1 - R)``, the error of the best constant prediction.
 
 >>> import torch
 >>> rows = torch.tensor([[2.0, 0.0], [0.0, 7.0]])
@@ -26,40 +27,42 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from torch import Tensor
 
 from ..errors import ReconstructionError
 from .injection import unusable
+from .numeric import is_int, is_real
 from .similarity import normalise
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Definition = Literal["variance", "mean_direction"]
-_ROUNDING = 1e-6  # What float32 leaves of nothing.
-_WORDS = {"variance": "variance", "mean_direction": "distance to the mean direction"}
+_MSE = TypeVar("_MSE", float, Tensor)
+_ROUNDING = 1e-6  # A variance below this is float32 rounding error.
+_LABELS = {"variance": "variance", "mean_direction": "distance to the mean direction"}
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The denominator of an FVE, and the data it was measured on."""
+    """The denominator of an FVE and the data set it was measured on."""
 
     value: float
-    """Mean squared error per entry, between vectors normalised to ``sqrt(d_model)``; 0 to 4."""
+    """A mean squared error per entry between vectors normalised to ``sqrt(d_model)``: 0 to 4."""
     name: str
-    """The data set, for whoever reads the FVE."""
+    """The data set, printed with every FVE."""
     n: int | None = None
-    """How many vectors it was measured on, ``None`` where the source does not say."""
+    """The number of vectors it was measured on; ``None`` if unknown."""
     definition: Definition = "variance"
-    """``"variance"`` around the mean, or distance to the normalised ``"mean_direction"``."""
+    """``"variance"`` around the mean, or the distance to the rescaled ``"mean_direction"``."""
     norm: float | None = None
-    """The mean L2 norm of the vectors as they were: the residual's natural scale."""
+    """The mean L2 norm of the raw vectors: the natural scale of the residual."""
 
     def __post_init__(self) -> None:
-        """Check every field, whoever filled it in."""
-        if not _positive(self.value) or self.value > 4:
+        """Check every field."""
+        if not is_real(self.value) or not 0 < self.value <= 4:
             raise ReconstructionError(
                 f"Baseline value {self.value!r}: expected a mean squared error between normalised "
                 "vectors, above 0 and at most 4."
@@ -74,12 +77,10 @@ class Baseline:
                 f"Baseline definition {self.definition!r}: expected one of "
                 f"{', '.join(get_args(Definition))}."
             )
-        if self.n is not None and (
-            not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1  # pyright: ignore
-        ):
+        if self.n is not None and not is_int(self.n, 1):
             raise ReconstructionError(f"Baseline n {self.n!r}: expected a number of vectors.")
-        if self.norm is not None and not _positive(self.norm):
-            raise ReconstructionError(f"Baseline norm {self.norm!r}: expected a length above 0.")
+        if self.norm is not None and not (is_real(self.norm) and self.norm > 0):
+            raise ReconstructionError(f"Baseline norm {self.norm!r}: expected a number above 0.")
 
     @staticmethod
     def from_vectors(
@@ -88,16 +89,17 @@ class Baseline:
         name: str,
         definition: Definition = "variance",
     ) -> Baseline:
-        """Measure a baseline on vectors, all at once or streamed.
+        """Measure a baseline on a tensor or on a stream of batches.
 
         Args:
-            vectors: Raw residuals, or an iterable of batches of them (a generator is read once and
-                never held).
-            name: The data set's name.
-            definition: Which of the two published denominators.
+            vectors: Raw residuals, or an iterable of batches of them. A generator is read once,
+                batch by batch.
+            name: The name of the data set.
+            definition: Which of the two denominators to measure.
 
         Raises:
-            ReconstructionError: Fewer than two vectors, an unusable one, or all of one direction.
+            ReconstructionError: There are fewer than two vectors, one of them is unusable, or all
+                have the same direction.
         """
         total: Tensor | None = None
         count, norms = 0, 0.0
@@ -114,51 +116,51 @@ class Baseline:
             norms += rows.double().norm(dim=-1).sum().item()
         if total is None or count < 2:
             raise ReconstructionError(
-                f"A baseline of {count} vectors has no variance; pass at least two (thousands, "
-                "from the texts that you will score)."
+                f"A baseline needs at least two vectors, got {count}. Pass thousands, from texts "
+                "like those that you will score."
             )
         length = (total / count).norm().item() / math.sqrt(len(total))
         value = 1 - length**2 if definition == "variance" else 2 * (1 - length)
         if value < _ROUNDING:
             raise ReconstructionError(
-                f"All {count} vectors point in one direction; no FVE can be measured against them."
+                f"All {count} vectors have the same direction, so no FVE can be measured against "
+                "them."
             )
         return Baseline(value, name, count, definition, norms / count)
 
     @staticmethod
     def published(name: str) -> Baseline:
-        """A denominator that was published with an NLA checkpoint.
+        """Return the baseline that was published with an NLA checkpoint.
 
         Args:
-            name: One of `PUBLISHED`.
+            name: A key of `PUBLISHED`, the id of the target model.
 
         Raises:
-            ReconstructionError: None of that name.
+            ReconstructionError: There is no published baseline for this model.
         """
         if name not in PUBLISHED:
             raise ReconstructionError(
-                f"No published baseline for {name!r}. There is one for "
-                f"{', '.join(PUBLISHED)}; measure yours with Baseline.from_vectors(vectors, "
-                "name=...)."
+                f"No published baseline for {name!r}, only for {', '.join(PUBLISHED)}. Measure "
+                "yours with Baseline.from_vectors(vectors, name=...)."
             )
         return PUBLISHED[name]
 
-    def fve(self, mse: float) -> float:
-        """The fraction of variance explained by reconstructions with this mean squared error."""
+    def fve(self, mse: _MSE) -> _MSE:
+        """Return the fraction of variance explained at a mean squared error."""
         return 1 - mse / self.value
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data; those that are not known are left out."""
+        """Return the fields as plain data, without those that are ``None``."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def __str__(self) -> str:
         of = "" if self.n is None else f" of {self.n:,} vectors"
-        return f"{self.value:.4f}, the {_WORDS[self.definition]}{of}: {self.name}"
+        return f"{self.value:.4f}, the {_LABELS[self.definition]}{of}: {self.name}"
 
 
 def _batches(vectors: object) -> Iterable[object]:
-    several = isinstance(vectors, Iterable) and not isinstance(vectors, Tensor)
-    return cast("Iterable[object]", vectors) if several else [vectors]
+    is_stream = isinstance(vectors, Iterable) and not isinstance(vectors, Tensor)
+    return cast("Iterable[object]", vectors) if is_stream else [vectors]
 
 
 def _rows(batch: object, before: int) -> Tensor:
@@ -172,15 +174,10 @@ def _rows(batch: object, before: int) -> Tensor:
     if bad:
         row, why = next(iter(bad.items()))
         raise ReconstructionError(
-            f"Vector {before + row} {why} ({len(bad)} of {len(rows)} such). Leave them out: "
-            "vectors[vectors.norm(dim=-1) > 0]."
+            f"Vector {before + row} {why} ({len(bad)} of {len(rows)} vectors are unusable). Leave "
+            "them out: vectors[vectors.norm(dim=-1) > 0]."
         )
     return rows
-
-
-def _positive(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0  # pyright: ignore
 
 
 def _paper(model: str, layer: int, value: float) -> Baseline:
@@ -193,4 +190,4 @@ PUBLISHED: dict[str, Baseline] = {
     "google/gemma-3-27b-it": _paper("Gemma-3-27B", 41, 0.0579),
     "meta-llama/Llama-3.3-70B-Instruct": _paper("Llama-3.3-70B", 53, 0.9169),
 }
-"""The denominators of the paper's checkpoints, by the model they explain."""
+"""The baselines of the NLA paper's checkpoints, by the id of the target model."""

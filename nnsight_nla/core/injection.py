@@ -1,18 +1,18 @@
-"""How a vector is written into the verbalizer: pure tensor maths.
+"""Write a vector into the verbalizer's residual stream.
 
-A verbalizer reads its vector at the marker of a fixed prompt, or at several markers that all get
-the same vector. Two ways of writing it there are published:
+A verbalizer reads its vector at the marker token of a fixed prompt. If the prompt has several
+markers, all get the same vector. Two operations are published:
 
 * ``add`` at a block's output (norm-matched): ``h'_p = h_p + c * |h_p| * v / |v|``. The direction
   comes from the vector, the length from the residual that is already there.
   Source: Karvonen et al. 2025, *Activation Oracles*, eq. 1.
-* ``replace`` at the embedding's output: ``h'_p = scale * v / |v|``. "The output" matters where the
-  embedding module multiplies by ``sqrt(d_model)`` (Gemma).
+* ``replace`` at the output of the embedding module: ``h'_p = scale * v / |v|``. Gemma's embedding
+  module multiplies by ``sqrt(d_model)``; the vector replaces the result of that.
   Source: the verbalizers of the NLA paper.
 
-A third way is one entry in `OPERATIONS`, a function of the marker's residual, the vectors and
-`Injection.scale`. From then on it is an ``operation=`` like the other two, here, in a sidecar's
-``training.injection_mode``, and in what the doctor reports::
+To add an operation, register a function of the marker's residual, the vectors and
+`Injection.scale` in `OPERATIONS`. Its name is then a valid ``operation=`` and a valid
+``training.injection_mode`` of a sidecar, and the doctor reports it::
 
     def blend(hidden, vectors, scale):
         return (hidden + scaled_replacement(vectors, scale)).to(hidden.dtype)
@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .numeric import is_int, is_real
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -50,43 +51,43 @@ class Injection:
     """Where and how a vector is written into the verbalizer."""
 
     operation: str = "add"
-    """``add`` (norm-matched, Karvonen et al. 2025), ``replace`` (rescaled to `scale`), or another
-    name in `OPERATIONS`."""
+    """``add`` (norm-matched), ``replace`` (rescaled to `scale`), or another key of `OPERATIONS`."""
     site: Site = "block"
-    """``block``: the output of block `layer`; ``embedding``: the output of the embedding module."""
+    """``block`` (the output of block `layer`) or ``embedding`` (the embedding module's output)."""
     layer: int | None = 1
-    """The block whose output is written, counted from 0; ``None`` at the embedding."""
+    """The number of the block, from 0; ``None`` at the embedding."""
     scale: float | None = None
-    """``add``: the coefficient of eq. 1 (``None`` is 1); ``replace``: the vector's new L2 norm;
-    otherwise what the operation makes of it."""
+    """``add``: the coefficient `c` (``None`` means 1); ``replace``: the L2 norm of what is written;
+    any other operation defines it."""
 
     def __post_init__(self) -> None:
-        """Refuse a combination that no verbalizer was trained with."""
+        """Check the fields and that they fit each other."""
         if not is_operation(self.operation) or self.site not in ("block", "embedding"):
             known = " or ".join(map(repr, OPERATIONS))
             raise CheckpointError(
-                f"Injection(operation={self.operation!r}, site={self.site!r}): operation is "
-                f"{known}, site is 'block' or 'embedding'. An operation of your own: "
+                f"Injection(operation={self.operation!r}, site={self.site!r}): expected the "
+                f"operation {known} and the site 'block' or 'embedding'. To add an operation: "
                 "nnsight_nla.core.injection.OPERATIONS[name] = function."
             )
-        if self.site == "block" and not _is_index(self.layer):
+        if self.site == "block" and not is_int(self.layer, 0):
             raise CheckpointError(
-                f"Injection(site='block', layer={self.layer!r}): say at which block's output the "
-                "vector is written, e.g. Injection(layer=1)."
+                f"Injection(site='block', layer={self.layer!r}): expected the number of the block "
+                "whose output is written, from 0, for example Injection(layer=1)."
             )
         if self.site == "embedding" and self.layer is not None:
             raise CheckpointError(
                 f"Injection(site='embedding', layer={self.layer!r}): the embedding has no block "
-                "number; write layer=None."
+                "number. Pass layer=None."
             )
-        if self.scale is not None and not _is_positive(self.scale):
+        largest = torch.finfo(torch.float32).max
+        if self.scale is not None and not (is_real(self.scale) and 0 < self.scale <= largest):
             raise CheckpointError(
-                f"Injection(scale={self.scale!r}): a scale is a positive, finite number."
+                f"Injection(scale={self.scale!r}): expected a positive, finite number."
             )
         if self.operation == "replace" and self.scale is None:
             raise CheckpointError(
-                "Injection(operation='replace') needs the L2 norm that the vector is brought to; "
-                "an absent scale is never read as 'raw'. For example: "
+                "Injection(operation='replace') needs scale=, the L2 norm that the vector is "
+                "scaled to; it has no default. For example: "
                 "Injection('replace', 'embedding', None, 150.0)."
             )
 
@@ -96,15 +97,15 @@ def norm_matched_add(
     vector: Float[Tensor, "*rows d_model"],
     coefficient: float = 1.0,
 ) -> Float[Tensor, "*rows d_model"]:
-    """Add `vector`'s direction at `hidden`'s own length (Karvonen et al. 2025, eq. 1).
+    """Add the direction of `vector`, scaled to the norm of `hidden` (Karvonen et al. 2025, eq. 1).
 
     Args:
         hidden: The residual at the marker, as the model computed it.
-        vector: The vector to verbalize, of any length but zero.
+        vector: The vector to verbalize, of any norm except zero.
         coefficient: The multiple of ``|hidden|`` that is added; 1 in the paper.
 
     Returns:
-        A new tensor in `hidden`'s dtype; norms are taken in float32.
+        A new tensor in the dtype of `hidden`; norms are computed in float32.
     """
     wide = hidden.float()
     added = coefficient * wide.norm(dim=-1, keepdim=True) * unit(vector.to(wide.device))
@@ -114,13 +115,13 @@ def norm_matched_add(
 def scaled_replacement(
     vector: Float[Tensor, "*rows d_model"], scale: float
 ) -> Float[Tensor, "*rows d_model"]:
-    """Bring `vector` to the L2 norm `scale`, in float32."""
+    """Scale `vector` to the L2 norm `scale`, in float32."""
     return scale * unit(vector)
 
 
 def unit(vectors: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-    """Bring every vector to the L2 norm 1, in float32; a zero vector stays zero."""
-    # The largest entry first: the float32 norm of entries near 1e20 (1e-25) overflows (vanishes).
+    """Scale each vector to the L2 norm 1, in float32; a zero vector stays zero."""
+    # Divide by the largest entry first: float32 squares of 1e20 overflow, those of 1e-25 vanish.
     least = torch.finfo(torch.float32).tiny
     wide = vectors.float()
     wide = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(least)
@@ -132,7 +133,7 @@ def added(
     vectors: Float[Tensor, "*rows d_model"],
     scale: float | None,
 ) -> Float[Tensor, "*rows d_model"]:
-    """The operation ``add``: `norm_matched_add` with the coefficient `scale`, 1 when ``None``."""
+    """Apply ``add``: `norm_matched_add` with the coefficient `scale`, or 1."""
     return norm_matched_add(hidden, vectors, 1.0 if scale is None else scale)
 
 
@@ -141,8 +142,8 @@ def replaced(
     vectors: Float[Tensor, "*rows d_model"],
     scale: float | None,
 ) -> Float[Tensor, "*rows d_model"]:
-    """The operation ``replace``: `scaled_replacement`, in `hidden`'s dtype and on its device."""
-    length = cast("float", scale)  # Injection refuses a replacement without one.
+    """Apply ``replace``: `scaled_replacement` in the dtype and on the device of `hidden`."""
+    length = cast("float", scale)  # Injection requires one for a replacement.
     return scaled_replacement(vectors.to(hidden.device), length).to(hidden.dtype)
 
 
@@ -150,16 +151,16 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, float | None], Tensor]] = {
     "add": added,
     "replace": replaced,
 }
-"""What can be done at a marker: name to a function of (residual, vectors, scale).
+"""The registered operations: name to a function of (residuals, vectors, scale).
 
-It gets the markers' residuals ``[rows, d_model]`` and a vector for each, raw, and returns what
-stands there instead: a new tensor of `hidden`'s shape, dtype and device. It runs on a server too,
-where it travels as source: it may use torch and what stands in its own body or its own module.
+A function gets the residuals at the marker ``[rows, d_model]`` and one raw vector per row. It
+returns a new tensor of the residuals' shape, dtype and device. Remote requests send the function's
+source, so it may use only torch and names defined in its own module.
 """
 
 
 def is_operation(name: object) -> bool:
-    """Whether `name` is in `OPERATIONS`."""
+    """Return whether `name` is a key of `OPERATIONS`."""
     return isinstance(name, str) and name in OPERATIONS
 
 
@@ -170,18 +171,18 @@ def write(
     injection: Injection,
     given: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch seq d_model"]:
-    """Write one vector per row at `position`, leaving `hidden` itself untouched.
+    """Return a copy of `hidden` with one vector per row written at `position`.
 
     Args:
-        hidden: The output of the injection site; never edited in place (it may be under autograd).
-        vectors: What to write, one vector per row of the batch, raw (any length but zero).
-        position: The marker's position, the same in every row; several get the same vector each.
+        hidden: The output of the injection site. It may be under autograd, so it is not edited.
+        vectors: One raw vector per row, of any norm except zero.
+        position: The marker's position, or several, the same in every row.
         injection: The operation and its scale.
-        given: Rows that get their vector. The others keep the marker's own residual, which is the
-            ``null`` control. All rows when ``None``.
+        given: Mask of the rows that get their vector; ``None`` means all. The other rows keep the
+            marker's own residual, which is the ``null`` control.
 
     Returns:
-        A new tensor, bit-identical to `hidden` at every other position.
+        A new tensor, bit-identical to `hidden` at all other positions.
     """
     operation = OPERATIONS[injection.operation]
     result = hidden.clone()
@@ -195,12 +196,12 @@ def write(
 
 
 def unusable(vectors: Float[Tensor, "rows d_model"]) -> dict[int, str]:
-    """Name the rows that have no direction to write: zero, NaN or infinite.
+    """Find the rows that have no direction: zero, NaN or infinite.
 
     Returns:
-        Row number to the reason, empty when every row can be written.
+        Row number to reason; empty if every row can be written.
     """
-    vectors = vectors.float()  # As they will be written: float64 reaches further.
+    vectors = vectors.float()  # As they are written: float64 has a larger range.
     finite = torch.isfinite(vectors).all(dim=-1).cpu()
     nonzero = (vectors != 0).any(dim=-1).cpu()
     reasons: dict[int, str] = {}
@@ -210,12 +211,3 @@ def unusable(vectors: Float[Tensor, "rows d_model"]) -> dict[int, str]:
         else:
             reasons[row] = "is infinite" if nonzero[row] else "is zero, it has no direction"
     return reasons
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_positive(value: object) -> bool:
-    largest = torch.finfo(torch.float32).max
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= largest

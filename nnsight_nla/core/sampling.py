@@ -1,16 +1,18 @@
-"""How tokens are chosen, so that a draw depends on nothing but its own vector.
+"""Choose tokens so that a draw depends only on its own vector.
 
-Greedy decoding is the default. At a temperature above 0 a draw is the arg-max of the logits plus
-Gumbel noise (which samples from their softmax), and the noise comes from a generator of the row's
-own, seeded with (seed, the vector's bytes, the sample's number). So neither the batch a row happens
-to be in nor its place there changes its text, and ``generate`` itself runs with
-``do_sample=False``.
+Greedy decoding is the default. At a temperature above 0, a draw is the arg-max of the logits plus
+Gumbel noise, which samples from their softmax. Each row has its own noise generator, seeded with
+(seed, bytes of the vector, sample number). So a row's text depends neither on the batch nor on the
+row's position in it, and ``generate`` itself runs with ``do_sample=False``::
+
+    sampling = Sampling(temperature=1.0, seed=7)
+    seeds = [draw_seed(sampling.seed, vector, 0) for vector in vectors]
+    model.generate(..., do_sample=False, logits_processor=sampling.processors(seeds))
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VerbalizationError
+from .numeric import is_int, is_real
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessorList
@@ -25,35 +28,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a verbalizer's tokens are chosen."""
+    """The options for choosing a verbalizer's tokens."""
 
     temperature: float = 0.0
-    """0 is greedy; above, logits are divided by it before drawing."""
+    """0 is greedy; otherwise the logits are divided by it before drawing."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens with this probability; 1 is all of them."""
+    """Draw from the smallest set of tokens with this total probability; 1 keeps all tokens."""
     top_k: int = 0
-    """Draw from this many most likely tokens; 0 is all of them."""
+    """Draw from this many most likely tokens; 0 keeps all tokens."""
     max_new_tokens: int = 200
-    """The most tokens a reply may have."""
+    """The maximum number of tokens in a reply."""
     seed: int = 0
-    """With the vector's bytes and the sample's number, all that a draw depends on."""
+    """A draw depends on this seed, the vector and the sample number only."""
 
     def __post_init__(self) -> None:
-        """Refuse values that have no meaning."""
+        """Check every field."""
         for name, valid, expected in (
-            (
-                "temperature",
-                _real(self.temperature) and self.temperature >= 0,
-                "0 (greedy) or more",
-            ),
-            ("top_p", _real(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", _whole(self.top_k) and self.top_k >= 0, "a whole number, 0 for no limit"),
-            (
-                "max_new_tokens",
-                _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
-                "1 or more",
-            ),
-            ("seed", _whole(self.seed), "a whole number"),
+            ("temperature", is_real(t := self.temperature) and t >= 0, "0 (greedy) or more"),
+            ("top_p", is_real(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", is_int(self.top_k, 0), "a whole number, 0 for no limit"),
+            ("max_new_tokens", is_int(self.max_new_tokens, 1), "1 or more"),
+            ("seed", is_int(self.seed), "a whole number"),
         ):
             if not valid:
                 raise VerbalizationError(
@@ -66,7 +61,7 @@ class Sampling:
         return self.temperature == 0
 
     def processors(self, row_seeds: list[int]) -> LogitsProcessorList:
-        """The logits processors that make ``do_sample=False`` draw as this record says.
+        """Return the logits processors that draw by these options under ``do_sample=False``.
 
         Args:
             row_seeds: One seed per row of the batch, from `draw_seed`.
@@ -90,14 +85,14 @@ class Sampling:
 
 
 class GumbelNoise:
-    """Adds Gumbel noise to the logits, each row's from a generator of its own.
+    """A logits processor that adds Gumbel noise, from a separate generator for each row.
 
     The noise is drawn on the CPU, so a draw is the same on every device.
     """
 
     def __init__(self, row_seeds: list[int]) -> None:
         self.seeds = row_seeds
-        self.generators: list[torch.Generator] = []  # made where they run: they may travel
+        self.generators: list[torch.Generator] = []  # Made where they run.
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002, D102
         if not self.generators:
@@ -108,23 +103,13 @@ class GumbelNoise:
         return scores - noise.log().to(scores.device)
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows, each with its own generator as far as it has got."""
+        """Keep only these rows, each with its own generator state."""
         self.seeds = [self.seeds[row] for row in rows]
         self.generators = [self.generators[row] for row in rows]
 
 
 def draw_seed(seed: int, vector: Tensor, sample: int) -> int:
-    """The seed of one draw: a hash of (seed, the vector's float32 bytes, the sample's number)."""
+    """Return the seed of one draw: a hash of `seed`, the vector's float32 bytes and `sample`."""
     digest = hashlib.blake2b(f"{seed} {sample} ".encode(), digest_size=8)
     digest.update(vector.detach().float().cpu().contiguous().numpy().tobytes())
     return int.from_bytes(digest.digest(), "little") >> 1
-
-
-def _real(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return -math.inf < value < math.inf
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,14 +1,18 @@
-"""The trust label of an explanation: what is measured about it, and the grade that follows.
+"""The trust label of an explanation: the measurements and the grade that follows from them.
 
-An explanation is worth believing as far as its words carry *this* vector and not just any. The
-reconstructor measures that: the cosine of the text's reconstruction with the vector, beside the
-cosines that texts get which know nothing of it (the same text with other vectors, the verbalizer's
-text for nothing and for random directions). The **margin** is where the cosine lies between the
-best of those and 1; where several samples were drawn, their agreement bounds it.
+An explanation can be trusted if its text describes *this* vector rather than any vector. The
+reconstructor measures that: the cosine between the text's reconstruction and the vector, compared
+with control cosines (the same text with other vectors, and the verbalizer's texts for no vector and
+for random directions). The **margin** is where the cosine lies between the best control and 1. If
+several samples were drawn, their agreement bounds the grade::
 
-A grade is a threshold on the margin and no more. What a grade is worth on a given pair is an
-empirical question; on the embedded pair, whose truth is known, the answer is the reliability table
-of `nnsight_nla.tiny.evaluate`, and the thresholds were chosen on its training texts.
+    label = thought.trust
+    label.grade, label.margin      # ("high", 0.95)
+    print(label.line)              # trust: high (cosine 0.95; against other vectors 0.10, ...)
+
+A grade is only a threshold on the margin. How reliable each grade is depends on the pair of models.
+The thresholds were chosen on the training texts of the tiny pair, whose true features are known;
+`nnsight_nla.tiny.figures()` has the reliability of each grade there.
 """
 
 from __future__ import annotations
@@ -19,40 +23,40 @@ from typing import Any, Literal
 from .baseline import Baseline
 
 Grade = Literal["high", "medium", "low", "none"]
-"""``none`` is a text that could not be extracted; see `grade` for the others."""
+"""``none``: there is no well-formed explanation to grade; see `grade` for the others."""
 HIGH, MEDIUM = 0.85, 0.5
-"""The least margin of each grade."""
+"""The lowest margin of these grades."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known about one explanation, for whoever is about to believe it."""
+    """The trust label of one explanation."""
 
     grade: Grade
-    """High, medium or low by the margin; none where there is no proper explanation."""
+    """``high``, ``medium`` or ``low`` by the margin; ``none`` without a well-formed explanation."""
     cosine: float | None
-    """Between the vector and its explanation's reconstruction."""
+    """The cosine between the vector and the reconstruction of its explanation."""
     fve: float | None = None
-    """The same as a fraction of variance explained, where there is a baseline."""
+    """The fraction of variance explained; ``None`` without a baseline."""
     baseline: Baseline | None = None
-    """The FVE's denominator."""
+    """The denominator of the FVE."""
     others: float | None = None
-    """The mean cosine of the same text with the other vectors of its ``explain()`` call.
+    """The mean cosine of the same reconstruction with the other vectors of the ``explain()`` call.
 
-    ``None`` where it was the only one: the label then lacks its sharpest control, so explain a
-    few vectors of the same text together."""
+    ``None`` if there was only one vector. This is the strongest control, so explain several vectors
+    of the same text in one call."""
     null: float | None = None
-    """The cosine of the verbalizer's text for no vector at all with this vector."""
+    """The cosine of this vector with the reconstruction of the text for no vector."""
     random: float | None = None
-    """The mean cosine of its texts for random directions with this vector."""
+    """The mean cosine of this vector with the reconstructions of texts for random directions."""
     margin: float | None = None
-    """Where `cosine` lies between the best of these controls (at least 0) and 1; below 0: worse."""
+    """Where `cosine` lies between the best control (at least 0) and 1; below 0 it is worse."""
     agreement: float | None = None
-    """The mean cosine between the reconstructions of the K samples, where K > 1."""
+    """The mean cosine between the reconstructions of the samples; ``None`` for one sample."""
     warnings: tuple[str, ...] = ()
-    """What is known to be noisy about the input or the text."""
+    """Known reasons for noise in the vector or the text."""
     reason: str | None = None
-    """Why there is no grade."""
+    """Why the grade is ``none``."""
 
     @property
     def line(self) -> str:
@@ -74,12 +78,12 @@ class Trust:
         return f"trust: {self.grade} ({'; '.join(parts)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The label as plain data."""
+        """Return the label as plain data."""
         return {**asdict(self), "warnings": list(self.warnings), "line": self.line}
 
 
 def margin(cosine: float, *controls: float | None) -> float:
-    """Where `cosine` lies between the best control and 1.
+    """Return where `cosine` lies between the best control (at least 0) and 1.
 
     >>> round(margin(0.95, 0.2, None, 0.5), 3)
     0.9
@@ -91,7 +95,7 @@ def margin(cosine: float, *controls: float | None) -> float:
 
 
 def grade(margin: float, agreement: float | None = None) -> Grade:
-    """The grade of a margin; samples that disagree lower it.
+    """Return the grade of a margin; samples that disagree lower it.
 
     >>> grade(0.9), grade(0.9, agreement=0.7), grade(0.2)
     ('high', 'medium', 'low')

@@ -1,8 +1,8 @@
-"""A doctor for checkpoints: every setting tried against its neighbours, on a few activations.
+"""Try each setting of a checkpoint against its neighbours, on a few activations.
 
 A checkpoint that is wrong by one layer, or written at the wrong block, still talks fluently. So the
-declared value of each setting is held against others: the layer against the ones beside it, the
-template against the published one, and so on, one at a time, all else as declared. Where the
+declared value of each setting is compared with others: the layer with the layers next to it, the
+template with the published one, and so on, one at a time, everything else as declared. If the
 declared value loses, the winner is put in and the other losses are looked at again, so that one
 broken setting is one name and not five::
 
@@ -10,15 +10,16 @@ broken setting is one name and not five::
     print(diagnosis.conclusion)    # The declared layer loses; the evidence supports block 3.
     nla = NLA(path, checkpoint=diagnosis.checkpoint)
 
-Two settings that are broken at once are found one after the other as long as each leaves some
-signal. What `diagnosis` calls evidence is described there.
+Two settings that are broken at once are found one after the other, if each leaves some signal.
+`report` describes what counts as evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,15 @@ import nnsight
 import torch
 from torch import Tensor
 
-from ..checkpoint import sidecar
-from ..checkpoint.prompt import Prompt, proper
+from ..checkpoint import dialects, sidecar
+from ..checkpoint.prompt import Prompt
+from ..checkpoint.reply import proper
 from ..core.sampling import Sampling
 from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, ReconstructionError
 from ..evaluation.reconstructor import Reconstructor
-from ..models import hosts, reconstructor_files
-from ..models.loading import load_model, load_tokenizer
+from ..models import hosts
+from ..models.open import OpenOptions, open_reconstructor
 from ..remote.ndif import send
 from ..verbalize.likelihood import likelihoods
 from ..verbalize.verbalizer import Verbalizer
@@ -43,8 +45,10 @@ from .variants import SETTINGS, Place, Try, token_ids, variants
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from jaxtyping import Float
     from nnsight import TransformersModel
 
+    from ..explanation.protocols import Explains, ExplainsAndReconstructs
     from ..explanation.records import Reply
 
 TEXTS = (
@@ -57,23 +61,37 @@ TEXTS = (
     "How sad! The cow lives in the barn. The cow eats grass.",
     "Rome is the capital of Italy. People in Rome speak Italian.",
 )
-"""What the target reads, unless you pass your own: plain English, on different things."""
+"""What the target reads unless the caller passes texts: plain English, on different subjects."""
 _NARROWEST = (
     "thinking block", "marker", "injection layer", "injection mode", "layer", "template",
     "tokenizer",
 )  # fmt: skip
-"""Who is named where several repair as much: another tokenizer, say, brings its chat template."""
+"""The order in which settings are named that repair equally much.
+
+Another tokenizer, for example, brings its own chat template."""
 _TIE = 0.02
 _ROUNDS = 3
 _FROM_THE_END = [-1, -3, -5, -7]
 
 
+@dataclass(frozen=True)
+class Replies:
+    """What the verbalizer wrote under one variant."""
+
+    replies: list[Reply]
+    """One per vector."""
+    given: Float[Tensor, " rows"]
+    """The log-likelihood of each reply with its vector, in nats per token."""
+    alone: Float[Tensor, " rows"]
+    """The same with no vector."""
+
+
 class Doctor:
-    """Tries variants of one NLA's checkpoint on one target's activations."""
+    """Tries variants of one NLA's checkpoint on the activations of one target."""
 
     def __init__(
         self,
-        nla: Any,
+        nla: ExplainsAndReconstructs,
         model: TransformersModel,
         texts: Sequence[str],
         sampling: Sampling,
@@ -81,7 +99,7 @@ class Doctor:
         *,
         remote: bool = False,
     ) -> None:
-        """Read the target once, at every layer that may be asked for."""
+        """Read the target once, at every layer that may be tried."""
         self.nla, self.model, self.sampling = nla, model, sampling
         self.reconstruct = reconstruct
         depth = hosts.text_config(model).num_hidden_layers
@@ -101,10 +119,11 @@ class Doctor:
             nla.prompt.ids,
             nla.remote,
         )
-        self._seen: dict[tuple[Any, ...], Figures | str] = {}
+        self._replies: dict[Hashable, Replies | str] = {}
+        self._measured: dict[Hashable, Figures | str] = {}
 
     def examine(self) -> Diagnosis:
-        """Try every setting, put right what loses, and look again."""
+        """Try every setting, replace the value that loses, and look again."""
         start = Try("as declared", self.nla.checkpoint, self.nla.av.tokenizer)
         current, findings = start, self._findings(start, SETTINGS)
         first, broken = findings, []
@@ -136,63 +155,78 @@ class Doctor:
     def _findings(
         self, declared: Try, settings: Sequence[str]
     ) -> dict[str, tuple[Finding, float, Try | None]]:
-        """Setting to its finding, what the best other variant gains, and that variant."""
+        """Map each setting to its finding, what the best other variant gains, and that variant."""
+        tried = {name: variants(name, declared, self.place) for name in settings}
+        lists = [found for _, found in tried.values() if not isinstance(found, str)]
+        with self.nla.runtime.use():  # Its weights load once for all variants.
+            if not isinstance(self._reply(declared), str):
+                for each in itertools.chain(*lists):
+                    self._reply(each)
         base = self._figures(declared)
         if isinstance(base, str):
             raise CheckpointError(f"The checkpoint as declared cannot be run: {base}")
-        return {name: self._finding(name, declared, base) for name in settings}
+        return {name: self._finding(name, *found, base) for name, found in tried.items()}
 
     def _finding(
-        self, name: str, declared: Try, base: Figures
+        self, name: str, value: str, others: Sequence[Try] | str, base: Figures
     ) -> tuple[Finding, float, Try | None]:
-        value, others = variants(name, declared, self.place)
+        shown = variant(value, base, declared=True)
         if isinstance(others, str):
-            shown = (variant(value, base, declared=True),)
-            return Finding(name, "not tried", shown, note=others), 0.0, None
+            return Finding(name, "not tried", (shown,), note=others), 0.0, None
         tried = [(each, self._figures(each)) for each in others]
         gains = [
             (0.0 if isinstance(found, str) else advantage(found, base), place)
             for place, (_, found) in enumerate(tried)
         ]
         gain, place = max(gains, key=lambda pair: pair[0])
-        worse = [not isinstance(found, str) and advantage(base, found) > 0 for _, found in tried]
-        failed = [isinstance(found, str) for _, found in tried]
-        verdict: Verdict = "undecided"
-        if gain > 0:
-            verdict = "loses"
-        elif all(one or two for one, two in zip(worse, failed, strict=True)):
-            verdict = "supported"
-        rows = tuple(variant(each.value, found) for each, found in tried)
-        shown = (variant(value, base, declared=True), *rows)
+        worse = [isinstance(found, str) or advantage(base, found) > 0 for _, found in tried]
+        verdict: Verdict = "loses" if gain > 0 else "supported" if all(worse) else "undecided"
+        rows = (shown, *(variant(each.value, found) for each, found in tried))
         best = tried[place][0] if gain > 0 else None
-        return Finding(name, verdict, shown, best.value if best else None), gain, best
+        return Finding(name, verdict, rows, best.value if best else None), gain, best
 
     def _figures(self, tried: Try) -> Figures | str:
-        """Run one variant; what it was already tried with is remembered."""
-        fields = tuple(value for name, value in vars(tried.checkpoint).items() if name != "source")
-        key = (*map(repr, fields), id(tried.tokenizer))
-        if key not in self._seen:
-            try:
-                self._seen[key] = self._run(tried)
-            except NLAError as error:
-                self._seen[key] = str(error)
-        return self._seen[key]
+        """Measure one variant, once; a variant that cannot be run gives the reason."""
+        key = _key(tried)
+        if key not in self._measured:
+            said = self._reply(tried)
+            self._measured[key] = said if isinstance(said, str) else self._measure(tried, said)
+        return self._measured[key]
 
-    def _run(self, tried: Try) -> Figures:
+    def _reply(self, tried: Try) -> Replies | str:
+        """Let the verbalizer run one variant, once; return the reason if it cannot be run."""
+        key = _key(tried)
+        if key not in self._replies:
+            try:
+                self._replies[key] = self._run(tried)
+            except NLAError as error:
+                self._replies[key] = str(error)
+        return self._replies[key]
+
+    def _run(self, tried: Try) -> Replies:
         vectors = self.vectors[tried.checkpoint.layer]
         prompt = Prompt.render(tried.checkpoint, tried.tokenizer)
-        with _tokenizer(self.nla.av, tried.tokenizer):
-            half = Verbalizer(self.nla.av, tried.checkpoint, prompt, remote=self.nla.remote)
-            rows = len(vectors)
-            everyone = torch.ones(rows, dtype=torch.bool)
-            found = dict(half.verbalize(vectors, everyone, [0] * rows, self.sampling))
+        verbalizer = Verbalizer(
+            self.nla.runtime, tried.checkpoint, prompt, tokenizer=tried.tokenizer
+        )
+        rows = len(vectors)
+        everyone = torch.ones(rows, dtype=torch.bool)
+        with self.nla.runtime.use():
+            found = dict(verbalizer.verbalize(vectors, everyone, [0] * rows, self.sampling))
             replies = [found[row] for row in range(rows)]
             ids = [token_ids(tried.tokenizer, reply.raw) or [0] for reply in replies]
-            sure = likelihoods(half, vectors, everyone, ids)
-            alone = likelihoods(half, vectors, ~everyone, ids)
-        good = torch.tensor([proper(reply.raw) is None for reply in replies])
-        own, others = self._cosines(replies, good, vectors)
-        return Figures(good, sure - alone, sure, own, others, replies[0].text)
+            given = likelihoods(verbalizer, vectors, everyone, ids)
+            alone = likelihoods(verbalizer, vectors, ~everyone, ids)
+        return Replies(replies, given, alone)
+
+    def _measure(self, tried: Try, said: Replies) -> Figures | str:
+        good = torch.tensor([proper(reply.raw) is None for reply in said.replies])
+        try:
+            own, others = self._cosines(said.replies, good, self.vectors[tried.checkpoint.layer])
+        except NLAError as error:
+            return str(error)
+        effect = said.given - said.alone
+        return Figures(good, effect, said.given, own, others, said.replies[0].text)
 
     def _cosines(
         self, replies: list[Reply], good: Tensor, vectors: Tensor
@@ -207,7 +241,7 @@ class Doctor:
         return own.clone(), (table.sum(dim=1) - own) / max(rows - 1, 1)
 
     def _back(self, replies: list[Reply], rows: list[int]) -> Iterator[tuple[int, Tensor]]:
-        """Row and the vector of its text, but for texts that the reconstructor cannot read."""
+        """Yield rows and the vectors of their texts; a text that cannot be read is left out."""
         if self.reconstruct is None or not rows:
             return
         try:
@@ -219,7 +253,7 @@ class Doctor:
 
 
 def diagnose(
-    nla: Any,
+    nla: ExplainsAndReconstructs,
     model: TransformersModel,
     *,
     ar: str | Path | None = None,
@@ -227,19 +261,19 @@ def diagnose(
     sampling: Sampling | None = None,
     remote: bool = False,
 ) -> Diagnosis:
-    """Hold what an NLA's checkpoint declares against its neighbours.
+    """Compare what an NLA's checkpoint declares with its neighbours.
 
     Args:
         nla: The NLA.
         model: Its target.
-        ar: A reconstructor to judge by, taken as its own sidecar describes it; the NLA's own
-            unless given. Here the two halves may contradict each other, which an NLA refuses.
+        ar: A reconstructor to measure with, taken as its own sidecar describes it; the NLA's own
+            unless given. It may contradict the verbalizer, which an NLA refuses.
         texts: What the target reads; plain English sentences unless given.
         sampling: How the explanations' tokens are chosen.
         remote: Run the target on the configured NDIF host.
 
     Raises:
-        InjectionError: `texts` are none, or the target does not fit.
+        InjectionError: `texts` is not a list of texts, or the target does not fit.
         CheckpointError: The checkpoint as declared cannot be run at all.
     """
     chosen = TEXTS if texts is None else texts
@@ -254,22 +288,18 @@ def diagnose(
         raise InjectionError(f"texts={texts!r}: expected a list of texts for the target to read.")
     reconstruct = nla.reconstruct if nla.has_reconstructor else None
     if ar is not None:
-        reconstruct = judge(ar, nla).reconstruct
+        reconstruct = reconstructor_of(ar, nla).reconstruct
     examination = Doctor(nla, model, chosen, sampling or Sampling(), reconstruct, remote=remote)
     return replace(examination.examine(), texts=tuple(chosen))
 
 
-def judge(ar: str | Path, nla: Any) -> Reconstructor:
-    """A reconstructor as its own sidecar describes it, whatever the verbalizer declares."""
+def reconstructor_of(ar: str | Path, nla: Explains) -> Reconstructor:
+    """Open a reconstructor as its own sidecar describes it, whatever the verbalizer declares."""
     own = _own_layer(ar)
     checkpoint = nla.checkpoint if own is None else replace(nla.checkpoint, layer=own)
-    layout = reconstructor_files.read(ar, checkpoint)
-    tokenizer = load_tokenizer(ar, checkpoint)
-    config = reconstructor_files.cut_config(layout.base, checkpoint.layer, {})
-    load = {} if config is None or nla.remote else {"config": config}
-    adapter = None if layout.adapter is None else str(layout.adapter)
-    half = load_model(layout.base, tokenizer, adapter, load)
-    return Reconstructor(half, checkpoint, layout, tokenizer, remote=nla.remote)
+    options = OpenOptions(None, nla.remote, nla.runtime.memory, {})
+    opened = open_reconstructor(ar, options, checkpoint)
+    return Reconstructor(opened.runtime, checkpoint, opened.layout, opened.tokenizer)
 
 
 def _own_layer(ar: str | Path) -> int | None:
@@ -279,14 +309,14 @@ def _own_layer(ar: str | Path) -> int | None:
         return None
     if file is None:
         return None
-    values, _ = sidecar.partial(sidecar.parse(file.read_bytes(), file), str(file))
+    values, _ = dialects.find_fields(sidecar.parse(file.read_bytes(), file), str(file))
     return values.get("layer")
 
 
 def _residuals(
-    nla: Any, model: TransformersModel, layers: list[int], texts: Sequence[str], remote: bool
+    nla: Explains, model: TransformersModel, layers: list[int], texts: Sequence[str], remote: bool
 ) -> dict[int, Tensor]:
-    """Block to ``[rows, d_model]``: a few late tokens of each text (early ones are noisy)."""
+    """Map each block to ``[rows, d_model]``: late tokens of each text, as early ones are noisy."""
     nla.layer(model)  # Refuses a target of another width.
     ordered = sorted(layers)
     found: dict[int, list[Tensor]] = {layer: [] for layer in ordered}
@@ -314,12 +344,6 @@ def _trace(
     return read
 
 
-@contextmanager
-def _tokenizer(av: Any, tokenizer: Any) -> Iterator[None]:
-    """Let the verbalizer use another tokenizer for a while."""
-    before = av.tokenizer
-    try:
-        av.tokenizer = tokenizer
-        yield
-    finally:
-        av.tokenizer = before
+def _key(tried: Try) -> Hashable:
+    fields = tuple(value for name, value in vars(tried.checkpoint).items() if name != "source")
+    return (*map(repr, fields), id(tried.tokenizer))

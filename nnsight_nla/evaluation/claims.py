@@ -1,9 +1,9 @@
-"""Claims: which parts of an explanation are in the vector, and which only sound right.
+"""Measure which parts of an explanation the vector supports, and which only sound right.
 
-Each snippet (or sentence) is dropped in turn, the rest is reconstructed, and what the cosine with
-the vector loses is what that part *carries*. A part that carries nothing, or whose absence helps,
-is one that the vector does not vouch for. Beside it stands the cosine of the part *alone*. Only the
-reconstructor runs, on all these texts in one batch::
+Each snippet (or sentence) is dropped in turn and the rest is reconstructed; the loss in cosine with
+the vector is how much that part *carries*. The vector does not support a part that carries nothing,
+or whose absence helps. `Claim.alone` is the cosine of the part by itself. Only the reconstructor
+runs, on all these texts in one batch::
 
     for claim in nla.claims(thought).ranked:
         print(f"{claim.carries:+.3f}  {claim.text}")
@@ -18,16 +18,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
-from ..checkpoint.prompt import snippets
+from .. import view
+from ..checkpoint.reply import snippets
+from ..core.nesting import nested
 from ..core.similarity import cosine
 from ..errors import ReconstructionError
+from .score import pair
 
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
+    from ..core.nesting import Nested
+    from .reconstructor import Reconstructor
+
 By = Literal["snippet", "sentence"]
-# A sentence ends at a sign and white space; what stands between is one claim.
+# A sentence ends at a punctuation mark before white space, or at the end of its snippet.
 _SENTENCE = re.compile(r"\S.*?(?:[.!?…。]+[\"')\]]*(?=\s|$)|$)", re.DOTALL)
 
 
@@ -36,7 +42,7 @@ class Claim:
     """One part of an explanation."""
 
     text: str
-    """The part as it stands there."""
+    """The part as it is written in the explanation."""
     carries: float
     """The cosine of the whole text with the vector, less that of the text without this part."""
     alone: float
@@ -60,11 +66,11 @@ class Claims:
         return tuple(sorted(self.parts, key=lambda claim: -claim.carries))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return asdict(self)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with a row per part."""
+        """Return a table with a row per part."""
         import pandas as pd
 
         columns = ["text", "carries", "alone"]
@@ -75,9 +81,28 @@ class Claims:
         return "\n".join([f"cosine {self.cosine:.3f}; without each part it changes by:", *lines])
 
     def _repr_html_(self) -> str:
-        from ..view import fragments
+        return view.claims(self.to_dict())
 
-        return fragments.claims(self.to_dict())
+
+def claims_of(
+    reconstructor: Reconstructor,
+    explanation: object,
+    vectors: Float[Tensor, "*shape d_model"] | None,
+    by: By,
+) -> Nested[Claims]:
+    """Take the texts of a handle apart, or texts with their vectors; see `NLA.claims`.
+
+    Raises:
+        ReconstructionError: A row has no text, or unusable vectors.
+    """
+    texts, held, reasons = pair(explanation, vectors, reconstructor.d_model)
+    for row, text in enumerate(texts):
+        if not (text or "").strip():
+            raise ReconstructionError(f"Row {row} has no text to take apart: {reasons[row]}.")
+    flat = held.reshape(-1, reconstructor.d_model)
+    said = [str(text) for text in texts]
+    found = claims(reconstructor.reconstruct, reconstructor.prior, said, flat, by)
+    return nested(found, tuple(held.shape[:-1]))
 
 
 def claims(
@@ -87,11 +112,11 @@ def claims(
     vectors: Float[Tensor, "rows d_model"],
     by: By,
 ) -> list[Claims]:
-    """Take explanations apart.
+    """Measure the parts of explanations.
 
     Args:
-        reconstruct: Text to vector.
-        prior: What it makes of no text, for an explanation of one part only.
+        reconstruct: Texts to vectors.
+        prior: The reconstruction of an empty text, for explanations that have one part only.
         texts: The explanations.
         vectors: The vector of each, raw.
         by: What is dropped: snippets (paragraphs or lines) or sentences.
@@ -102,27 +127,21 @@ def claims(
     if by not in get_args(By):
         raise ReconstructionError(f"by={by!r}: expected one of {', '.join(get_args(By))}.")
     split = [_parts(text, by) for text in texts]
-    wanted: dict[str, None] = {}
-    for text, parts in zip(texts, split, strict=True):
-        wanted.update(dict.fromkeys([text, *parts, *_without(text, parts)]))
+    rests = [_without(text, parts) for text, parts in zip(texts, split, strict=True)]
+    rows = list(zip(texts, split, rests, vectors.float().cpu(), strict=True))
+    wanted = dict.fromkeys(each for text, parts, rest, _ in rows for each in (text, *parts, *rest))
     wanted.pop("", None)
     back = dict(zip(wanted, reconstruct(list(wanted)), strict=True))
-    if any("" in _without(text, parts) for text, parts in zip(texts, split, strict=True)):
+    if any("" in rest for rest in rests):
         back[""] = prior()
     found: list[Claims] = []
-    for text, parts, vector in zip(texts, split, vectors.float().cpu(), strict=True):
-        near = {each: cosine(back[each], vector).item() for each in (text, *parts)}
-        rest = [cosine(back[each], vector).item() for each in _without(text, parts)]
-        found.append(
-            Claims(
-                text,
-                near[text],
-                tuple(
-                    Claim(part, near[text] - left, near[part])
-                    for part, left in zip(parts, rest, strict=True)
-                ),
-            )
+    for text, parts, rest, vector in rows:
+        near = {each: cosine(back[each], vector).item() for each in (text, *parts, *rest)}
+        measured = (
+            Claim(part, near[text] - near[left], near[part])
+            for part, left in zip(parts, rest, strict=True)
         )
+        found.append(Claims(text, near[text], tuple(measured)))
     return found
 
 
@@ -132,7 +151,7 @@ def _parts(text: str, by: By) -> list[str]:
 
 
 def _without(text: str, parts: Sequence[str]) -> list[str]:
-    """The text without each of its parts in turn, the white space around the gap closed."""
+    """Return the text without each of its parts in turn, the white space around the gap closed."""
     left: list[str] = []
     start = 0
     for part in parts:

@@ -1,34 +1,25 @@
-"""Controls: what the verbalizer says when the vector is not there, random, or another row's.
+"""Controls: what the verbalizer says with no vector, a random vector, or another row's vector.
 
-An explanation is worth something only against these. A verbalizer that tells the same story for a
-random direction, or with nothing written at all, is reciting.
+An explanation means something only compared with these. A verbalizer that tells the same story for
+a random direction, or with nothing written at all, is reciting.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import VerbalizationError
+from ..explanation.arguments import check_vectors
 from ..explanation.handle import Explanation
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-
-class Explains(Protocol):
-    """What can turn vectors, or nothing at all, into explanations."""
-
-    def explain(self, vectors: Float[Tensor, "*shape d_model"]) -> Explanation:
-        """Explain vectors."""
-        ...
-
-    def explain_nothing(self) -> Explanation:
-        """Explain the marker as it is, with nothing written."""
-        ...
+    from ..explanation.protocols import Explains
 
 
 @dataclass(frozen=True)
@@ -49,40 +40,65 @@ def controls(
     explains: Explains,
     n: int,
     d_model: int,
-    like: Float[Tensor, "rows d_model"] | None,
+    like: Explanation | Float[Tensor, "*rows d_model"] | None,
     seed: int,
 ) -> Controls:
-    """Make `n` random controls, `n` shuffled ones where there are vectors, and the null control.
+    """Make the null control, `n` random controls and, given vectors, `n` shuffled ones.
 
     Args:
         explains: The NLA.
         n: How many rows each control has.
         d_model: The width of a vector.
-        like: The vectors whose rows are shuffled, and whose norms the random ones get.
+        like: The vectors (or their explanation) whose rows are shuffled, and whose norms the random
+            ones get.
         seed: Of the random directions and of the order.
+
+    Raises:
+        VerbalizationError: `n` is not a whole number from 1, or there are too few vectors.
+        InjectionError: `like` is not floating-point vectors of that width.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore
-        raise VerbalizationError(f"controls({n!r}): how many? A whole number from 1.")
+        raise VerbalizationError(f"controls({n!r}): expected a whole number from 1.")
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(n, d_model, generator=generator)
-    random = random / random.norm(dim=-1, keepdim=True)
     if like is None:
-        scale = torch.full((n, 1), d_model**0.5)
-        return Controls(explains.explain_nothing(), explains.explain(random * scale), None, None)
-    rows = len(like)
+        random = random_vectors(n, d_model, generator)
+        return Controls(explains.explain_nothing(), explains.explain(random), None, None)
+    vectors = like.vectors if isinstance(like, Explanation) else like
+    check_vectors(vectors, d_model)
+    vectors = vectors.detach().reshape(-1, d_model)
+    rows = len(vectors)
     if rows < 2 or n > rows:
         raise VerbalizationError(
             f"controls({n}, like=...): {rows} rows cannot give {n} shuffled ones; pass at least "
             f"{max(2, n)} vectors, or none for random controls only."
         )
+    random = random_vectors(n, d_model, generator, norms=vectors[:n].float().norm(dim=-1).cpu())
     # A random cycle through all rows: no row is left with its own vector.
     cycle = torch.randperm(rows, generator=generator).tolist()
     following = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
     order = tuple(following[row] for row in range(n))
-    scale = like[:n].float().norm(dim=-1, keepdim=True).cpu()
     return Controls(
         explains.explain_nothing(),
-        explains.explain(random * scale),
-        explains.explain(like[list(order)]),
+        explains.explain(random),
+        explains.explain(vectors[list(order)]),
         order,
     )
+
+
+def random_vectors(
+    n: int,
+    d_model: int,
+    generator: torch.Generator,
+    norms: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, "n d_model"]:
+    """Draw random directions, uniform on the sphere.
+
+    Args:
+        n: How many.
+        d_model: The width of a vector.
+        generator: Where the draws come from.
+        norms: The L2 norm of each; ``sqrt(d_model)`` unless given.
+    """
+    drawn = torch.randn(n, d_model, generator=generator)
+    drawn = drawn / drawn.norm(dim=-1, keepdim=True)
+    return drawn * (torch.full((n, 1), d_model**0.5) if norms is None else norms[:, None])

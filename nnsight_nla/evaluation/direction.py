@@ -1,14 +1,14 @@
-"""From words to a direction: what to add to a residual so that it says something else.
+"""Turn two texts into a direction to add to a residual, which changes its explanation.
 
-The reconstructor turns both texts into vectors, and their difference, at the residual's own length,
-carries one meaning to the other: a residual that reads "about Paris" plus
-``direction(to="about Rome", away_from="about Paris")`` reads "about Rome"::
+The reconstructor turns both texts into vectors; their difference, scaled to the residual's norm,
+moves a residual from one meaning to the other. A residual explained as "about Paris" plus
+``direction(to="about Rome", away_from="about Paris")`` is explained as "about Rome"::
 
     direction = nla.direction(to=thought.text.replace("Paris", "Rome"), away_from=thought)
     with model.trace("People in Paris speak"):
         nla.layer(model).output[:, -1] += direction
 
-It is added on whatever device and in whatever dtype the residual has (see `wire.Direction`).
+It takes the device and dtype of the residual that it is added to (see `wire.Direction`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from ..core.injection import unit
 from ..errors import ReconstructionError
+from ..explanation.handle import Explanation
 from ..remote import wire
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+    from ..core.baseline import Baseline
 
 
 def direction(
@@ -31,18 +34,18 @@ def direction(
     away_from: Float[Tensor, "*away d_model"] | None,
     norm: float | Float[Tensor, "*away"],
 ) -> wire.Direction:
-    """The step between two reconstructions, at the residual's natural scale.
+    """Return the step from one reconstruction to another, scaled to a residual's norm.
 
     Args:
-        to: What the reconstructor makes of the text to go to.
-        away_from: The same for the text to leave; ``None`` for the whole vector of `to`.
+        to: The reconstruction of the text to move to.
+        away_from: The reconstruction of the text to leave; ``None`` for a step of `to` alone.
         norm: The L2 norm of a residual: one number, or one per vector.
 
     Returns:
         ``norm * (unit(to) - unit(away_from))``, of their common shape, float32.
 
     Raises:
-        ReconstructionError: The shapes do not go together, or both texts mean the same vector.
+        ReconstructionError: The shapes differ, or both texts have the same reconstruction.
     """
     start = torch.zeros_like(to) if away_from is None else unit(away_from)
     try:
@@ -57,6 +60,30 @@ def direction(
     if bool((step.norm(dim=-1) < 1e-6).any()):
         raise ReconstructionError(
             "to and away_from reconstruct to the same vector, so there is no direction between "
-            "them. Change the words of one."
+            "them. Change the wording of one."
         )
     return wire.direction(scaled)
+
+
+def residual_norm(
+    norm: float | None, away_from: object, baseline: Baseline | None
+) -> float | Float[Tensor, "*away"]:
+    """Return the L2 norm of a residual: the one given, that of a handle, or the baseline's mean.
+
+    Args:
+        norm: What the caller said.
+        away_from: The text or the handle to leave.
+        baseline: The NLA's.
+
+    Raises:
+        ReconstructionError: None of the three has one.
+    """
+    if norm is None and isinstance(away_from, Explanation):
+        return away_from.vectors.float().norm(dim=-1).cpu()
+    length = norm or (baseline.norm if baseline else None)
+    if length is None:
+        raise ReconstructionError(
+            "direction() needs a residual norm: pass a handle (away_from=thought), norm=..., or a "
+            "baseline that has one: NLA(..., baseline=Baseline.from_vectors(vectors, name=...))."
+        )
+    return length

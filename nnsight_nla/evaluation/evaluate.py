@@ -1,19 +1,19 @@
-"""What a verbalizer is worth on vectors that it was not trained on, beside what knows nothing.
+"""Evaluate a verbalizer on held-out vectors, against null, random and shuffled controls.
 
-The same figures for any checkpoint, so that two can stand side by side::
+The figures are the same for any checkpoint, so that two can be compared::
 
     figures = evaluate(nla, held_out_vectors, labels)
     figures["fve"]["explanation"], figures["fve"]["shuffled"], figures["retrieval"]
 
-* **extraction**: the share of replies that are a proper explanation; **truncated**: of those that
+* **extraction**: the share of replies that are a proper explanation; **truncated**: the share that
   ran into the length limit.
-* **fve** (and cosine) of what each text's reconstruction has of the vector: the ``explanation``;
-  the ``label``, which is the reconstructor's own ceiling; and the controls, which know nothing of
-  this vector: ``null`` (nothing written), ``random`` (a random direction of the same norm) and
-  ``shuffled`` (another row's vector). A failed reply counts as a cosine of 0.
+* **fve** (and cosine) of each text's reconstruction: of the ``explanation``; of the ``label``,
+  which is the reconstructor's own ceiling; and of the controls, which know nothing of this vector:
+  ``null`` (nothing written), ``random`` (a random direction of the same norm) and ``shuffled``
+  (another row's vector). A failed reply counts as a cosine of 0.
 * **retrieval**: the share of texts whose reconstruction is closer to their own vector than to any
   other row's.
-* **says**: how likely the verbalizer finds the label, in nats a token, with each of those vectors
+* **says**: how likely the verbalizer finds the label, in nats per token, with each of those vectors
   written. It needs no reconstructor.
 """
 
@@ -25,15 +25,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.prompt import proper, wrap
+from ..checkpoint.reply import proper, wrap
 from ..core.baseline import Baseline
 from ..core.similarity import normalise
 from ..errors import NLAError
 from ..explanation.handle import Explanation
+from ..verbalize.likelihood import likelihoods
+from ..verbalize.verbalizer import Verbalizer
 from .controls import Controls
+from .controls import controls as make_controls
+from .score import pair, score
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+    from ..explanation.protocols import Explains, ExplainsAndReconstructs, Reconstructs
+    from .score import Score
 
 Figures = dict[str, Any]
 """Nested mappings of numbers and names, ready for JSON."""
@@ -41,14 +48,14 @@ _BATCH = 16
 
 
 def evaluate(
-    nla: Any,
+    nla: ExplainsAndReconstructs,
     vectors: Float[Tensor, "rows d_model"],
     labels: Sequence[str] | None = None,
     *,
     baseline: Baseline | None = None,
     seed: int = 0,
 ) -> Figures:
-    """Measure a verbalizer on held-out rows.
+    """Evaluate a verbalizer on held-out rows.
 
     Args:
         nla: The NLA; without a reconstructor there is neither FVE nor retrieval.
@@ -62,8 +69,8 @@ def evaluate(
     """
     if len(vectors) < 2:
         raise NLAError(
-            f"{len(vectors)} held-out rows: a control is another row's vector, so at least two "
-            "are needed. Hold out more documents: --held-out."
+            f"vectors has {len(vectors)} rows, and at least two are needed: a control is another "
+            "row's vector. Hold out more documents."
         )
     told, controls = explained(nla, vectors, seed=seed)
     figures: Figures = {
@@ -93,17 +100,17 @@ def evaluate(
 
 
 def explained(
-    nla: Any, vectors: Float[Tensor, "rows d_model"], *, seed: int = 0
+    nla: Explains, vectors: Float[Tensor, "rows d_model"], *, seed: int = 0
 ) -> tuple[Explanation, Controls]:
-    """The vectors' explanations, and as many controls; all in as few batches as they need."""
+    """Explain the vectors and as many controls, in as few batches as they need."""
     told = nla.explain(vectors)
-    controls = nla.controls(len(vectors), like=vectors, seed=seed)
+    controls = make_controls(nla, len(vectors), vectors.shape[-1], vectors.detach(), seed)
     nla.resolve()
     return told, controls
 
 
 def texts_of(controls: Controls, rows: int) -> dict[str, list[str | None]]:
-    """The controls' texts, one a row; ``None`` where there is no proper one."""
+    """Return the texts of the controls, one per row; ``None`` where there is no proper one."""
     null = controls.null.extracted()
     found: dict[str, list[str | None]] = {"null": [_proper(*null, 0)] * rows}
     for name, handle in (("random", controls.random), ("shuffled", controls.shuffled)):
@@ -113,32 +120,31 @@ def texts_of(controls: Controls, rows: int) -> dict[str, list[str | None]]:
 
 
 def round_trip(
-    nla: Any,
+    nla: Reconstructs,
     sources: dict[str, Any],
     vectors: Float[Tensor, "rows d_model"],
     baseline: Baseline,
 ) -> dict[str, dict[str, float]]:
-    """What each source's texts carry of the vectors: the mean cosine, MSE and FVE.
+    """Measure what each source's texts carry of the vectors: the mean cosine, MSE and FVE.
 
     Args:
         nla: With a reconstructor.
         sources: Name to a handle or a list of texts, one for each vector; a text that is missing
             counts as a cosine of 0.
-        vectors: What they are held against.
+        vectors: What they are compared with.
         baseline: The FVE's denominator.
     """
     held = {
         name: source if isinstance(source, Explanation) else [each or "" for each in source]
         for name, source in sources.items()
     }
-    return {
-        name: nla.score(source, vectors, baseline=baseline, failures="zero").mean
-        for name, source in held.items()
-    }
+    return {name: _score(nla, source, vectors, baseline).mean for name, source in held.items()}
 
 
-def retrieval(nla: Any, told: Explanation, vectors: Float[Tensor, "rows d_model"]) -> float:
-    """The share of texts whose reconstruction is nearest to their own vector among all rows'."""
+def retrieval(
+    nla: Reconstructs, told: Explanation, vectors: Float[Tensor, "rows d_model"]
+) -> float:
+    """Return the share of texts whose reconstruction is nearest to their own vector."""
     texts, reasons = told.extracted()
     good = [row for row in range(len(texts)) if row not in reasons]
     if not good:
@@ -148,10 +154,17 @@ def retrieval(nla: Any, told: Explanation, vectors: Float[Tensor, "rows d_model"
     return sum(map(int.__eq__, nearest, good)) / len(texts)
 
 
-def _says(nla: Any, vectors: Tensor, labels: Sequence[str], controls: Controls) -> dict[str, float]:
-    """The labels' mean log-likelihood with each kind of vector written, in nats a token."""
-    from ..verbalize.likelihood import likelihoods
+def _score(
+    nla: Reconstructs, source: Explanation | list[str], vectors: Tensor, baseline: Baseline
+) -> Score:
+    texts, held, reasons = pair(source, vectors, vectors.shape[-1])
+    return score(nla.reconstruct, texts, held, reasons, baseline=baseline, failures="zero")
 
+
+def _says(
+    nla: Explains, vectors: Tensor, labels: Sequence[str], controls: Controls
+) -> dict[str, float]:
+    """Return the labels' mean log-likelihood with each kind of vector, in nats per token."""
     ids = nla.av.tokenizer([wrap(each) for each in labels], add_special_tokens=False)["input_ids"]
     everyone = torch.ones(len(vectors), dtype=torch.bool)
     shuffled = vectors[list(controls.order or range(len(vectors)))]
@@ -162,9 +175,10 @@ def _says(nla: Any, vectors: Tensor, labels: Sequence[str], controls: Controls) 
         "shuffled": (shuffled, everyone),
     }
     found: dict[str, float] = {}
+    verbalizer = Verbalizer(nla.runtime, nla.checkpoint, nla.prompt)
     for name, (written, given) in kinds.items():
         rows = [slice(start, start + _BATCH) for start in range(0, len(vectors), _BATCH)]
-        parts = [likelihoods(nla._verbalizer, written[r], given[r], ids[r]) for r in rows]
+        parts = [likelihoods(verbalizer, written[r], given[r], ids[r]) for r in rows]
         found[name] = torch.cat(parts).mean().item()
     return found
 

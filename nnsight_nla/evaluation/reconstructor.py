@@ -15,17 +15,16 @@ blocks above K, if the host has them, are never run.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, Checkpoint
-from ..checkpoint.prompt import CLOSE, OPEN
-from ..errors import CheckpointError, HostError, ReconstructionError
+from ..checkpoint.reply import CLOSE, OPEN
+from ..errors import CheckpointError, ReconstructionError
 from ..models import hosts
-from ..models.memory import Places, load_weights
+from ..models.reconstructor_files import is_partial
 from ..remote.ndif import send
 
 if TYPE_CHECKING:
@@ -33,11 +32,10 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
 
     from ..models.reconstructor_files import Layout
+    from ..models.runtime import Runtime
 
 # A tokenizer may merge the template's first sign into whatever the text ends with.
 _ENDINGS = ("word", "word.", 'word"')
-# nnsight's words for an adapter that does not fit the modules it is put on.
-_NO_PLACE = "did not attach"
 
 
 class Reconstructor:
@@ -45,15 +43,18 @@ class Reconstructor:
 
     def __init__(
         self,
-        ar: TransformersModel,
+        runtime: Runtime,
         checkpoint: Checkpoint,
         layout: Layout,
         tokenizer: Any,
-        *,
-        remote: bool = False,
-        places: Places | None = None,
     ) -> None:
-        """Check that `ar` fits `checkpoint`; loads no weights.
+        """Check that the model fits `checkpoint`; loads no weights.
+
+        Args:
+            runtime: Runs the AR.
+            checkpoint: The verbalizer's.
+            layout: How the AR is stored; keeps the folder that an adapter's weights are read from.
+            tokenizer: The AR's.
 
         Raises:
             CheckpointError: Another width, too few blocks, no template, or a prompt that does not
@@ -65,7 +66,7 @@ class Reconstructor:
                 "The checkpoint says nothing about the reconstructor's prompt. Give it: "
                 "NLA(..., checkpoint=Checkpoint(..., ar_template='... {explanation} ...'))."
             )
-        config, name = hosts.text_config(ar), hosts.describe(ar)
+        config, name = hosts.text_config(runtime.model), runtime.name
         if config.num_hidden_layers < checkpoint.layer + 1:
             raise CheckpointError(
                 f"{name} has {config.num_hidden_layers} blocks; a reconstructor of layer "
@@ -77,27 +78,35 @@ class Reconstructor:
                 f"{name} has width {config.hidden_size} and a head of shape "
                 f"{tuple(layout.head.shape)}; the checkpoint says d_model {d_model}."
             )
-        if remote and layout.adapter is not None and not layout.travels:
+        if runtime.remote and layout.adapter is not None and not layout.travels:
             raise CheckpointError(
-                f"{name}: an adapter stored as ar_meta.json lies on this machine, where no host "
-                "can read it. Store it as a PEFT adapter, or run it here: NLA(..., remote=False)."
+                f"{name}: an adapter stored as ar_meta.json is on this machine, where no host can "
+                "read it. Store it as a PEFT adapter, or run it here: NLA(..., remote=False)."
             )
         if layout.final_norm and config.num_hidden_layers > checkpoint.layer + 1:
             raise CheckpointError(
                 f"{name} was trained with the final norm after block {checkpoint.layer}, and has "
                 f"{config.num_hidden_layers} blocks here. Pass its path, so that it is cut."
             )
-        self.ar = ar
+        self.runtime = runtime
         self.template = template
-        self.remote = remote
-        self._places = places or Places()
         self._tokenizer = tokenizer
         self._head = layout.head
-        self._layout = layout  # Keeps the folder that an adapter's weights are read from.
+        self._layout = layout
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._last = checkpoint.layer
         self._final_norm = layout.final_norm
         _check_suffix(tokenizer, template, layout.suffix_ids or checkpoint.ar_suffix_ids, name)
+
+    @property
+    def ar(self) -> TransformersModel:
+        """The AR's nnsight model."""
+        return self.runtime.model
+
+    @property
+    def d_model(self) -> int:
+        """The width of a vector."""
+        return len(self._head)
 
     def reconstruct(self, texts: list[str], batch_size: int = 64) -> Float[Tensor, "texts d_model"]:
         """Turn each text back into a vector.
@@ -115,13 +124,10 @@ class Reconstructor:
             HostError: The host of a remote run stayed away.
         """
         prompts = [self._prompt(number, text) for number, text in enumerate(texts)]
-        if texts and self.ar.interleaver.interleaving:
-            raise ReconstructionError(
-                "A trace is running on the reconstructor itself, and nnsight runs one trace per "
-                "model at a time. Reconstruct after the `with` block."
-            )
-        parts = [torch.empty(0, len(self._head))]
-        with self._turn():
+        if not prompts:
+            return torch.empty(0, len(self._head))
+        parts: list[Tensor] = []
+        with self.runtime.use():
             for start in range(0, len(prompts), batch_size):
                 parts.append(self._forward(prompts[start : start + batch_size]) @ self._head.T)
         vectors = torch.cat(parts)
@@ -129,7 +135,7 @@ class Reconstructor:
         if bad:
             raise ReconstructionError(
                 f"The reconstruction of text {bad[0]} is not finite ({len(bad)} of {len(texts)} "
-                f"such); {hosts.describe(self.ar)} overflows in its dtype. Load it wider: "
+                f"such); {self.runtime.name} overflows in its dtype. Load it wider: "
                 "NLA(..., dtype='bfloat16') or 'float32'."
             )
         return vectors
@@ -156,31 +162,28 @@ class Reconstructor:
         return prompt
 
     def prior(self) -> Float[Tensor, " d_model"]:
-        """What the reconstructor makes of no text at all: its template with an empty slot."""
-        with self._turn():
+        """Reconstruct the template with an empty slot: the vector of no text at all."""
+        with self.runtime.use():
             return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
 
-    def _turn(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.remote else self._places.turn(self.ar)
-
     def _forward(self, prompts: list[str]) -> Tensor:
-        if not self.remote:
-            load_weights(self.ar)
+        if not self.runtime.remote:
             return self._read(prompts, {})
-        what = f"The request to reconstruct {len(prompts)} texts with {hosts.describe(self.ar)}"
-        try:
-            return send(lambda: self._read(prompts, {"remote": True}), what)
-        except HostError as error:
-            blocks = hosts.text_config(self.ar).num_hidden_layers
-            if _NO_PLACE in str(error.__cause__) and blocks > self._last + 1:
-                raise ReconstructionError(
-                    f"The host has all {blocks} blocks of {hosts.describe(self.ar)}, and the "
-                    f"adapter {self._layout.adapter} has matrices for other ones. If it was "
-                    f"trained on the first {self._last + 1} alone, say so in its "
-                    f'adapter_config.json: "layers_to_transform": {list(range(self._last + 1))}; '
-                    "or run it here: NLA(..., remote=False)."
-                ) from error
-            raise
+        self._check_adapter()
+        what = f"The request to reconstruct {len(prompts)} texts with {self.runtime.name}"
+        return send(lambda: self._read(prompts, {"remote": True}), what)
+
+    def _check_adapter(self) -> None:
+        """Refuse an adapter that a host would put on blocks that it has no matrices for."""
+        adapter, blocks = self._layout.adapter, hosts.text_config(self.ar).num_hidden_layers
+        if adapter is not None and is_partial(adapter, blocks):
+            raise ReconstructionError(
+                f"The host has all {blocks} blocks of {self.runtime.name}, and the adapter "
+                f"{adapter} has matrices for fewer. If it was trained on the first "
+                f"{self._last + 1} alone, say so in its adapter_config.json: "
+                f'"layers_to_transform": {list(range(self._last + 1))}; or run it here: '
+                "NLA(..., remote=False)."
+            )
 
     def _read(self, prompts: list[str], where: dict[str, Any]) -> Tensor:
         """The residual at every prompt's last token; the block is shipped as it stands."""

@@ -1,9 +1,9 @@
-"""A score: how much of each vector its explanation carries, with what it is a fraction of.
+"""Score explanations: how much of each vector can be reconstructed from its text alone.
 
 The reconstructor turns each text back into a vector, and the two are compared as directions. The
-cosine and the direction MSE need nothing else; the FVE needs a `Baseline`, which travels with it
-into every line and table. Rows without an explanation count in the way the caller chooses, and the
-score says how many there were::
+cosine and the direction MSE need nothing else; the FVE needs a `Baseline`, which every line and
+table names. The caller chooses how rows without an explanation count, and the score says how many
+there were::
 
     score = nla.score(thought)                      # a failed row raises
     score = nla.score(thought, failures="zero")     # ... or counts as a cosine of 0
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..core import similarity
-from ..core.arguments import check_vectors, flat_texts
 from ..core.baseline import Baseline
 from ..core.injection import unusable
 from ..errors import ReconstructionError
+from ..explanation.arguments import check_vectors, flat_texts
 from ..explanation.handle import Explanation
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Failures = Literal["raise", "zero", "skip", "keep"]
 """How a row whose explanation could not be extracted counts.
 
-``raise``: not at all, an error names it; ``zero``: as a cosine of 0, an MSE of 2; ``skip``: it is
-left out of every mean; ``keep``: a reply without its tags is scored as it is, others raise.
+``raise``: raise an error that names it; ``zero``: count a cosine of 0, an MSE of 2; ``skip``: leave
+it out of every mean; ``keep``: score a reply without its tags as it is, raise for others.
 """
 
 
@@ -51,7 +51,7 @@ class Score:
     fve: Float[Tensor, "*shape"] | None
     """Fraction of variance explained over `baseline`; ``None`` without one."""
     baseline: Baseline | None
-    """The FVE's denominator, with its name."""
+    """The denominator of the FVE, with its name."""
     failures: Failures
     """How rows without an explanation count."""
     failed: tuple[tuple[int, ...], ...]
@@ -64,23 +64,23 @@ class Score:
 
     @property
     def mean(self) -> dict[str, float]:
-        """The mean cosine, MSE and FVE (where there is a baseline) over the rows that count.
+        """The mean cosine, MSE and FVE (with a baseline) over the rows that were not left out.
 
         Raises:
-            ReconstructionError: No row counts.
+            ReconstructionError: Every row was left out.
         """
         counted = self.cosine.isfinite()
         if not bool(counted.any()):
-            raise ReconstructionError("There is no row to take a mean of: all were left out.")
-        parts = {"cosine": self.cosine, "mse": self.mse, "fve": self.fve}
+            raise ReconstructionError("There is no row to average: all were left out.")
+        columns = {"cosine": self.cosine, "mse": self.mse, "fve": self.fve}
         return {
             name: values[counted].mean().item()
-            for name, values in parts.items()
+            for name, values in columns.items()
             if values is not None
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, with ``None`` where a row was left out."""
+        """Return everything as plain data, with ``None`` where a row was left out."""
         return {
             "mean": self.mean if bool(self.cosine.isfinite().any()) else None,
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
@@ -90,7 +90,7 @@ class Score:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with a row per vector; what was left out is ``<NA>``, never NaN."""
+        """Return a table with a row per vector; a row that was left out is ``<NA>``, never NaN."""
         import pandas as pd
 
         columns = ["index", "cosine", "mse", "fve", "failed", "baseline"]
@@ -135,9 +135,11 @@ class Score:
 
 
 def pair(
-    explanation: Any, vectors: Float[Tensor, "*shape d_model"] | None, d_model: int
+    explanation: Explanation | str | Sequence[Any],
+    vectors: Float[Tensor, "*shape d_model"] | None,
+    d_model: int,
 ) -> tuple[Sequence[str | None], Float[Tensor, "*shape d_model"], dict[int, str]]:
-    """Texts and the vectors they are held against.
+    """Return texts with the vectors to score them against.
 
     Args:
         explanation: A handle, or text of `vectors`' shape.
@@ -145,15 +147,14 @@ def pair(
         d_model: The width of a vector.
 
     Returns:
-        The texts, flat, ``None`` where there is none; the vectors; and flat row to the reason that
-        its explanation is no proper one.
+        The texts, flat, ``None`` where there is none; the vectors; and a map from flat row to the
+        reason why its explanation failed.
 
     Raises:
-        ReconstructionError: Shapes that differ, or a vector that has no direction.
-        InjectionError: `vectors` is no tensor of vectors of this width.
+        ReconstructionError: The shapes differ, or a vector has no direction.
+        InjectionError: `vectors` is not a tensor of vectors of this width.
     """
     texts: Sequence[str | None]
-    reasons: dict[int, str] = {}
     if isinstance(explanation, Explanation):
         texts, reasons = explanation.extracted()
         shape = explanation.shape
@@ -161,24 +162,24 @@ def pair(
             return texts, explanation.vectors, reasons
     elif vectors is None:
         raise ReconstructionError(
-            "Text alone has no vector to be held against; pass it: (text, vectors), or a handle."
+            "A text has no vector of its own to be scored against. Pass both, (text, vectors), or "
+            "a handle."
         )
     else:
-        flat, shape = flat_texts(explanation)
-        texts = flat
-        reasons = {row: "the text is empty" for row, text in enumerate(flat) if not text.strip()}
+        texts, shape = flat_texts(explanation)
+        reasons = {row: "the text is empty" for row, text in enumerate(texts) if not text.strip()}
     check_vectors(vectors, d_model)
     if tuple(vectors.shape[:-1]) != shape:
         raise ReconstructionError(
             f"The explanations have shape {shape}, the vectors {tuple(vectors.shape)} (without "
-            f"d_model: {tuple(vectors.shape[:-1])}). Give one vector for each."
+            f"d_model: {tuple(vectors.shape[:-1])}). Give one vector for each explanation."
         )
     bad = unusable(vectors.detach().reshape(-1, d_model))
     if bad:
         row, why = next(iter(bad.items()))
         raise ReconstructionError(
-            f"{len(bad)} of {len(texts)} vectors cannot be scored against: vector {row} {why}. "
-            "Leave them out."
+            f"{len(bad)} of {len(texts)} vectors have no direction to compare with: vector {row} "
+            f"{why}. Leave them out."
         )
     return texts, vectors, reasons
 
@@ -195,30 +196,29 @@ def score(
     """Score texts against vectors.
 
     Args:
-        reconstruct: Text to vector.
-        texts: One per vector, flat; ``None`` where there is none at all.
-        vectors: What the texts are held against, raw.
-        reasons: Flat row to the reason that its explanation is no proper one.
+        reconstruct: Texts to vectors.
+        texts: One per vector, flat; ``None`` where there is none.
+        vectors: The vectors that the texts should reconstruct, raw.
+        reasons: Flat row to the reason why its explanation failed.
         baseline: The denominator of the FVE.
-        failures: How those rows count.
+        failures: How failed rows count.
 
     Raises:
-        ReconstructionError: `failures` is unknown, a row failed and is to raise, or a vector that
-            is to be scored is unusable.
+        ReconstructionError: `failures` is unknown, or says that a failed row is an error.
     """
     if failures not in get_args(Failures):
         raise ReconstructionError(
             f"failures={failures!r}: expected one of {', '.join(get_args(Failures))}."
         )
     shape = tuple(vectors.shape[:-1])
-    places = [tuple(map(int, index)) for index in np.ndindex(*shape)]
+    indices = [tuple(map(int, index)) for index in np.ndindex(*shape)]
     kept = {row for row in reasons if failures == "keep" and (texts[row] or "").strip()}
     failed = sorted(set(reasons) - kept)
     if failed and failures in ("raise", "keep"):
         row = failed[0]
         raise ReconstructionError(
             f"{len(failed)} of {len(texts)} rows have no explanation to score; row "
-            f"{places[row]}: {reasons[row]}. Say how they count: failures='zero' (a cosine "
+            f"{indices[row]}: {reasons[row]}. Say how they count: failures='zero' (a cosine "
             "of 0), 'skip' (left out) or 'keep' (a reply without its tags is scored as it is)."
         )
     good = [row for row in range(len(texts)) if row not in set(failed)]
@@ -228,8 +228,8 @@ def score(
         cosine[good] = similarity.cosine(reconstruct([str(texts[row]) for row in good]), flat)
     cosine = cosine.reshape(shape)
     mse = 2 * (1 - cosine)
-    fve = None if baseline is None else similarity.fve(mse, baseline.value)
-    listed = tuple(places[row] for row in sorted(reasons))
+    fve = None if baseline is None else baseline.fve(mse)
+    listed = tuple(indices[row] for row in sorted(reasons))
     return Score(cosine, mse, fve, baseline, failures, listed)
 
 

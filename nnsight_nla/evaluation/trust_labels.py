@@ -1,30 +1,37 @@
-"""Measuring trust: every explanation of a capture against its controls, in one batch of texts.
+"""Measure trust: hold every explanation against its controls, in one batch of texts.
 
-`judge` reconstructs each text (all K samples of it) once, and holds it against its own vector, the
-other vectors of the same ``explain()`` call, and the reconstructions of what the verbalizer says
-with nothing written and for random directions. The controls are made once per NLA; the labels are
-kept on the capture, so a handle and its parts are measured once.
+A `TrustLabeller` reconstructs each text (all K samples of it) once, and compares it with its own
+vector, with the other vectors of the same ``explain()`` call, and with the reconstructions of what
+the verbalizer says with nothing written and for random directions. These controls are made once per
+labeller. Labels are kept with the capture, so a handle and its parts are measured once.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..core import similarity
+from ..core.injection import unusable
 from ..core.trust import Trust, grade, margin
 from ..errors import ReconstructionError
 from ..explanation.caveats import caveats
+from ..explanation.handle import Explanation
 from ..explanation.records import Capture
+from .controls import random_vectors
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..core.baseline import Baseline
-    from .controls import Controls
+    from ..core.sampling import Sampling
+    from ..verbalize.pending import Queue
+    from .reconstructor import Reconstructor
 
 RANDOM_CONTROLS = 8
 """How many random directions the random control is a mean over."""
@@ -32,113 +39,147 @@ RANDOM_CONTROLS = 8
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reconstructor makes of texts that know nothing of any vector."""
+    """Reconstructions of texts that know nothing of any vector."""
 
     null: Float[Tensor, " d_model"] | None
     """Of the text for no vector; ``None`` where that text is empty."""
     random: Float[Tensor, "controls d_model"]
     """Of the texts for random directions."""
 
-    @staticmethod
-    def measure(nla: Any) -> Reference:
-        """Make the controls of `nla` and reconstruct their texts."""
-        controls: Controls = nla.controls(RANDOM_CONTROLS)
-        nla.resolve([controls.null, controls.random])
-        texts = [controls.null.text, *controls.random.text]
-        said = [text for text in texts if text.strip()]
-        vectors = nla.reconstruct(said)
+
+class TrustLabeller:
+    """Measures the labels of a capture; an NLA with a reconstructor gives one to its captures."""
+
+    def __init__(
+        self,
+        reconstructor: Reconstructor,
+        queue: Queue,
+        sampling: Sampling,
+        baseline: Baseline | None,
+    ) -> None:
+        """Measure nothing yet.
+
+        Args:
+            reconstructor: Turns texts back into vectors.
+            queue: Verbalizes the controls, when the first label is measured.
+            sampling: How the tokens of the controls are chosen.
+            baseline: The denominator of the FVE, where there is one.
+        """
+        self.reconstructor, self.baseline = reconstructor, baseline
+        self._queue, self._sampling = queue, sampling
+        self._reference: Reference | None = None
+        self._lock = threading.Lock()
+
+    def measure(self, capture: Capture, rows: Sequence[int]) -> dict[int, Trust]:
+        """Label rows of a capture.
+
+        Args:
+            capture: One ``explain()`` call; its rows are each other's controls.
+            rows: The rows to label; they have settled.
+
+        Returns:
+            Row to label; empty for a capture without vectors.
+
+        Raises:
+            NLAError: The reconstructor or the controls cannot be run.
+        """
+        if capture.vectors is None:
+            return {}
+        with self._lock:
+            if self._reference is None:
+                self._reference = self._measure_controls()
+        return self._measure(capture, capture.vectors.float().cpu(), rows, self._reference)
+
+    def _measure_controls(self) -> Reference:
+        """Verbalize the controls in one batch and reconstruct their texts."""
+        width, blank = self.reconstructor.d_model, torch.zeros(1, self.reconstructor.d_model)
+        random = random_vectors(RANDOM_CONTROLS, width, torch.Generator().manual_seed(0))
+        handles = [
+            Explanation.of(Capture(self._queue, blank, 1, 1, self._sampling, null=True), (1,)),
+            Explanation.of(
+                Capture(self._queue, random, RANDOM_CONTROLS, 1, self._sampling),
+                (RANDOM_CONTROLS,),
+            ),
+        ]
+        self._queue.resolve_only(handles)
+        texts = [text for handle in handles for text in handle.text]
+        vectors = self.reconstructor.reconstruct([text for text in texts if text.strip()])
         first = 1 if texts[0].strip() else 0
         return Reference(vectors[0] if first else None, vectors[first:])
 
-
-def judge(
-    nla: Any, capture: Capture, rows: list[int], reference: Reference, baseline: Baseline | None
-) -> dict[int, Trust]:
-    """Label rows of a capture.
-
-    Args:
-        nla: What turns text back into vectors.
-        capture: One ``explain()`` call; its rows are each other's controls.
-        rows: Those to label; they have settled.
-        reference: The controls of this NLA.
-        baseline: The FVE's denominator, where there is one.
-
-    Returns:
-        Row to label.
-    """
-    if capture.vectors is None:
-        return {}
-    notes = caveats(capture)
-    labels: dict[int, Trust] = {}
-    good: list[int] = []
-    for row in rows:
-        reason = capture.failure(row)
-        if reason is None:
-            good.append(row)
-        else:
-            labels[row] = Trust("none", None, reason=reason, warnings=notes.get(row, ()))
-    if not good:
+    def _measure(
+        self, capture: Capture, vectors: Tensor, rows: Sequence[int], reference: Reference
+    ) -> dict[int, Trust]:
+        notes = caveats(capture)
+        failures = {row: capture.failure(row) for row in rows}
+        said = {
+            (row, k): capture.replies[row, k].text
+            for row, failure in failures.items()
+            if failure is None
+            for k in range(capture.samples)
+            if capture.replies[row, k].text.strip()
+        }
+        found, refused = self._reconstructed(said)
+        failures |= refused
+        samples: dict[int, list[Tensor]] = {}
+        for (row, _), vector in found.items():
+            samples.setdefault(row, []).append(vector)
+        bad = unusable(vectors)
+        directions = similarity.normalise(vectors)
+        usable = [row for row in range(capture.count) if row not in bad]
+        total, count = directions[usable].sum(dim=0), len(usable)
+        labels: dict[int, Trust] = {}
+        for row, failure in failures.items():
+            warnings = notes.get(row, ())
+            if failure is not None:
+                labels[row] = Trust("none", None, reason=failure, warnings=warnings)
+                continue
+            own, text = directions[row], found[row, 0]
+            cosine = similarity.cosine(text, own).item()
+            # The mean of cosines is the product with the mean direction, which is shorter than one.
+            others = _product(text, (total - own) / (count - 1)) if count > 1 else None
+            null = None
+            if reference.null is not None:
+                null = similarity.cosine(reference.null, own).item()
+            chance = similarity.cosine(reference.random, own.expand_as(reference.random))
+            random = chance.mean().item() if len(chance) else None
+            distance = margin(cosine, others, null, random)
+            agreement = _agreement(samples[row])
+            labels[row] = Trust(
+                grade(distance, agreement),
+                cosine,
+                None if self.baseline is None else self.baseline.fve(2 * (1 - cosine)),
+                self.baseline,
+                others,
+                null,
+                random,
+                distance,
+                agreement,
+                warnings,
+            )
         return labels
-    said = {
-        (row, k): capture.replies[row, k].text
-        for row in good
-        for k in range(capture.samples)
-        if capture.replies[row, k].text.strip()
-    }
-    back, refused = _reconstructed(nla, said)
-    for row, reason in refused.items():
-        labels[row] = Trust("none", None, reason=reason, warnings=notes.get(row, ()))
-    samples: dict[int, list[Tensor]] = {}
-    for (row, _), vector in back.items():
-        samples.setdefault(row, []).append(vector)
-    directions = similarity.normalise(capture.vectors.float().cpu())
-    usable = [row for row in range(capture.count) if row not in capture.errors]
-    total, count = directions[usable].sum(dim=0), len(usable)
-    for row in (row for row in good if row not in refused):
-        own, text = directions[row], back[row, 0]
-        cosine = similarity.cosine(text, own).item()
-        rest = (total - own) / max(count - 1, 1)
-        # The mean of cosines is the product with the mean direction, which is shorter than one.
-        others = _product(text, rest) if count > 1 else None
-        null = None if reference.null is None else similarity.cosine(reference.null, own).item()
-        chance = similarity.cosine(reference.random, own.expand_as(reference.random))
-        random = chance.mean().item() if len(chance) else None
-        far = margin(cosine, others, null, random)
-        agreement = _agreement(samples[row])
-        labels[row] = Trust(
-            grade(far, agreement),
-            cosine,
-            None if baseline is None else baseline.fve(2 * (1 - cosine)),
-            baseline,
-            others,
-            null,
-            random,
-            far,
-            agreement,
-            notes.get(row, ()),
-        )
-    return labels
 
+    def _reconstructed(
+        self, said: dict[tuple[int, int], str]
+    ) -> tuple[dict[tuple[int, int], Tensor], dict[int, str | None]]:
+        """Return the vector of each (row, sample), and why the first text of a row is refused.
 
-def _reconstructed(
-    nla: Any, said: dict[tuple[int, int], str]
-) -> tuple[dict[tuple[int, int], Tensor], dict[int, str]]:
-    """The vector of each (row, sample), and the rows whose first text is refused, with the reason.
-
-    One text that cannot be read (too long, say) must not take the labels of all others with it.
-    """
-    try:
-        return dict(zip(said, nla.reconstruct(list(said.values())), strict=True)), {}
-    except ReconstructionError:
-        back: dict[tuple[int, int], Tensor] = {}
-        refused: dict[int, str] = {}
-        for (row, sample), text in said.items():
-            try:
-                back[row, sample] = nla.reconstruct(text)
-            except ReconstructionError as error:
-                if sample == 0:
-                    refused[row] = str(error)
-        return back, refused
+        One text that cannot be read (because it is too long) must not take the labels of the
+        others with it.
+        """
+        reconstruct = self.reconstructor.reconstruct
+        try:
+            return dict(zip(said, reconstruct(list(said.values())), strict=True)), {}
+        except ReconstructionError:
+            found: dict[tuple[int, int], Tensor] = {}
+            refused: dict[int, str | None] = {}
+            for (row, sample), text in said.items():
+                try:
+                    found[row, sample] = reconstruct([text])[0]
+                except ReconstructionError as error:
+                    if sample == 0:
+                        refused[row] = str(error)
+            return found, refused
 
 
 def _product(text: Tensor, mean: Tensor) -> float:
@@ -146,7 +187,7 @@ def _product(text: Tensor, mean: Tensor) -> float:
 
 
 def _agreement(samples: list[Tensor]) -> float | None:
-    """The mean cosine over all pairs of samples."""
+    """Return the mean cosine over all pairs of samples."""
     count = len(samples)
     if count < 2:
         return None

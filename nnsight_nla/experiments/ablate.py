@@ -1,4 +1,4 @@
-"""Ablation: take a value away, and see what is lost from the output and from the explanation.
+"""Ablation: replace a value, and measure the loss in the output and in the explanation.
 
     ablate(model, nla, prompt, layers="all", positions=[2], metric=..., method="zero")
     ablate(..., method="mean", reference=prompts)           # the average value over prompts
@@ -12,51 +12,42 @@ not, so an effect that only zero ablation shows says little.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
 
-from ..models import hosts
-from .alignment import Positions
-from .errors import ExperimentError
-from .grid import BATCH, work
-from .metrics import Metric
-from .reachability import Cell, ExplainAt
-from .single_prompt import Key, Setting
-from .sites import SiteName
+from ..errors import ExperimentError
+from .grid import run_cells
+from .plan import Key, Options, Setup, digest, takes_options
+from .records import Cell
 from .sweep import Sweep
-from .vectors import digest, plain
 
 if TYPE_CHECKING:
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
+    from ..explanation.protocols import ExplainsAndReconstructs
+    from ..models import hosts
+
 Method = Literal["zero", "mean", "resample", "project"]
-"""What takes the value's place."""
+"""The replacement of the value."""
 Over = Literal["position", "tokens"]
-"""Which values of the reference prompts count."""
+"""The values of the reference prompts that count."""
 
 
+@takes_options
 def ablate(
     model: TransformersModel | TransformerBridge,
-    nla: Any,
+    nla: ExplainsAndReconstructs,
     prompt: Any,
     *,
-    layers: Any,
-    positions: Positions | Literal["every"],
-    metric: Metric,
     method: Method,
     reference: Sequence[Any] | None = None,
     over: Over = "position",
     direction: Tensor | None = None,
-    explain_at: ExplainAt = -1,
-    site: SiteName = "residual",
-    heads: Any = None,
     seed: int = 0,
-    batch_size: int = BATCH,
-    resume: Any = None,
-    remote: bool = False,
+    **options: Unpack[Options],
 ) -> Sweep:
     """Ablate one cell at a time.
 
@@ -64,58 +55,42 @@ def ablate(
         model: The target, an nnsight model or a `TransformerBridge`.
         nla: Its NLA.
         prompt: The prompt (a string, token ids or chat messages).
-        layers: A block, a list of them (counted from 0), or ``"all"``.
-        positions: One, a list, ``"all"`` (a cell each), or ``"every"`` (all at once, in one cell).
-        metric: See `metrics`; ``kl("clean")`` compares with the untouched run.
-        method: What takes the value's place.
+        method: The replacement of the value.
         reference: For ``"mean"`` and ``"resample"``: prompts.
-        over: Which of the reference's values stand for position p: ``"position"``, those at p (the
-            prompts have to be as long as `prompt`); ``"tokens"``, those at every token but a
-            prompt's first, whose norm is often a hundred times the others'.
-        direction: For ``"project"``: what is projected out, ``[width]``, of any length above 0.
-        explain_at: Where the residual at block K is explained: a position, ``"patched"`` (the
-            cell's own), or a list of these.
-        site: ``"residual"``, ``"attention"``, ``"mlp"`` or ``"head"``; see `sites`.
-        heads: For ``site="head"``: which; all unless given.
+        over: Which of the reference's values replace the value at position p: ``"position"``,
+            those at p (the prompts have to be as long as `prompt`); ``"tokens"``, those at every
+            token but a prompt's first, whose norm is often a hundred times the others'.
+        direction: For ``"project"``: the direction to project out, ``[width]``, of any norm above
+            0.
         seed: Which reference is drawn by ``"resample"``: one for each position, the same in all
             layers.
-        batch_size: Cells in one forward pass.
-        resume: A partial `Sweep` of this same call, or where one was stored.
-        remote: Run the target on the configured NDIF host.
+        options: See `Options`.
 
     Returns:
         The table; `effect` is the metric minus the untouched run's.
 
     Raises:
-        ExperimentError: Something that was asked for does not fit.
+        ExperimentError: An argument does not fit.
         InjectionError: The model shows no such site, or is not the verbalizer's.
     """
     _check(method, reference, over, direction)
-    setting = Setting.of(
-        model,
-        nla,
-        prompt,
-        layers=layers,
-        positions=positions,
-        metric=metric,
-        explain_at=explain_at,
-        site=site,
-        heads=heads,
-        remote=remote,
-    )
-    length = len(setting.text.ids)
+    setup = Setup.of(ablate, model, nla, prompt, options)
+    cells = setup.cells([(method, None)])
+    length = len(setup.prompt.ids)
     settings: dict[str, Any] = {"method": method}
     if method == "project":
-        unit = plain(direction, setting.width, "direction")
+        unit = setup.vector(direction, "direction")
         unit = unit / unit.norm()
         settings["direction"] = digest(unit)
-        written = {key: [unit] * length for key in setting.sites}
+        written = {key: [unit] * length for key in setup.sites}
     elif method == "zero":
-        written = {key: [torch.zeros(setting.width)] * length for key in setting.sites}
+        written = {key: [torch.zeros(setup.width)] * length for key in setup.sites}
     else:
-        known = [setting.target.tokens(each) for each in reference or ()]
+        known = [setup.target.model.positions(each) for each in reference or ()]
         _check_lengths(known, length, over)
-        written = _chosen(method, _reference_values(setting, known), over, length, seed)
+        runs = [setup.untouched(each, {}, collect=True).found for each in known]
+        values = {key: [run.values[key] for run in runs] for key in setup.sites}
+        written = _chosen(method, values, over, length, seed)
         settings |= {
             "over": over,
             "seed": seed if method == "resample" else None,
@@ -125,27 +100,15 @@ def ablate(
     def vector(cell: Cell, position: int) -> Tensor:
         return written[cell.layer, cell.head][position]
 
+    clean = setup.untouched(setup.prompt, {at: at for at in setup.explained_by(cells)})
     action = "project" if method == "project" else "write"
-    plan = setting.plan("ablate", setting.cells([(method, None)]), action, vector, settings)
-    return work(plan, nla, batch_size=batch_size, resume=resume)
-
-
-def _reference_values(
-    setting: Setting, known: Sequence[hosts.Positions]
-) -> dict[Key, list[Tensor]]:
-    """Each reference prompt's values at each site, ``[seq, width]``; a forward pass each."""
-    found: dict[Key, list[Tensor]] = {key: [] for key in setting.sites}
-    for each in known:
-        run = setting.target.run([each.ids], setting.measure, collect=setting.sites)
-        for key in setting.sites:
-            found[key].append(run.values[key])
-    return found
+    return run_cells(setup.plan({"clean": clean}, cells, action, vector, settings=settings))
 
 
 def _chosen(
     method: str, values: dict[Key, list[Tensor]], over: str, length: int, seed: int
 ) -> dict[Key, list[Tensor]]:
-    """For each site, what is written at each position."""
+    """Return, for each site, what is written at each position."""
     first = next(iter(values.values()))
     generator = torch.Generator().manual_seed(seed)
     if over == "position":
@@ -183,7 +146,7 @@ def _check(method: Any, reference: Any, over: Any, direction: Any) -> None:
         raise ExperimentError(f"reference= goes with 'mean' and 'resample', not {method!r}.")
     if (direction is not None) != (method == "project"):
         raise ExperimentError(
-            f"direction= goes with method='project', and with nothing else; method={method!r}, "
+            f"direction= goes with method='project' only; got method={method!r}, "
             f"direction={'None' if direction is None else 'given'}."
         )
 

@@ -1,8 +1,8 @@
-"""What runs inside the block: read and write rows of a batch, in the order of the forward pass.
+"""Read and write rows of a batch inside a trace, in the order of the forward pass.
 
 A batch of a sweep holds the same prompt in every row, and each row is one cell: it is written at
-its own place. The block is shipped as source where it runs remotely, and so is this module. So it
-names nothing of ours, only envoys, tensors and numbers, and imports nothing but torch.
+its own place. The block of a trace is shipped as source where it runs remotely, and so is this
+module. So it names nothing of ours, only envoys, tensors and numbers, and imports torch only.
 
 A *step* is ``(action, envoy, where, start, stop, rows, positions, vectors)``:
 
@@ -14,23 +14,26 @@ A *step* is ``(action, envoy, where, start, stop, rows, positions, vectors)``:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-def perform(steps):
-    """Perform the steps; returns what the ``"read"`` ones found, each ``[n, width]``."""
+def perform(steps: list[Any]) -> list[Tensor]:
+    """Perform the steps; return what the ``"read"`` ones found, each ``[n, width]``."""
     found = []
     for action, envoy, where, start, stop, rows, positions, vectors in steps:
         value = envoy.input if where == "input" else envoy.output
-        whole = value[0] if isinstance(value, tuple) else value
-        rows, positions = rows.to(whole.device), positions.to(whole.device)
-        here = whole[rows, positions, start:stop]
+        tensor = value[0] if isinstance(value, tuple) else value
+        rows, positions = rows.to(tensor.device), positions.to(tensor.device)
+        here = tensor[rows, positions, start:stop]
         if action == "read":
             found.append(here.detach().clone())
             continue
-        new = changed(action, here, vectors.to(whole.device))
-        after = whole.clone()
-        after[rows, positions, start:stop] = new.to(whole.dtype)
+        new = changed(action, here, vectors.to(tensor.device))
+        after = tensor.clone()
+        after[rows, positions, start:stop] = new.to(tensor.dtype)
         if where == "input":
             envoy.input = after
         else:
@@ -38,8 +41,8 @@ def perform(steps):
     return found
 
 
-def changed(action, here, vectors):
-    """What is written in the place of `here`; additions and projections in float32."""
+def changed(action: str, here: Tensor, vectors: Tensor) -> Tensor:
+    """Return what replaces `here`; additions and projections are computed in float32."""
     if action == "write":
         return vectors
     wide = here.float()
@@ -49,8 +52,8 @@ def changed(action, here, vectors):
     return wide - (wide * unit).sum(dim=-1, keepdim=True) * unit
 
 
-def answers(logits, columns):
-    """The logits of `columns` and the log of the normaliser; all of them for ``None``."""
+def answers(logits: Tensor, columns: list[int] | None) -> Tensor:
+    """Return the logits of `columns` and the log of the normaliser; all logits for ``None``."""
     if columns is None:
         return logits.detach()
     return torch.cat([logits[:, columns], logits.float().logsumexp(-1, keepdim=True)], dim=-1)

@@ -1,16 +1,16 @@
 """Metrics: one number per run, from the logits at the last position.
 
 An answer is one token of the model's tokenizer, written as the tokenizer has it: in most
-vocabularies a word in running text starts with its space, ``" French"``. What is several tokens is
-refused, and the message names the pieces::
+vocabularies a word in running text starts with its space, ``" French"``. An answer of several
+tokens is refused, and the message names the pieces::
 
     logit_difference(" French", " Italian")     # in logits; positive: the first is preferred
     probability(" French")                      # 0 to 1
     kl("clean")                                 # nats, from the clean run's distribution
 
 Any function of the logits will do as well: it gets ``[rows, vocab]`` and returns one number per
-row. The three above ask for a few columns only, which is all that then leaves the model (and comes
-back from a host).
+row. The first two need a few columns only, and no others leave the model (or come back from a
+host).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import ExperimentError
+from ..errors import ExperimentError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -55,11 +55,11 @@ class Divergence:
 
 
 Metric = LogitDifference | Probability | Divergence | Callable[[Tensor], Any]
-"""What an experiment takes as ``metric=``."""
+"""``metric=`` of an experiment."""
 
 
 def logit_difference(a: Answer, b: Answer) -> LogitDifference:
-    """The logit of one answer minus that of another, at the last position.
+    """Measure the logit of one answer minus that of another, at the last position.
 
     Args:
         a: The answer that counts as positive: a single token, as text or as an id.
@@ -69,7 +69,7 @@ def logit_difference(a: Answer, b: Answer) -> LogitDifference:
 
 
 def probability(token: Answer) -> Probability:
-    """The probability of one answer at the last position.
+    """Measure the probability of one answer at the last position.
 
     Args:
         token: A single token, as text or as an id.
@@ -78,7 +78,7 @@ def probability(token: Answer) -> Probability:
 
 
 def kl(reference: str | Tensor) -> Divergence:
-    """How far the run's next-token distribution is from a reference: KL(reference ‖ run), in nats.
+    """Measure the divergence of the next token's distribution: KL(reference ‖ run), in nats.
 
     Args:
         reference: The name of a run of the experiment (``"clean"``, or ``"corrupt"`` when
@@ -98,7 +98,7 @@ def kl(reference: str | Tensor) -> Divergence:
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric bound to a tokenizer: what has to leave the model, and what is made of it."""
+    """A metric bound to a tokenizer: the logits that it needs, and a number per row from them."""
 
     name: str
     """The metric in words, for tables and axes."""
@@ -110,7 +110,7 @@ class Measure:
     """The logits ``[vocab]`` of the runs that a divergence may refer to by name."""
 
     def __call__(self, answers: Float[Tensor, "rows columns"]) -> list[float | None]:
-        """The metric of each row; ``None`` where it is no finite number.
+        """Return the metric of each row; ``None`` where it is not finite.
 
         Args:
             answers: Logits at the last position: those of `columns` followed by the log of the
@@ -147,7 +147,7 @@ def bind(metric: Any, tokenizer: Any) -> Measure:
         tokenizer: The target's.
 
     Raises:
-        ExperimentError: It is no metric, or an answer is not one token.
+        ExperimentError: It is not a metric, or an answer is not one token.
     """
     if isinstance(metric, LogitDifference):
         a, b = token_id(metric.a, tokenizer), token_id(metric.b, tokenizer)
@@ -172,10 +172,10 @@ def bind(metric: Any, tokenizer: Any) -> Measure:
 
 
 def token_id(answer: Any, tokenizer: Any) -> int:
-    """The id of an answer that is a single token, taken as it is written.
+    """Return the id of an answer that is a single token, taken as it is written.
 
     Raises:
-        ExperimentError: It is several tokens, none, or no token of this vocabulary.
+        ExperimentError: It is several tokens, none, or not in this vocabulary.
     """
     if isinstance(answer, int) and not isinstance(answer, bool):
         if not 0 <= answer < len(tokenizer):
@@ -185,7 +185,7 @@ def token_id(answer: Any, tokenizer: Any) -> int:
         return answer
     if not isinstance(answer, str):
         raise ExperimentError(
-            f"{answer!r} is no answer: give a single token, as text or as its id."
+            f"{answer!r} is not an answer: give a single token, as text or as its id."
         )
     ids: list[int] = tokenizer.encode(answer, add_special_tokens=False)
     if len(ids) == 1:

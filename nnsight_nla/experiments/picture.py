@@ -1,4 +1,4 @@
-"""A sweep as a picture and as a page: plain records in, plotly or HTML out."""
+"""Draw a sweep: rows and their differences in, a plotly figure or HTML out."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ExperimentError
 from ..view.escaping import readable, visible
 from ..view.figure import INK, TEMPLATE
 from ..view.table import chip, table
-from .errors import ExperimentError
-from .reachability import REACHES
+from .records import REACHES, Header, Outcome, Texts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from .sweep import Sweep
+    from ..evaluation.compare import Difference
 
-_SHOWN = 12
+Row = Mapping[str, Any]
+"""A row of the table, as `Sweep.rows` has it."""
 _LONGEST = 2000
 _SYMBOLS = {"●": "circle", "–": "x-thin-open", "○": "circle-open", "?": "diamond-open"}
 _LINE = '<div style="font:14px/1.5 system-ui,sans-serif;margin:.3rem 0">'
 
 
-def heat_map(sweep: Sweep, value: str) -> go.Figure:
-    """Layers (and heads) upwards, positions (and doses) to the right.
+def heat_map(
+    header: Header, rows: Sequence[Row], differences: Sequence[Difference], value: str
+) -> go.Figure:
+    """Draw layers (and heads) upwards, positions (and doses) to the right.
 
     Args:
-        sweep: The table.
+        header: The header of the sweep.
+        rows: Its rows.
+        differences: The difference of each row.
         value: ``"effect"`` or ``"change"``.
 
     Raises:
@@ -37,13 +42,13 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
     import plotly.graph_objects as go
 
     _check(value)
-    rows = _first_of_each_cell(sweep.rows())
-    compared = sweep.compared(rows, distances=False)
+    chosen = _first_of_each_cell(rows, differences)
+    rows = [row for row, _ in chosen]
     across = list(dict.fromkeys(_across(row) for row in sorted(rows, key=_across_order)))
     upwards = list(dict.fromkeys(_upwards(row) for row in sorted(rows, key=_upwards_order)))
     blank: list[list[Any]] = [[None] * len(across) for _ in upwards]
     z, hover, mark = ([list(line) for line in blank] for _ in range(3))
-    for row, difference in zip(rows, compared, strict=True):
+    for row, difference in chosen:
         y, x = upwards.index(_upwards(row)), across.index(_across(row))
         z[y][x] = row["effect"] if value == "effect" else difference.change
         hover[y][x] = _hover(row, difference)
@@ -67,7 +72,7 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
             zmin=-most if value == "effect" else 0,
             zmax=most if value == "effect" else 1,
             colorbar={
-                "title": {"text": _unit(sweep) if value == "effect" else "share of words changed"}
+                "title": {"text": _unit(header) if value == "effect" else "share of words changed"}
             },
             xgap=1,
             ygap=1,
@@ -80,7 +85,7 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
                 figure.add_annotation(x=x, y=y, text=text, showarrow=False)
     figure.update_layout(
         title={
-            "text": f"{_title(sweep, rows)}"
+            "text": f"{_title(header, rows)}"
             "<br><sup>● the text changed   – it could not   ○ it did not</sup>"
         },
         xaxis={"title": {"text": "position"}, "type": "category", "tickangle": -40},
@@ -91,11 +96,15 @@ def heat_map(sweep: Sweep, value: str) -> go.Figure:
     return figure
 
 
-def curves(sweep: Sweep, value: str) -> go.Figure:
-    """Doses to the right, a line for each place; the random directions' in grey.
+def curves(
+    header: Header, rows: Sequence[Row], differences: Sequence[Difference], value: str
+) -> go.Figure:
+    """Draw doses to the right, a line for each place; the random directions' in grey.
 
     Args:
-        sweep: The table.
+        header: The header of the sweep.
+        rows: Its rows.
+        differences: The difference of each row.
         value: ``"effect"`` or ``"change"``.
 
     Raises:
@@ -104,14 +113,16 @@ def curves(sweep: Sweep, value: str) -> go.Figure:
     import plotly.graph_objects as go
 
     _check(value)
-    rows = [row for row in _first_of_each_cell(sweep.rows()) if row["dose"] is not None]
-    if not rows:
+    chosen = [
+        each for each in _first_of_each_cell(rows, differences) if each[0]["dose"] is not None
+    ]
+    if not chosen:
         raise ExperimentError(
-            f"A sweep of {sweep.header.experiment!r} has no doses to draw curves of: plot()."
+            f"A sweep of {header.experiment!r} has no doses to draw curves of: plot()."
         )
-    lines: dict[str, list[tuple[Any, Any]]] = {}
-    compared = sweep.compared(rows, distances=False)
-    for row, difference in zip(rows, compared, strict=True):
+    rows = [row for row, _ in chosen]
+    lines: dict[str, list[tuple[Row, Difference]]] = {}
+    for row, difference in chosen:
         place = f"block {_upwards(row)}, {_place(row)}"
         lines.setdefault(f"{place}: {row['kind']}", []).append((row, difference))
     figure = go.Figure()
@@ -129,10 +140,10 @@ def curves(sweep: Sweep, value: str) -> go.Figure:
             customdata=[_hover(*each) for each in line],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    unit = _unit(sweep) if value == "effect" else "share of words changed"
+    unit = _unit(header) if value == "effect" else "share of words changed"
     figure.update_layout(
         title={
-            "text": f"{_title(sweep, rows)}"
+            "text": f"{_title(header, rows)}"
             "<br><sup>● the text changed   ✕ it could not   ○ it did not</sup>"
         },
         xaxis={"title": {"text": "dose"}},
@@ -143,29 +154,34 @@ def curves(sweep: Sweep, value: str) -> go.Figure:
     return figure
 
 
-def html(sweep: Sweep) -> str:
-    """A summary, the runs without an intervention, and the rows with the largest effects."""
-    header, rows = sweep.header, sweep.rows()
-    done = f"{len(sweep.outcomes)} of {len(sweep.cells)} cells"
+def html(
+    header: Header,
+    runs: Mapping[str, Outcome],
+    texts: Texts,
+    done: str,
+    largest: Sequence[tuple[Row, Difference]],
+    count: int,
+) -> str:
+    """Return a summary, the runs without an intervention, and the rows with the largest effects.
+
+    Args:
+        header: The header of the sweep.
+        runs: The runs without an intervention, by name.
+        texts: The texts of the sweep.
+        done: How many of the cells were run, in words.
+        largest: The rows to show.
+        count: How many rows there are.
+    """
     lines = [
         f"{_LINE}<b>{header.experiment}</b> of {escape(header.target)}: {done}; metric "
         f"{escape(header.metric)}; explained: the output of block {header.k}</div>",
         table(
             ("run", "metric", "answer", "explanation"),
             [
-                [
-                    name,
-                    _number(run.metric),
-                    chip(run.answer),
-                    _texts(sweep, run),
-                ]
-                for name, run in sweep.runs.items()
+                [name, _number(run.metric), chip(run.answer), _texts(texts, run)]
+                for name, run in runs.items()
             ],
         ),
-    ]
-    top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
-    differences = sweep.compared(top, distances=False)
-    lines.append(
         table(
             ("where", "effect", "answer", "explanation, before to after"),
             [
@@ -177,13 +193,13 @@ def html(sweep: Sweep) -> str:
                     if row["reach"] == REACHES
                     else f"<em>{escape(row['reach'])}</em>",
                 ]
-                for row, difference in zip(top, differences, strict=True)
+                for row, difference in largest
             ],
-        )
-    )
-    if len(rows) > len(top):
+        ),
+    ]
+    if count > len(largest):
         lines.append(
-            f"{_LINE}the {len(top)} largest effects of {len(rows)} rows; .to_pandas() has all</div>"
+            f"{_LINE}the {len(largest)} largest effects of {count} rows; .to_pandas() has all</div>"
         )
     return "".join(lines)
 
@@ -193,67 +209,69 @@ def _check(value: str) -> None:
         raise ExperimentError(f"plot(value={value!r}): expected 'effect' or 'change'.")
 
 
-def _unit(sweep: Sweep) -> str:
-    patch = sweep.header.experiment == "patch"
-    return "effect (corrupt 0, clean 1)" if patch else f"change of {sweep.header.metric}"
+def _unit(header: Header) -> str:
+    patch = header.experiment == "patch"
+    return "effect (corrupt 0, clean 1)" if patch else f"change of {header.metric}"
 
 
-def _title(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
+def _title(header: Header, rows: Sequence[Row]) -> str:
     at = ", ".join(dict.fromkeys(visible(row["explained_token"]) for row in rows))
-    where = f"explained at block {sweep.header.k}" + (f", {at}" if len(at) < 40 else "")
-    return f"{sweep.header.experiment}: {escape(sweep.header.metric)}; {escape(where)}"
+    where = f"explained at block {header.k}" + (f", {at}" if len(at) < 40 else "")
+    return f"{header.experiment}: {escape(header.metric)}; {escape(where)}"
 
 
-def _first_of_each_cell(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a cell: that of the first explained position that it can reach, or its first."""
-    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
+def _first_of_each_cell(
+    rows: Sequence[Row], differences: Sequence[Difference]
+) -> list[tuple[Row, Difference]]:
+    """Choose a row per cell: the first explained position that it can reach, or its first."""
+    chosen: dict[tuple[str, str], tuple[Row, Difference]] = {}
+    for row, difference in zip(rows, differences, strict=True):
         key = (_upwards(row), _across(row))
         old = chosen.get(key)
-        if old is None or (old["reach"] != REACHES and row["reach"] == REACHES):
-            chosen[key] = row
+        if old is None or (old[0]["reach"] != REACHES and row["reach"] == REACHES):
+            chosen[key] = (row, difference)
     return list(chosen.values())
 
 
-def _mark(row: Mapping[str, Any]) -> str:
+def _mark(row: Row) -> str:
     if row["reach"] != REACHES:
         return "–"
     return {True: "●", False: "○", None: "?"}[row["text_changed"]]
 
 
-def _upwards(row: Mapping[str, Any]) -> str:
+def _upwards(row: Row) -> str:
     return f"{row['layer']}" if row["head"] is None else f"{row['layer']}.{row['head']}"
 
 
-def _upwards_order(row: Mapping[str, Any]) -> tuple[int, int]:
+def _upwards_order(row: Row) -> tuple[int, int]:
     return row["layer"], -1 if row["head"] is None else row["head"]
 
 
-def _across(row: Mapping[str, Any]) -> str:
+def _across(row: Row) -> str:
     place = "every" if row["position"] is None else f"{row['position']} {visible(row['token'])}"
     dose = "" if row["dose"] is None else f" × {row['dose']:g}"
     control = f" ({row['kind']})" if row["kind"].startswith("random") else ""
     return f"{escape(place)}{dose}{control}"
 
 
-def _across_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _across_order(row: Row) -> tuple[Any, ...]:
     position = -1 if row["position"] is None else row["position"]
     control = row["kind"] if row["kind"].startswith("random") else ""
     return position, control, row["dose"] or 0.0
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name(row: Row) -> str:
     dose = "" if row["dose"] is None else f", {row['kind']} × {row['dose']:g}"
     return f"{row['site']}, block {_upwards(row)}, {_place(row)}{dose}"
 
 
-def _place(row: Mapping[str, Any]) -> str:
+def _place(row: Row) -> str:
     if row["position"] is None:
         return "every position"
     return f"{visible(row['token'])}@{row['position']}"
 
 
-def _hover(row: Mapping[str, Any], difference: Any) -> str:
+def _hover(row: Row, difference: Difference) -> str:
     lines = [
         f"<b>{escape(_name(row))}</b>",
         f"effect {_number(row['effect'])}, predicts {escape(visible(row['answer']))}",
@@ -271,9 +289,9 @@ def _hover(row: Mapping[str, Any], difference: Any) -> str:
     return "<br>".join(lines)
 
 
-def _texts(sweep: Sweep, run: Any) -> str:
-    said = [(at, sweep.texts.of(vector)) for at, vector in list(run.residuals.items())[:3]]
-    shown = [each.text or f"[this vector {each.error}]" for _, each in said]
+def _texts(texts: Texts, run: Outcome) -> str:
+    said = [texts.of(vector) for vector in list(run.residuals.values())[:3]]
+    shown = [each.text or f"[this vector {each.error}]" for each in said]
     return "<hr>".join(escape(readable(text, _LONGEST)).replace("\n", "<br>") for text in shown)
 
 

@@ -1,61 +1,65 @@
-"""A sweep in one parquet file: a row per run and explained position, vectors included.
+"""Store a sweep in one parquet file: a row per run and explained position, vectors included.
 
 The runs without an intervention are rows too (``run`` is ``clean`` or ``corrupt``), so any reader
-of parquet has everything; what the sweep was made by is JSON in the file's metadata, under
+of parquet has everything; the call that made the sweep is JSON in the file's metadata, under
 ``nnsight_nla.sweep``. Cells that were not run yet are listed there, so a partial sweep can go on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from .errors import ExperimentError
-from .reachability import Cell
-from .records import Header, Outcome
-from .texts import Said, Texts
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from .sweep import Sweep
+from ..errors import ExperimentError
+from ..storage.atomic import atomic_file
+from .records import NOT_EXPLAINED, Cell, Header, Outcome, Said, Texts, effect
 
 FORMAT, VERSION = "nnsight_nla.sweep", 1
+_PLACE = ("site", "layer", "head", "position", "dose")
 
 
-def write(sweep: Sweep, path: Path) -> Path:
-    """Store a sweep; the file is complete or not there."""
+def write(
+    path: Path,
+    header: Header,
+    cells: Sequence[Cell],
+    runs: Mapping[str, Outcome],
+    outcomes: Mapping[Cell, Outcome],
+    texts: Texts,
+) -> Path:
+    """Store a sweep; the file is complete or not there.
+
+    Raises:
+        ExperimentError: The file cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(list(_records(sweep)), schema=_schema())
+    rows = list(_records(header, cells, runs, outcomes, texts))
+    table = pa.Table.from_pylist(rows, schema=_schema())
     about = {
         "version": VERSION,
-        "header": asdict(sweep.header),
-        "cells": [asdict(cell) for cell in sweep.cells],
+        "header": asdict(header),
+        "cells": [asdict(cell) for cell in cells],
     }
     named = {FORMAT.encode(): json.dumps(about, ensure_ascii=False, allow_nan=False).encode()}
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        pq.write_table(table.replace_schema_metadata(named), beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_file(path, error=ExperimentError) as file:
+        pq.write_table(table.replace_schema_metadata(named), file)
     return path
 
 
 def read(
     path: Path,
 ) -> tuple[Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts]:
-    """What `write` stored.
+    """Read what `write` stored.
 
     Raises:
-        ExperimentError: The file holds no sweep, or one of a later version.
+        ExperimentError: The file does not hold a sweep, or one of a later version.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -63,66 +67,74 @@ def read(
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ExperimentError(f"{path}: no parquet file ({error}).") from error
+        raise ExperimentError(f"{path} is not a parquet file ({error}).") from error
     metadata = (table.schema.metadata or {}).get(FORMAT.encode())
     if metadata is None:
         raise ExperimentError(f"{path}: a parquet file, but not one that sweep.to_parquet() wrote.")
-    about = json.loads(metadata)
+    about: dict[str, Any] = json.loads(metadata)
     if about["version"] > VERSION:
         raise ExperimentError(
             f"{path}: a sweep of format {about['version']}, this package reads up to {VERSION}. "
             "Use a later nnsight_nla."
         )
-    given = about["header"]
+    given: dict[str, Any] = about["header"]
     given["tokens"] = {name: tuple(tokens) for name, tokens in given["tokens"].items()}
-    header = Header(**{**given, "positions": tuple(given["positions"])})
+    given["positions"] = tuple(given["positions"])
     cells = [Cell(**each) for each in about["cells"]]
     texts = Texts([], None)
-    runs: dict[Any, Outcome] = {}
+    runs: dict[str, Outcome] = {}
+    outcomes: dict[Cell, Outcome] = {}
+    residuals: dict[str | Cell, dict[int, Tensor]] = {}
     for row in table.to_pylist():
-        key: Any = row["run"] if row["cell"] is None else cells[row["cell"]]
-        if key not in runs:
-            runs[key] = Outcome(row["metric"], row["answer"], {})
+        key = row["run"] if row["cell"] is None else cells[row["cell"]]
+        vectors = residuals.setdefault(key, {})
+        outcome = Outcome(row["metric"], row["answer"], vectors)
+        if isinstance(key, Cell):
+            outcomes[key] = outcome
+        else:
+            runs[key] = outcome
         if row["vector"] is not None:
             vector = torch.tensor(row["vector"], dtype=torch.float32)
-            runs[key].residuals[row["explained_at"]] = vector  # type: ignore[index]
+            vectors[row["explained_at"]] = vector
             texts.learn(vector, Said(row["text"], row["error"], tuple(row["warnings"])))
-    named = {key: runs.pop(key) for key in list(runs) if isinstance(key, str)}
-    return header, cells, named, runs, texts
+    return Header(**given), cells, runs, outcomes, texts
 
 
-def _records(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    numbers = {cell: number for number, cell in enumerate(sweep.cells)}
-    named = [(name, None, run) for name, run in sweep.runs.items()]
-    done = [(cell.kind, cell, outcome) for cell, outcome in sweep.outcomes.items()]
+def _records(
+    header: Header,
+    cells: Sequence[Cell],
+    runs: Mapping[str, Outcome],
+    outcomes: Mapping[Cell, Outcome],
+    texts: Texts,
+) -> Iterator[dict[str, Any]]:
+    numbers = {cell: number for number, cell in enumerate(cells)}
+    named = [(name, None, run) for name, run in runs.items()]
+    done = [(cell.kind, cell, outcome) for cell, outcome in outcomes.items()]
     for name, cell, outcome in [*named, *done]:
         base: dict[str, Any] = {
             "run": name,
             "cell": None if cell is None else numbers[cell],
-            "site": None if cell is None else cell.site,
-            "layer": None if cell is None else cell.layer,
-            "head": None if cell is None else cell.head,
-            "position": None if cell is None else cell.position,
-            "dose": None if cell is None else cell.dose,
+            **{column: getattr(cell, column, None) for column in _PLACE},
             "metric": outcome.metric,
-            "effect": sweep.effect(outcome.metric),
+            "effect": effect(outcome.metric, header, runs),
             "answer": outcome.answer,
         }
         if not outcome.residuals:
             yield {**base, "warnings": []}
         for at, vector in outcome.residuals.items():
-            said = sweep.texts.of(vector)
+            said = texts.of(vector)
             yield {
                 **base,
                 "explained_at": at,
                 "text": said.text,
-                "error": said.error,
+                # A reader with an NLA explains it after all.
+                "error": None if said is NOT_EXPLAINED else said.error,
                 "warnings": list(said.warnings),
                 "vector": vector.tolist(),
             }
 
 
-def _schema() -> pa.Schema:
+def _schema() -> Any:
     import pyarrow as pa
 
     return pa.schema(

@@ -11,12 +11,11 @@ It is read as a table, a picture or a file::
 ``before`` is the untouched run of the prompt that is intervened on (when patching: the corrupt
 run), ``after`` the run with the intervention, ``clean`` the run that a patch takes its values from.
 The texts are made when they are first asked for, all together, equal vectors once. A cell that
-cannot change what is explained has no ``after``: its ``reach`` says why (see `cells`).
+cannot change what is explained has no ``after``: its ``reach`` says why (see `records`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,18 +25,20 @@ import torch
 from torch import Tensor
 
 from ..core.similarity import cosine
+from ..errors import ExperimentError
 from ..evaluation.compare import Difference, difference, text_distances
-from .errors import ExperimentError
-from .reachability import REACHES, Cell, reach
-from .records import Header, Outcome
-from .texts import Texts
+from . import picture, records, storage
+from .records import REACHES, Cell, Header, Outcome, Texts, reach
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from ..explanation.protocols import ExplainsAndReconstructs
+
 _ROUNDING = 1e-4
-"""Effects below this share of the largest are taken for none."""
+"""Effects below this share of the largest count as none."""
+_SHOWN = 12
 
 Order = Literal["place", "text, not output", "output, not text"]
 """How `Sweep.differences` sorts."""
@@ -52,7 +53,7 @@ class Sweep:
         cells: Sequence[Cell],
         runs: Mapping[str, Outcome],
         outcomes: Mapping[Cell, Outcome],
-        nla: Any = None,
+        nla: ExplainsAndReconstructs | None = None,
         known: Texts | None = None,
     ) -> None:
         """Made by `patch`, `ablate`, `steer` and `Sweep.from_parquet`, not by hand."""
@@ -71,24 +72,15 @@ class Sweep:
         return len(self.outcomes) == len(self.cells)
 
     def effect(self, value: float | None) -> float | None:
-        """The effect of a run with this metric.
+        """Return the effect of a run with this metric.
 
-        Patching: normalised, so that the clean run is 1 and the corrupt run 0. Otherwise the
-        difference to the untouched run, in the metric's unit.
+        For `patch` it is normalised: 1 for the clean run, 0 for the corrupt run. Otherwise it is
+        the difference from the untouched run, in the metric's unit.
         """
-        base = self.runs[self.header.baseline].metric
-        if value is None or base is None:
-            return None
-        if self.header.experiment != "patch":
-            return value - base
-        clean = self.runs["clean"].metric
-        if clean is None or clean == base:
-            return None
-        found = (value - base) / (clean - base)
-        return found if math.isfinite(found) else None
+        return records.effect(value, self.header, self.runs)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Plain records: one for each cell and position that is explained.
+        """Return plain records: one for each cell and position that is explained.
 
         Raises:
             VerbalizationError: Verbalizing failed; what had settled is kept.
@@ -100,11 +92,11 @@ class Sweep:
         return [self._row(*place, angle) for place, angle in zip(places, angles, strict=True)]
 
     def to_pandas(self) -> pd.DataFrame:
-        """The table; numbers that do not exist are ``<NA>``, texts that do not exist ``None``."""
+        """Return the table; missing numbers are ``<NA>``, missing texts ``None``."""
         return _frame(self.rows())
 
     def differences(self, order: Order = "place", *, distances: bool = True) -> pd.DataFrame:
-        """What each intervention changed: words, vectors and output, in one row.
+        """Return what each intervention changed: words, vectors and output, in one row.
 
         Args:
             order: ``"place"`` keeps the table's order and all of its rows. ``"text, not output"``
@@ -120,7 +112,7 @@ class Sweep:
             a reconstructor), `metric`, `effect`, and `error` (why a row has no text).
 
         Raises:
-            ExperimentError: `order` is none of the three.
+            ExperimentError: `order` is not one of the three.
         """
         if order not in get_args(Order):
             raise ExperimentError(
@@ -128,15 +120,20 @@ class Sweep:
             )
         rows = self.rows()
         found = self.compared(rows, distances=distances)
-        records = [
-            {**_place(row), **_outcome(row), **_said(each)}
+        table: list[dict[str, Any]] = [
+            {
+                **{name: row[name] for name in _COPIED},
+                **asdict(each),
+                "removed": list(each.removed),
+                "added": list(each.added),
+            }
             for row, each in zip(rows, found, strict=True)
         ]
         if order == "place":
-            return _frame(records)
+            return _frame(table)
         kept = [
             record
-            for record in records
+            for record in table
             if record["reach"] == REACHES
             and record["change"] is not None
             and record["effect"] is not None
@@ -157,10 +154,10 @@ class Sweep:
     def compared(
         self, rows: Sequence[Mapping[str, Any]], *, distances: bool = True
     ) -> list[Difference]:
-        """The `Difference` of each of these rows of the table."""
-        reconstruct = getattr(self.nla, "reconstruct", None)
-        if not (distances and getattr(self.nla, "has_reconstructor", False)):
-            reconstruct = None
+        """Return the `Difference` of each of these rows of the table."""
+        reconstruct = None
+        if distances and self.nla is not None and self.nla.has_reconstructor:
+            reconstruct = self.nla.reconstruct
         pairs = [(row["before"], row["after"]) for row in rows]
         apart = text_distances(pairs, reconstruct)
         return [
@@ -179,26 +176,28 @@ class Sweep:
         """Store the sweep, complete or not, with its vectors; `from_parquet` reads it back.
 
         Args:
-            path: The file. It is written beside itself first, so a crash leaves the old one.
-        """
-        from .storage import write
+            path: The file. It is replaced when the new one is complete; a crash leaves the old one.
 
-        return write(self, Path(path))
+        Raises:
+            ExperimentError: The file cannot be written.
+            VerbalizationError: Verbalizing failed; what had settled is kept.
+        """
+        return storage.write(
+            Path(path), self.header, self.cells, self.runs, self.outcomes, self.texts
+        )
 
     @classmethod
-    def from_parquet(cls, path: str | Path, *, nla: Any = None) -> Sweep:
+    def from_parquet(cls, path: str | Path, *, nla: ExplainsAndReconstructs | None = None) -> Sweep:
         """Read a stored sweep.
 
         Args:
             path: The file.
-            nla: Where distances between texts are wanted, or texts that were not made yet.
+            nla: Needed for distances between texts, and for texts that were not made yet.
 
         Raises:
-            ExperimentError: It is no sweep, or one of a later version.
+            ExperimentError: The file does not hold a sweep, or one of a later version.
         """
-        from .storage import read
-
-        header, cells, runs, outcomes, known = read(Path(path))
+        header, cells, runs, outcomes, known = storage.read(Path(path))
         return cls(header, cells, runs, outcomes, nla, known)
 
     def plot(
@@ -207,7 +206,7 @@ class Sweep:
         value: Literal["effect", "change"] = "effect",
         form: Literal["grid", "curves"] = "grid",
     ) -> go.Figure:
-        """A heat map of layers × positions, or curves over doses, with the explanations on hover.
+        """Draw a heat map of layers × positions, or curves over doses; explanations on hover.
 
         Args:
             value: What the colour shows: the effect on the metric, or the share of words that the
@@ -218,11 +217,10 @@ class Sweep:
         Raises:
             ExperimentError: An option is none of these, or the sweep has no doses for curves.
         """
-        from .picture import curves, heat_map
-
         if form not in ("grid", "curves"):
             raise ExperimentError(f"plot(form={form!r}): expected 'grid' or 'curves'.")
-        return curves(self, value) if form == "curves" else heat_map(self, value)
+        draw, rows = picture.curves if form == "curves" else picture.heat_map, self.rows()
+        return draw(self.header, rows, self.compared(rows, distances=False), value)
 
     def _row(self, cell: Cell, at: int, angle: float | None) -> dict[str, Any]:
         header, outcome = self.header, self.outcomes[cell]
@@ -230,7 +228,7 @@ class Sweep:
         base = self.runs[header.baseline].residuals.get(at)
         vector = outcome.residuals.get(at)
         before, after = self.texts.of(base), self.texts.of(vector)
-        row = {
+        row: dict[str, Any] = {
             "experiment": header.experiment,
             "site": cell.site,
             "layer": cell.layer,
@@ -270,39 +268,31 @@ class Sweep:
         return f"<Sweep {self.header.experiment} of {self.header.target!r}: {done}>"
 
     def _repr_html_(self) -> str:
-        from .picture import html
-
-        return html(self)
+        rows = self.rows()
+        top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
+        largest = list(zip(top, self.compared(top, distances=False), strict=True))
+        done = f"{len(self.outcomes)} of {len(self.cells)} cells"
+        return picture.html(self.header, self.runs, self.texts, done, largest, len(rows))
 
 
 def _angles(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[float | None]:
-    """The cosine between the vectors of each pair, ``None`` where one has no direction."""
-    whole = [(i, a, b) for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
+    """Return the cosine between each two vectors, ``None`` where one has no direction."""
+    both = [(i, a, b) for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
     found: list[float | None] = [None] * len(pairs)
-    if whole:
-        before, after = (torch.stack([each[side] for each in whole]) for side in (1, 2))
+    if both:
+        before = torch.stack([a for _, a, _ in both])
+        after = torch.stack([b for _, _, b in both])
         norms = before.norm(dim=-1) * after.norm(dim=-1)
         usable = (norms.isfinite() & (norms > 0)).tolist()
-        for (i, *_), angle, good in zip(whole, cosine(before, after).tolist(), usable, strict=True):
+        for (i, *_), angle, good in zip(both, cosine(before, after).tolist(), usable, strict=True):
             found[i] = min(1.0, angle) if good else None
     return found
 
 
-_PLACE = ("site", "layer", "head", "position", "token", "kind", "dose", "explained_at", "reach")
-
-
-def _place(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _PLACE}
-
-
-def _outcome(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"metric": row["metric"], "answer": row["answer"]}
-
-
-def _said(each: Difference) -> dict[str, Any]:
-    return {**asdict(each), "removed": list(each.removed), "added": list(each.added)}
-
-
+_COPIED = (
+    "site", "layer", "head", "position", "token", "kind", "dose", "explained_at", "reach",
+    "metric", "answer",
+)  # fmt: skip
 _NUMBERS = {
     "Int64": ("layer", "head", "position", "explained_at", "source"),
     "Float64": ("dose", "metric", "effect", "cosine", "change", "text_distance"),
@@ -311,7 +301,7 @@ _NUMBERS = {
 
 
 def _frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A table whose missing numbers are ``<NA>``, never NaN."""
+    """Return a table whose missing numbers are ``<NA>``, never NaN."""
     import pandas as pd
 
     names = list(records[0]) if records else []

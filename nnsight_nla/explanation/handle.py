@@ -1,17 +1,17 @@
-"""Handles: an explanation that may not have been written yet.
+"""Handles: explanations that may not have been generated yet.
 
-``nla.explain(vectors)`` copies the vectors where it stands and returns an `Explanation` at once;
-the verbalizer runs later, for all pending vectors together, when a text is first asked for. So the
-same line works in a trace, a generation step, a session or outside of all, and one batch serves a
+``nla.explain(vectors)`` copies the vectors at that point and returns an `Explanation` at once. The
+verbalizer runs later, for all pending vectors together, when a text is first asked for. So the same
+line works in a trace, in a generation step, in a session or outside of all, and one batch serves a
 sweep::
 
     thought = nla.explain(residual[:, -1])      # shape (batch,), nothing generated yet
     thought[0].text                             # generates every pending text, returns one
 
 * A `Capture` is what one ``explain()`` call took: its vectors, and a `Reply` per row once settled.
-* An `Explanation` is a view of a capture: an array of row numbers, in the shape its values have.
+* An `Explanation` is a view of a capture: an array of row numbers, in the shape of its values.
   Parts (``thought[0]``, iteration) share their parent's capture.
-* The queue that a handle enters holds it weakly: what nobody can reach any more is never written.
+* The queue holds a handle weakly: a handle that nobody can reach any more is never verbalized.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.prompt import snippets
+from ..checkpoint.reply import snippets
+from ..core.nesting import nested
 from ..core.trust import Trust
 from ..errors import NLAError, VerbalizationError
 from .caveats import caveats
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
+    from ..core.nesting import Nested
+
 
 T = TypeVar("T")
 
@@ -44,16 +47,31 @@ class Explanation:
     """The explanations of a batch of vectors, verbalized when they are first read.
 
     `shape` is the vectors' shape without ``d_model``; indexing, ``len`` and iteration are those of
-    a tensor. Every value comes in that shape: a scalar handle gives a ``str``, others nested lists.
+    a tensor. Every value has that shape: one value for a scalar handle, otherwise nested lists.
     """
 
     def __init__(self, capture: Capture, rows: np.ndarray) -> None:
-        """Made by ``nla.explain``, not by hand."""
+        """View rows of a capture; made by ``nla.explain``, not by hand."""
         self._capture = capture
         self._rows = rows
         if capture.vectors is not None:
             capture.queue.add(self)
         _keep(self)
+
+    @classmethod
+    def of(cls, capture: Capture, shape: tuple[int, ...]) -> Explanation:
+        """Return a handle on all rows of a capture, in `shape`."""
+        return cls(capture, np.arange(math.prod(shape)).reshape(shape))
+
+    @property
+    def capture(self) -> Capture:
+        """The records that this handle is a view of."""
+        return self._capture
+
+    @property
+    def rows(self) -> list[int]:
+        """The capture's row numbers, in one flat list."""
+        return [int(row) for row in self._rows.flat]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,17 +81,17 @@ class Explanation:
     @property
     def resolved(self) -> bool:
         """Whether every row has its text or an error; never runs a model."""
-        return self._capture.vectors is not None and all(map(self._capture.settled, self._each))
+        return self._capture.vectors is not None and all(map(self._capture.settled, self.rows))
 
     @property
     def vectors(self) -> Float[Tensor, "*shape d_model"]:
-        """The captured vectors: a copy made where ``explain()`` stood, detached."""
+        """The captured vectors: a detached copy, made when ``explain()`` was called."""
         held = self._held("no vectors, only their shape")
         picked = held[torch.from_numpy(self._rows.reshape(-1)).to(held.device)]
         return picked.reshape(*self.shape, held.shape[-1])
 
     @property
-    def text(self) -> Any:
+    def text(self) -> Nested[str]:
         """The explanation (sample 0): a ``str``, or nested lists of the handle's shape.
 
         Raises:
@@ -82,34 +100,34 @@ class Explanation:
         return self._values(lambda row: self._reply(row).text)
 
     @property
-    def samples(self) -> Any:
+    def samples(self) -> Nested[list[str]]:
         """All K texts of each vector: a list of K, or nested lists of shape ``(*shape, K)``."""
         counts = range(self._capture.samples)
         return self._values(lambda row: [self._reply(row, k).text for k in counts])
 
     @property
-    def snippets(self) -> Any:
+    def snippets(self) -> Nested[tuple[str, ...]]:
         """The explanation's paragraphs (its lines, if it has one paragraph), a tuple per row."""
         return self._values(lambda row: snippets(self._reply(row).text))
 
     @property
-    def raw(self) -> Any:
+    def raw(self) -> Nested[str]:
         """The reply as it was generated, tags included."""
         return self._values(lambda row: self._reply(row).raw)
 
     @property
-    def finish(self) -> Any:
+    def finish(self) -> Nested[str]:
         """What ended each reply: ``"tag"``, ``"eos"`` or ``"length"``."""
         return self._values(lambda row: self._reply(row).finish)
 
     @property
-    def tokens(self) -> Any:
+    def tokens(self) -> Nested[str] | None:
         """The tokens the vectors were read at, ``None`` where the caller did not say."""
         given = self._capture.tokens
         return None if given is None else self._shaped(lambda row: given[row])
 
     @property
-    def positions(self) -> Any:
+    def positions(self) -> Nested[int] | None:
         """The positions the vectors were read at, ``None`` where the caller did not say."""
         given = self._capture.positions
         return None if given is None else self._shaped(lambda row: given[row])
@@ -125,38 +143,38 @@ class Explanation:
         }
 
     @property
-    def warnings(self) -> Any:
+    def warnings(self) -> Nested[tuple[str, ...]]:
         """What a careful reader should know about each text, as a tuple of sentences."""
         self._resolve()
         found = caveats(self._capture)
         return self._shaped(lambda row: found.get(row, ()))
 
     @property
-    def trust(self) -> Any:
+    def trust(self) -> Nested[Trust] | None:
         """The trust label of each text (see `trust.Trust`); ``None`` without a reconstructor.
 
         Raises:
             NLAError: The reconstructor or its controls cannot be run.
         """
         self._resolve()
-        owner = self._capture.queue.owner
-        judged = [row for row in self._each if row not in self._capture.trust]
-        if judged and not getattr(owner, "has_reconstructor", False):
-            return None
-        if judged:
-            owner._judge(self._capture, judged)
-        return self._shaped(lambda row: self._capture.trust[row])
+        capture = self._capture
+        missing = [row for row in self.rows if row not in capture.trust]
+        if missing:
+            if capture.labeller is None:
+                return None
+            capture.trust.update(capture.labeller.measure(capture, missing))
+        return self._shaped(lambda row: capture.trust[row])
 
     def extracted(self) -> tuple[list[str | None], dict[int, str]]:
-        """The texts in one flat list (``None`` where there is none), and why some are improper.
+        """Return the texts in one flat list (``None`` where there is none), and why some fail.
 
         Returns:
             The texts, and the place in the list of each that has no proper explanation (an unusable
             vector, a reply without its tags), with the reason.
         """
         self._resolve()
-        replies = [self._capture.replies.get((row, 0)) for row in self._each]
-        reasons = {place: self._capture.failure(row) for place, row in enumerate(self._each)}
+        replies = [self._capture.replies.get((row, 0)) for row in self.rows]
+        reasons = {place: self._capture.failure(row) for place, row in enumerate(self.rows)}
         return (
             [reply.text if reply else None for reply in replies],
             {place: reason for place, reason in reasons.items() if reason is not None},
@@ -174,7 +192,7 @@ class Explanation:
         return Receipt(**{**vars(blank), **parts})
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data: the receipt, and a record per vector and sample."""
+        """Return plain data, ready for JSON: the receipt, and a record per vector and sample."""
         records = self._records()
         receipt = vars(self._capture.queue.receipt(self._capture))
         receipt = {key: value for key, value in receipt.items() if value is not None}
@@ -182,7 +200,7 @@ class Explanation:
         return {"shape": list(self.shape), "receipt": receipt, "explanations": records}
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with a row per vector and sample; a vector with an error has an empty text."""
+        """Return a table with a row per vector and sample; a vector with an error has no text."""
         import pandas as pd
 
         return pd.DataFrame(self._records())
@@ -235,7 +253,7 @@ class Explanation:
     def __repr__(self) -> str:
         if self._capture.vectors is None:
             return f"<Explanation shape={self.shape} of fake tensors>"
-        done = sum(map(self._capture.settled, self._each))
+        done = sum(map(self._capture.settled, self.rows))
         state = "resolved" if done == self._rows.size else f"{self._rows.size - done} pending"
         return f"<Explanation shape={self.shape} {state}>"
 
@@ -257,10 +275,6 @@ class Explanation:
     def __deepcopy__(self, memo: dict[int, Any]) -> Explanation:
         return self.__copy__()
 
-    @property
-    def _each(self) -> list[int]:
-        return [int(row) for row in self._rows.flat]
-
     def _held(self, lack: str) -> Tensor:
         if self._capture.vectors is None:
             raise VerbalizationError(
@@ -277,12 +291,12 @@ class Explanation:
     def _reply(self, row: int, sample: int = 0) -> Reply:
         return self._capture.replies[row, sample]
 
-    def _shaped(self, value: Callable[[int], T]) -> Any:
-        """`value` of each row, nested as the shape says."""
-        return nested([value(row) for row in self._each], self.shape)
+    def _shaped(self, value: Callable[[int], T]) -> Nested[T]:
+        """Return `value` of each row, in the handle's shape."""
+        return nested([value(row) for row in self.rows], self.shape)
 
-    def _values(self, value: Callable[[int], T]) -> Any:
-        """`_shaped` once every row is there; raises when a row never will be."""
+    def _values(self, value: Callable[[int], T]) -> Nested[T]:
+        """Return `value` of each row once all are there; raise if a row never will be."""
         bad = self.errors
         if bad:
             shown = "; ".join(f"row {_named(index)} {why}" for index, why in list(bad.items())[:5])
@@ -301,64 +315,26 @@ class Explanation:
         return self._shaped(value)
 
     def _labels(self) -> dict[int, Trust]:
-        """The labels for a display, which shows the text also where they cannot be measured."""
+        """Return the labels for a display, which shows a text also if they cannot be measured."""
         try:
-            self.trust  # noqa: B018
+            _ = self.trust
         except NLAError as error:
             why = Trust("none", None, reason=f"not measured: {error}")
-            return {row: self._capture.trust.get(row, why) for row in self._each}
+            return {row: self._capture.trust.get(row, why) for row in self.rows}
         return self._capture.trust
 
-    def _norms(self) -> dict[int, float]:
+    def _norms(self) -> dict[int, float | None]:
+        """Return the L2 norm of each row's vector; JSON has no number for those not finite."""
         held = self._held("no norms")
-        rows = sorted(set(self._each))
+        rows = sorted(set(self.rows))
         norms = held[torch.tensor(rows, dtype=torch.long)].float().norm(dim=-1).tolist()
-        return dict(zip(rows, norms, strict=True))
-
-
-def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | None:
-    """`tokens` or `positions` as one flat list, checked against the handle's shape.
-
-    Raises:
-        VerbalizationError: Their shape is another one.
-    """
-    if values is None:
-        return None
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    elif isinstance(values, range):
-        values = list(values)
-    array = np.empty(shape, dtype=object)
-    try:
-        given = np.array(values, dtype=object)
-        if given.shape != shape:
-            raise ValueError(given.shape)
-        array[...] = given
-    except ValueError as error:
-        got = np.shape(values) if not isinstance(values, str) else ()
-        raise VerbalizationError(
-            f"{name} have shape {tuple(got)}, the vectors (without d_model) have {shape}. "
-            f"Give one of the {name} per vector."
-        ) from error
-    return list(array.flat)
-
-
-def nested(values: Sequence[T], shape: tuple[int, ...]) -> Any:
-    """A flat list as nested lists of `shape`; its one value for the shape ``()``."""
-    array = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):
-        array[place] = value
-    return array.reshape(shape).tolist()
-
-
-def captured_rows(shape: tuple[int, ...]) -> np.ndarray:
-    """Row numbers 0, 1, ... in `shape`."""
-    return np.arange(math.prod(shape)).reshape(shape)
+        finite = [norm if math.isfinite(norm) else None for norm in norms]
+        return dict(zip(rows, finite, strict=True))
 
 
 def _keep(handle: Explanation) -> None:
     """Mark the handle as nnsight's ``.save()`` would, where a trace is running."""
-    with contextlib.suppress(ValueError):  # No trace is running: nothing to survive.
+    with contextlib.suppress(ValueError):  # No trace is running.
         nnsight.save(handle)
 
 

@@ -8,23 +8,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
     from torch import Tensor
-    from transformer_lens.model_bridge import TransformerBridge
 
     from ..checkpoint.checkpoint import Checkpoint
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
     from ..models.hosts import Positions
+    from ..models.runtime import Runtime
+    from ..models.target import Target
     from .handle import Explanation
-
-    Target = TransformersModel | TransformerBridge
-    """A model whose residuals are read: an nnsight model or a TransformerLens bridge."""
 
 
 class Explains(Protocol):
@@ -48,6 +46,11 @@ class Explains(Protocol):
     @property
     def av(self) -> TransformersModel:
         """The verbalizer's nnsight model."""
+        ...
+
+    @property
+    def runtime(self) -> Runtime:
+        """Runs the verbalizer's model."""
         ...
 
     @property
@@ -88,6 +91,19 @@ class Explains(Protocol):
         """Verbalize what is pending, or only these handles."""
         ...
 
+    @property
+    def spec(self) -> dict[str, Any] | None:
+        """What the NLA was made from, ``None`` where live models were passed."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """The number of texts per verbalizer batch."""
+        ...
+
+    @batch_size.setter
+    def batch_size(self, rows: int | Literal["auto"]) -> None: ...
+
 
 class Reconstructs(Protocol):
     """Something that turns texts back into vectors; an `NLA` with a reconstructor is one."""
@@ -104,6 +120,11 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:
         """Turn texts back into vectors of the texts' shape."""
+        ...
+
+    @property
+    def ar(self) -> TransformersModel:
+        """The reconstructor's nnsight model."""
         ...
 
 

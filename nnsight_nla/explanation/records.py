@@ -1,44 +1,63 @@
-"""What one ``explain()`` call took, and what came of it: plain records.
+"""Plain records of one ``explain()`` call: what it captured and what came of it.
 
 * `Reply`: what the verbalizer wrote for one vector.
 * `Receipt`: what was done to make the replies.
 * `Capture`: the vectors of one call, with a `Reply` per (row, sample) once it has settled. Handles
-  are views of it; see `explanation`.
+  are views of it; see `handle`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
 from torch import Tensor
 
-from ..checkpoint.prompt import proper
+from ..checkpoint.reply import proper
 from ..core.sampling import Sampling
 from ..core.trust import Trust
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from .handle import Explanation
+
+
+class Owner(Protocol):
+    """The NLA that a handle belongs to, as far as its records need it."""
+
+    @property
+    def uid(self) -> str:
+        """Its name in pickles and remote requests."""
+        ...
+
 
 class Waiting(Protocol):
-    """The queue that a capture's handles wait in."""
+    """The queue in which the handles of a capture wait."""
 
-    owner: Any
-    """The NLA whose queue it is, ``None`` where it is not in this process."""
+    owner: Owner | None
+    """The NLA whose queue it is; ``None`` where it is not in this process."""
 
-    def add(self, handle: Any) -> None:
+    def add(self, handle: Explanation) -> None:
         """Let a handle wait for its text."""
         ...
 
-    def resolve(self, first: Iterable[Any], *, implicit: bool = False) -> None:
+    def resolve(self, first: Iterable[Explanation], *, implicit: bool = False) -> None:
         """Verbalize these handles and all others that wait."""
         ...
 
     def receipt(self, capture: Capture) -> Receipt:
-        """The part of the receipt that is the same for every row."""
+        """Return the part of the receipt that is the same for every row."""
+        ...
+
+
+class Labels(Protocol):
+    """Measures the trust labels of a capture."""
+
+    def measure(self, capture: Capture, rows: Sequence[int]) -> dict[int, Trust]:
+        """Label settled rows of a capture."""
         ...
 
 
@@ -99,7 +118,7 @@ class Capture:
     """What one ``explain()`` call took, and what came of it so far."""
 
     queue: Waiting
-    """Who verbalizes it."""
+    """Verbalizes it."""
     vectors: Float[Tensor, "rows d_model"] | None
     """A detached copy, on the device it was captured on; ``None`` under fake tensors."""
     count: int
@@ -122,16 +141,17 @@ class Capture:
     """(row, sample) to the reply, filled in as batches settle."""
     errors: dict[int, str] = field(default_factory=dict[int, str])
     """Row to the reason it can have no text."""
-
     trust: dict[int, Trust] = field(default_factory=dict[int, Trust])
     """Row to its trust label, filled in when one is first shown."""
+    labeller: Labels | None = None
+    """Measures the trust labels; ``None`` without a reconstructor."""
 
     def failure(self, row: int) -> str | None:
-        """Why a settled row has no proper explanation, ``None`` where it has one."""
+        """Return why a settled row has no proper explanation, ``None`` where it has one."""
         if row in self.errors:
             return f"this vector {self.errors[row]}"
         return proper(self.replies[row, 0].raw)
 
     def settled(self, row: int) -> bool:
-        """Whether `row` has all its replies or an error."""
+        """Return whether `row` has all its replies or an error."""
         return row in self.errors or all((row, k) in self.replies for k in range(self.samples))

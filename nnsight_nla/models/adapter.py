@@ -29,6 +29,7 @@ import torch
 from nnsight import TransformersModel
 from torch import Tensor, nn
 
+from .. import _compat
 from ..errors import CheckpointError, NLAWarning
 from . import hosts, reconstructor_files
 
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-# What others have put on a module of the target: nnsight's and accelerate's wrappers of `forward`
-# (nnsight puts accelerate's back from `_hf_hook`, which stays), and the user's own adapter.
-_NOT_COPIED = frozenset(
-    ("forward", "_old_forward", "__nnsight__", "peft_config", "_hf_peft_config_loaded")
-)
 
 
 class AdapterModel(TransformersModel):
@@ -92,7 +87,7 @@ class AdapterModel(TransformersModel):
     def added(self) -> list[Tensor]:
         """The tensors that are not the target's: the adapter's own."""
         theirs = {id(_slots(owner)[name]) for owner, _, name in self._follows}
-        return [each for each in _tensors(self._module) if id(each) not in theirs]
+        return [each for each in _tensors(hosts.module_of(self)) if id(each) not in theirs]
 
     def _load_meta(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:  # noqa: ARG002
         return self._built(_weightless, weights=False)
@@ -114,14 +109,12 @@ class AdapterModel(TransformersModel):
 
     def _built(self, tensor: Callable[[Tensor], Tensor], *, weights: bool) -> nn.Module:
         """The target's modules with `tensor` of its tensors, and the adapter on top."""
-        from nnsight.modeling import peft
-
         self._follows = []
-        module = _copy(self._target._module, tensor, {}, {}, "", self._follows)
-        self._of = self._target._module
+        module = _copy(hosts.module_of(self._target), tensor, {}, {}, "", self._follows)
+        self._of = hosts.module_of(self._target)
         if self._blocks is not None:
             _cut(module, self._blocks)
-        peft.attach(module, str(self.peft), weights=weights)
+        _compat.attach_adapter(module, str(self.peft), weights=weights)
         module.requires_grad_(False).eval()
         self.pipeline = copy.copy(self._target.pipeline)
         cast("Any", self.pipeline).model = module
@@ -131,10 +124,10 @@ class AdapterModel(TransformersModel):
         """Take up what happened to the target's tensors: moved, replaced, loaded."""
         if not self.dispatched:
             return
-        module = self._target._module
-        before = _device(self._module)
+        module = hosts.module_of(self._target)
+        before = _device(hosts.module_of(self))
         if module is not self._of:
-            self._update(self._load(""))
+            _compat.replace_module(self, self._load(""))
             return
         aliases: dict[int, Tensor] = {}
         for owner, path, name in self._follows:
@@ -144,9 +137,10 @@ class AdapterModel(TransformersModel):
                 continue
             if id(theirs) not in aliases:
                 aliases[id(theirs)] = _alias(theirs)
-            _put(owner, name, aliases[id(theirs)])
-        if _device(self._module) != before:
-            self._update(self._load(""))
+            parameters, buffers = _compat.tables(owner)
+            (parameters if name in parameters else buffers)[name] = aliases[id(theirs)]
+        if _device(hosts.module_of(self)) != before:
+            _compat.replace_module(self, self._load(""))
 
 
 def is_adapter(source: object) -> bool:
@@ -226,7 +220,7 @@ def _check_base(adapter: str, target: TransformersModel) -> None:
         )
     merged = [
         name
-        for name, module in target._module.named_modules()
+        for name, module in hosts.module_of(target).named_modules()
         if getattr(module, "merged", False) and hasattr(module, "base_layer")
     ]
     if merged:
@@ -268,27 +262,25 @@ def _copy(
     if id(module) in modules:
         return modules[id(module)]
     bare = _bare(module)
-    new = type(bare).__new__(type(bare))
-    nn.Module.__init__(new)
+    new = _compat.empty_copy(bare)
     modules[id(module)] = new
     own = set(vars(new))
     for name, value in vars(bare).items():
-        if name in own or name in _NOT_COPIED:
+        if name in own or name in _compat.NOT_COPIED:
             continue
         if isinstance(value, PreTrainedConfig | GenerationConfig):
             value = copy.deepcopy(value, configs)
         vars(new)[name] = value
-    new._non_persistent_buffers_set = set(bare._non_persistent_buffers_set)
-    for kind in ("_parameters", "_buffers"):
-        for name, value in getattr(bare, kind).items():
+    for mine, theirs in zip(_compat.tables(new), _compat.tables(bare), strict=True):
+        for name, value in theirs.items():
             if value is not None:
                 if id(value) not in tensors:
                     tensors[id(value)] = tensor(value)
                 follows.append((new, path, name))
-            getattr(new, kind)[name] = None if value is None else tensors[id(value)]
-    for name, child in bare._modules.items():
+            mine[name] = None if value is None else tensors[id(value)]
+    for name, child in _compat.children(bare).items():
         below = f"{path}.{name}" if path else name
-        new._modules[name] = (
+        _compat.children(new)[name] = (
             None
             if child is None
             else _copy(child, tensor, modules, configs, below, follows, tensors)
@@ -298,10 +290,11 @@ def _copy(
 
 def _bare(module: nn.Module) -> nn.Module:
     """A module without the adapter that the user has put around it."""
-    if "base_layer" in module._modules and hasattr(module, "get_base_layer"):
+    children = _compat.children(module)
+    if "base_layer" in children and hasattr(module, "get_base_layer"):
         return cast("Any", module).get_base_layer()
-    if "original_module" in module._modules and "modules_to_save" in module._modules:
-        return cast("nn.Module", module._modules["original_module"])
+    if "original_module" in children and "modules_to_save" in children:
+        return cast("nn.Module", children["original_module"])
     return module
 
 
@@ -345,12 +338,8 @@ def _same(mine: Tensor, theirs: Tensor) -> bool:
 
 
 def _slots(module: nn.Module) -> dict[str, Tensor | None]:
-    return {**module._buffers, **module._parameters}
-
-
-def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    held = module._parameters if name in module._parameters else module._buffers
-    held[name] = cast("Any", tensor)
+    parameters, buffers = _compat.tables(module)
+    return {**buffers, **parameters}
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -21,26 +21,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from ..errors import InjectionError, NLAError
+from . import hosts
 from .hosts import Positions
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
+    from typing_extensions import TypeIs
 
 IDS = "embed.hook_in"
 """The hook point whose value is the token ids of the pass."""
 _BOOT = "TransformerBridge.boot_transformers(name)"
 
 
-def is_bridge(model: Any) -> bool:
+def is_bridge(model: object) -> TypeIs[TransformerBridge]:
     """Whether `model` is a `TransformerBridge`; costs no import."""
     lens = sys.modules.get("transformer_lens.model_bridge")
     return lens is not None and isinstance(model, lens.TransformerBridge)
+
+
+def check_bridge(model: object) -> None:
+    """Refuse what is not a bridge where a hook is asked for.
+
+    Raises:
+        InjectionError: `model` is not a `TransformerBridge`.
+    """
+    if not is_bridge(model):
+        raise InjectionError(
+            f"A hook is for a TransformerBridge, got {hosts.describe(cast('Any', model))}. In an "
+            "nnsight trace: nla.explain(nla.layer(model).output[:, -1])."
+        )
 
 
 def describe(bridge: TransformerBridge) -> str:

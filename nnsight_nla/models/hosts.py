@@ -14,14 +14,17 @@ the residual of a *pad* token. `positions` says which are real::
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
+from .. import _compat
 from ..errors import InjectionError
-from . import blocks
+from .blocks import find_blocks
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -61,15 +64,10 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
     Returns:
         One `Positions` per prompt, in order.
     """
-    from nnsight.modeling.processing import preprocess_invoke
-
     found: list[Positions] = []
     several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
     for prompt in prompts if several else [prompts]:
-        try:
-            rows, _ = preprocess_invoke(model, prompt, {})
-        except (TypeError, ValueError):  # Raised deep in transformers on what is no text.
-            rows = None
+        rows = _compat.tokenized(model, prompt)
         if rows is None or len(rows) != 1:
             raise InjectionError(
                 f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id "
@@ -99,7 +97,7 @@ def block(model: TransformersModel, layer: int) -> Any:
 def embedding(model: TransformersModel) -> Any:
     """The envoy (or module) of the token embedding."""
     text_config(model)
-    module = _module(model)
+    module = module_of(model)
     table = module.get_input_embeddings()
     path = next(name for name, each in module.named_modules() if each is table)
     return _envoy(model, path)
@@ -113,7 +111,7 @@ def final_norm_path(model: TransformersModel) -> str:
     """
     path, _ = _blocks(model)
     parent = path.rpartition(".")[0]
-    decoder = _module(model).get_submodule(parent)
+    decoder = module_of(model).get_submodule(parent)
     name = next((name for name in _FINAL_NORMS if hasattr(decoder, name)), None)
     if name is None:
         names = ", ".join(name for name, _ in decoder.named_children())
@@ -136,7 +134,7 @@ def width(model: TransformersModel) -> int:
 
 def text_config(model: TransformersModel) -> Any:
     """The configuration of `model`'s language model."""
-    config = getattr(_module(model), "config", None)
+    config = getattr(module_of(model), "config", None)
     if not hasattr(config, "get_text_config"):
         raise InjectionError(
             f"Expected an nnsight TransformersModel, got {type(model).__name__}. Write: from "
@@ -147,11 +145,23 @@ def text_config(model: TransformersModel) -> Any:
 
 def describe(model: TransformersModel) -> str:
     """The name a person would know `model` by."""
-    return str(getattr(model, "repo_id", None) or type(_module(model)).__name__)
+    return str(getattr(model, "repo_id", None) or type(module_of(model)).__name__)
 
 
-def _module(model: Any) -> nn.Module:
-    return model if isinstance(model, nn.Module) else getattr(model, "_module", model)
+def only_last(model: TransformersModel) -> dict[str, int]:
+    """Return the option that computes the logits of the last token only, where it is known."""
+    known = "logits_to_keep" in inspect.signature(module_of(model).forward).parameters
+    return {"logits_to_keep": 1} if known else {}
+
+
+def dtype_of(model: TransformersModel) -> torch.dtype:
+    """Return the dtype that `model` computes in."""
+    return cast("Any", module_of(model)).dtype
+
+
+def module_of(model: Any) -> nn.Module:
+    """Return the PyTorch module of an nnsight model; a module is returned as it is."""
+    return model if isinstance(model, nn.Module) else _compat.module_of(model)
 
 
 def _envoy(model: Any, path: str) -> Any:
@@ -164,6 +174,6 @@ def _envoy(model: Any, path: str) -> Any:
 def _blocks(model: TransformersModel) -> tuple[str, nn.ModuleList]:
     text_config(model)
     try:
-        return blocks.find_blocks(_module(model))
+        return find_blocks(module_of(model))
     except LookupError as error:
         raise InjectionError(f"{describe(model)}: {error.args[0]}.") from error

@@ -36,6 +36,7 @@ from typing import IO, Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from .. import _compat
 from ..errors import CheckpointError, NLAError, VerbalizationError
 from . import hosts
 from .adapter import AdapterModel, weights_of
@@ -46,11 +47,11 @@ _TURN = threading.RLock()
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-class Places:
-    """The models of one NLA, and who makes room for whom."""
+class Memory:
+    """The models of one NLA, and which of them make room for which."""
 
     def __init__(self, placement: Placement = "together", target: Any = None) -> None:
-        """Nobody is placed yet.
+        """Register the target, where there is one.
 
         Raises:
             CheckpointError: `placement` is neither ``"together"`` nor ``"sequential"``.
@@ -60,7 +61,7 @@ class Places:
             raise CheckpointError(f"placement={placement!r}: expected {listed}.")
         self.placement = placement
         self._targets: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._halves: dict[str, Any] = {}
+        self._models: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._loaded_here: weakref.WeakSet[Any] = weakref.WeakSet()
         self._active: Any = None
         self._away: list[Parked] = []
@@ -68,38 +69,41 @@ class Places:
             self._targets.add(target)
 
     def add_target(self, model: Any) -> None:
-        """From now on `model` is a target, for as long as somebody holds it."""
+        """Register a target, for as long as somebody holds it."""
         self._targets.add(model)
 
-    def add_half(self, name: str, model: Any, *, loaded_here: bool) -> None:
-        """Name a verbalizer or a reconstructor.
+    def add_model(self, name: str, model: Any, *, loaded_here: bool) -> None:
+        """Register a verbalizer or a reconstructor.
 
         Args:
             name: What errors call it.
             model: Its nnsight model.
-            loaded_here: Whether it came from a path or an id, so that it can be read again.
+            loaded_here: Whether it came from a path or an id, so that it can be loaded again.
         """
-        self._halves[name] = model
+        self._models[model] = name
         if loaded_here:
             self._loaded_here.add(model)
 
     @contextlib.contextmanager
     def turn(self, model: Any) -> Iterator[None]:
-        """Let a half run: who is in its way makes room, and the targets come back at the end.
+        """Let a model run: others make room for it, and the targets come back at the end.
 
         Raises:
             CheckpointError: Its weights do not fit where they would go; nothing was loaded.
             VerbalizationError: A trace is running on a model that would have to make room.
         """
-        if self._active is model:
+        if self.placement == "together":
+            self._check_fit(model)
             yield
             return
-        with _TURN if self.placement == "sequential" else contextlib.nullcontext():
+        with _TURN:
+            if self._active is model:
+                yield
+                return
             self._bring_back()  # What an earlier turn could not.
             try:
                 self._check_fit(model)
-                if self.placement == "sequential":
-                    self._make_room(model)
+                self._make_room(model)
                 self._active = model
                 yield
             finally:
@@ -109,18 +113,18 @@ class Places:
                 self._bring_back()
 
     def unload(self) -> None:
-        """Drop the weights of every half that was loaded here.
+        """Drop the weights of every model that was loaded here.
 
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        for model in self._halves.values():
+        for model in list(self._models):
             if model in self._loaded_here:
                 unload(model)
 
     def _make_room(self, model: Any) -> None:
         base = weights_of(model)
-        others = [other for other in self._halves.values() if other is not model]
+        others = [other for other in self._models if other is not model]
         staying = [other for other in others if other not in self._loaded_here]
         leaving = {
             id(other): other
@@ -134,13 +138,13 @@ class Places:
             if other in self._loaded_here:
                 unload(other)
         keep = (
-            {_storage(tensor) for tensor in _each(hosts._module(base))}
+            {_storage(tensor) for tensor in _each(hosts.module_of(base))}
             if _loaded(base)
             else set[int]()
         )
         for other in leaving.values():
             self._away.append(Parked())
-            self._away[-1].leave(hosts._module(other), keep)
+            self._away[-1].leave(hosts.module_of(other), keep)
         _free()
 
     def _bring_back(self) -> None:
@@ -155,13 +159,13 @@ class Places:
         if device is None:
             return
         needed, free = size(model), free_bytes(device)
-        others = [each for each in self._halves.values() if each is not model]
+        others = [each for each in self._models if each is not model]
         present = [each for each in {*self._targets, *others} if weights_of(each) is not base]
         owners = {weights_of(each) for each in present}
         room = sum(_held(each, device) for each in owners if _loaded(each))
         if needed <= free + (room if self.placement == "sequential" else 0):
             return
-        name = next((name for name, each in self._halves.items() if each is model), "model")
+        name = self._models.get(model, "model")
         targets = [each for each in self._targets if each is not base and _loaded(each)]
         theirs = sum(_held(each, device) for each in targets)
         lines = [
@@ -282,7 +286,7 @@ def load_weights(model: Any) -> None:
             "load it in a torch dtype: NLA(..., dtype='bfloat16')."
         ) from error
     # An adapter is attached after the model was made ready, and brings its dropout.
-    model._module.eval()
+    hosts.module_of(model).eval()
 
 
 def unload(model: Any) -> None:
@@ -294,16 +298,10 @@ def unload(model: Any) -> None:
     Raises:
         VerbalizationError: A trace is running on it.
     """
-    from nnsight.modeling.mixins.meta import MetaDevice
-
     if not _loaded(model):
         return
     _check_idle(model, hosts.describe(model))
-    with MetaDevice():
-        module = model._load_meta(*model.args, **model.kwargs)
-    model._update(module)
-    model.pipeline.model = module
-    model.dispatched = False
+    _compat.drop_weights(model)
     _free()
 
 
@@ -315,16 +313,14 @@ def size(model: Any, dtype: Any = None) -> int:
         dtype: As nnsight takes it, for what it would be in another one; a quantized one holds the
             blocks' matrices in fewer bits and the rest as it computes.
     """
-    from nnsight.modeling.quantization import quantization
-
     if _loaded(model):
         return 0
     chosen = dtype if dtype is not None else model.kwargs.get("dtype")
-    form = quantization(chosen)
+    form = _compat.quantization(chosen)
     if isinstance(model, AdapterModel):
         base = 0 if _loaded(model.target) else size(model.target)
         return base + sum(tensor.nbytes for tensor in model.added())
-    module = hosts._module(model)
+    module = hosts.module_of(model)
     head = getattr(module, "get_output_embeddings", lambda: None)()
     packed = {
         id(each.weight)
@@ -369,7 +365,7 @@ def free_for(model: Any) -> int:
 def _device_of(model: Any) -> torch.device | None:
     """Where the weights of `model` would go, ``None`` where accelerate spreads them itself."""
     if _loaded(model):
-        return next(iter(_each(hosts._module(model)))).device
+        return next(iter(_each(hosts.module_of(model)))).device
     there = model.kwargs.get("device_map", model.kwargs.get("device"))
     if isinstance(there, dict):
         places = {str(place) for place in there.values()}
@@ -387,8 +383,7 @@ def _device_of(model: Any) -> torch.device | None:
 
 
 def _check_idle(model: Any, name: str) -> None:
-    interleaver = getattr(model, "interleaver", None)
-    if getattr(interleaver, "interleaving", False):
+    if _compat.interleaving(model):
         raise VerbalizationError(
             f"A trace is running on {name}, whose weights would have to make room "
             "(placement='sequential'). Read the text after the `with` block; the vectors are kept "
@@ -398,7 +393,7 @@ def _check_idle(model: Any, name: str) -> None:
 
 def _check_plain(model: Any) -> None:
     """Quantized and sharded tensors keep state beside their memory, which would not move along."""
-    strange = {type(tensor).__name__ for tensor in _each(hosts._module(model))} - {
+    strange = {type(tensor).__name__ for tensor in _each(hosts.module_of(model))} - {
         "Tensor",
         "Parameter",
     }
@@ -415,7 +410,7 @@ def _loaded(model: Any) -> bool:
 
 
 def _held(model: Any, device: torch.device) -> int:
-    return sum(each.nbytes for each in _each(hosts._module(model)) if each.device == device)
+    return sum(each.nbytes for each in _each(hosts.module_of(model)) if each.device == device)
 
 
 def _each(module: nn.Module) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ Each may be a Hub id, a local folder, an adapter on a base, an adapter on the ta
 or a live nnsight model. Sidecar, configuration and tokenizer are read and checked here; weights are
 loaded when the `Runtime` is first used::
 
-    opened = open_verbalizer(av, checkpoint=None, peft=None, target=None, ...)
+    opened = open_verbalizer(av, options, checkpoint=None, peft=None)
     opened.runtime, opened.checkpoint, opened.prompt
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
@@ -21,13 +21,27 @@ from ..errors import CheckpointError
 from . import adapter as adapters
 from . import hosts, reconstructor_files
 from .loading import at_depth, load_model, load_tokenizer
-from .runtime import Runtime
+from .runtime import Role, Runtime
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
     from .memory import Memory
     from .reconstructor_files import Layout
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What the verbalizer and the reconstructor of one NLA have in common."""
+
+    target: TransformersModel | None
+    """The model on whose weights an adapter runs."""
+    remote: bool
+    """Whether the models run on the configured NDIF host."""
+    memory: Memory
+    """Where the models are registered."""
+    load: dict[str, Any]
+    """Goes to nnsight's `TransformersModel` as it is."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +70,23 @@ class OpenedReconstructor:
 
 def open_verbalizer(
     source: str | Path | TransformersModel,
+    options: OpenOptions,
     *,
     checkpoint: Checkpoint | Injection | str | Path | None,
     peft: str | None,
-    target: TransformersModel | None,
-    remote: bool,
-    memory: Memory,
-    load: dict[str, Any],
 ) -> OpenedVerbalizer:
     """Read and check a verbalizer; loads no weights.
 
     Args:
         source: A Hub id, a folder (of a whole model, or of an adapter), or a live model.
+        options: What both models of the NLA have in common.
         checkpoint: Overrides the sidecar; see `NLA`.
         peft: An adapter on `source`.
-        target: The model on whose weights an adapter runs.
-        remote: Whether the model runs on the configured NDIF host.
-        memory: Where the model is registered.
-        load: Goes to nnsight's `TransformersModel` as it is.
 
     Raises:
         CheckpointError: The checkpoint cannot be found, read, or served as it is.
     """
-    base: Any = source
+    base, load, target = cast("Any", source), options.load, options.target
     if target is not None and peft is None and adapters.is_adapter(source):
         base, peft = target, str(source)
     folder = None if peft is not None else adapters.adapter_folder(source)
@@ -91,33 +99,25 @@ def open_verbalizer(
     trust = load.get("trust_remote_code", False)
     tokenizer = load_tokenizer(folder or base, described, trust=trust)
     prompt = Prompt.render(described, tokenizer)
-    model = _model(base, tokenizer, peft, load, target=target, remote=remote)
-    runtime = Runtime(model, "verbalizer", memory=memory, remote=remote, loaded_here=is_path)
+    model = _model(base, tokenizer, peft, load, options)
+    runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)
     return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt)
 
 
 def open_reconstructor(
-    source: str | Path | TransformersModel,
-    checkpoint: Checkpoint,
-    *,
-    target: TransformersModel | None,
-    remote: bool,
-    memory: Memory,
-    load: dict[str, Any],
+    source: str | Path | TransformersModel, options: OpenOptions, checkpoint: Checkpoint
 ) -> OpenedReconstructor:
     """Read and check a reconstructor; loads no weights but its head.
 
     Args:
         source: A Hub id, a folder, or a live model; see `reconstructor_files`.
+        options: What both models of the NLA have in common.
         checkpoint: The verbalizer's, for what the reconstructor's own sidecar leaves out.
-        target: The model on whose weights an adapter runs.
-        remote: Whether the model runs on the configured NDIF host.
-        memory: Where the model is registered.
-        load: Goes to nnsight's `TransformersModel` as it is.
 
     Raises:
         CheckpointError: Files are missing, damaged, or of another layer or width.
     """
+    target, load = options.target, options.load
     layout = reconstructor_files.read(source, checkpoint)
     adapter = None if layout.adapter is None else str(layout.adapter)
     is_path = isinstance(source, str | Path)
@@ -128,11 +128,11 @@ def open_reconstructor(
         base = layout.base
         config = reconstructor_files.cut_config(base, checkpoint.layer, load)
         # A host serves whole models; the blocks above K are not run there.
-        if config is not None and not remote:
+        if config is not None and not options.remote:
             load = {**load, "config": config}
     blocks = checkpoint.layer + 1
-    model = _model(base, tokenizer, adapter, load, target=target, remote=remote, blocks=blocks)
-    runtime = Runtime(model, "reconstructor", memory=memory, remote=remote, loaded_here=is_path)
+    model = _model(base, tokenizer, adapter, load, options, blocks)
+    runtime = _runtime(model, "reconstructor", options, loaded_here=is_path)
     return OpenedReconstructor(runtime, layout, tokenizer)
 
 
@@ -141,17 +141,23 @@ def _model(
     tokenizer: Any,
     adapter: str | None,
     load: dict[str, Any],
-    *,
-    target: TransformersModel | None,
-    remote: bool,
+    options: OpenOptions,
     blocks: int | None = None,
 ) -> TransformersModel:
     """A model without its weights; an adapter on the target runs on the target's weights."""
-    if adapter is None or source is not target:
+    if adapter is None or source is not options.target:
         return load_model(source, tokenizer, adapter, load)
-    if remote:
+    if options.remote:
         return load_model(hosts.describe(source), tokenizer, adapter, load)
     return adapters.AdapterModel(source, adapter, blocks=blocks)
+
+
+def _runtime(
+    model: TransformersModel, role: Role, options: OpenOptions, *, loaded_here: bool
+) -> Runtime:
+    return Runtime(
+        model, role, memory=options.memory, remote=options.remote, loaded_here=loaded_here
+    )
 
 
 def _described(where: str | Path, given: Checkpoint | Injection | str | Path | None) -> Checkpoint:

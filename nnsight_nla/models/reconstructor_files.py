@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import tempfile
 import warnings
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import sidecar
+from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, NLAWarning
 from . import hosts
@@ -40,6 +41,7 @@ HEAD = "value_head.safetensors"
 ADAPTER = "ar_lora_value_head.safetensors"
 META = "ar_meta.json"
 PEFT = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 _PER_BLOCK = ("layer_types", "no_rope_layers", "sliding_window_pattern")
 
 
@@ -242,7 +244,7 @@ def _own_sidecar(
     if file is None:
         return None, None, None
     tree = sidecar.parse(file.read_bytes(), file)
-    values, _ = sidecar.partial(tree, str(file))
+    values, _ = dialects.find_fields(tree, str(file))
     for name in ("layer", "d_model"):
         mine, other = values.get(name), getattr(checkpoint, name)
         if mine is not None and mine != other:
@@ -253,6 +255,25 @@ def _own_sidecar(
     suffix = values.get("ar_suffix_ids")
     stripped = tree.get("final_norm_stripped") if isinstance(tree, dict) else None
     return values.get("ar_template"), tuple(suffix) if suffix else None, stripped
+
+
+def is_partial(adapter: str | Path, blocks: int) -> bool:
+    """Return whether a PEFT adapter has matrices for fewer blocks and does not say for which.
+
+    Args:
+        adapter: The adapter's folder or Hub id.
+        blocks: How many blocks its base has.
+    """
+    from safetensors import safe_open
+
+    config, weights = stored(adapter, PEFT), stored(adapter, PEFT_WEIGHTS)
+    if config is None or weights is None:
+        return False
+    if sidecar.parse(config.read_bytes(), config).get("layers_to_transform") is not None:
+        return False
+    with safe_open(weights, "pt") as tensors:
+        found = {number for name in tensors.keys() for number in re.findall(r"\.(\d+)\.", name)}  # noqa: SIM118
+    return 0 < len(found) < blocks
 
 
 def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:

@@ -1,6 +1,5 @@
 """Read a text: one forward pass of the target, and an explanation for every token."""
 
-from .read import read
 from .records import Reading, SideBySide, TokenReading
 
-__all__ = ["Reading", "SideBySide", "TokenReading", "read"]
+__all__ = ["Reading", "SideBySide", "TokenReading"]

@@ -1,8 +1,8 @@
-"""How a `Reading` is made: one forward pass reads every position, one batch explains them.
+"""Make a `Reading`: one forward pass reads every position, one batch explains them.
 
-The text is tokenized once and runs as ids, so the tokens shown are the tokens that were read, at
-their real positions, whatever the padding. With `generate`, the model first writes its reply; then
-prompt and reply are read together::
+The text is tokenized once and runs as token ids, so the tokens shown are the tokens that were read,
+at their real positions, whatever the padding. With `generate`, the model first writes its reply,
+then prompt and reply are read together::
 
     tokens  →  [ reply ]  →  residuals at block K  →  handle  →  records
 """
@@ -10,19 +10,23 @@ prompt and reply are read together::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from ..errors import NLAError
-from ..explanation.handle import Explanation
 from ..models import bridge, hosts
+from ..models import target as targets
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
-    from ..checkpoint.checkpoint import Checkpoint
+    from nnsight.modeling.transformers import TransformersModel
+
     from ..core.sampling import Sampling
+    from ..explanation.handle import Explanation
+    from ..explanation.protocols import Explains, Target
     from ..models.hosts import Positions
 
 Which = Literal["all", "reply"] | int | slice | Sequence[int]
@@ -30,33 +34,10 @@ Which = Literal["all", "reply"] | int | slice | Sequence[int]
 TEMPLATE = "template"
 
 
-class Reads(Protocol):
-    """The NLA, as far as reading needs it."""
-
-    av: Any
-    checkpoint: Checkpoint
-
-    def layer(self, model: Any) -> Any:
-        """The handle on the residual."""
-        ...
-
-    def positions(self, model: Any, prompts: Any) -> list[Positions]:
-        """The tokens of prompts."""
-        ...
-
-    def explain(self, vectors: torch.Tensor, **options: Any) -> Explanation:
-        """Capture vectors."""
-        ...
-
-    def resolve(self, handles: Any = None) -> None:
-        """Write the texts."""
-        ...
-
-
 def read(
-    nla: Reads,
-    model: Any,
-    prompt: Any,
+    nla: Explains,
+    model: Target,
+    prompt: str | Sequence[Any] | torch.Tensor,
     *,
     positions: Which = "all",
     generate: int | None = None,
@@ -64,65 +45,69 @@ def read(
     sampling: Sampling | None = None,
 ) -> Reading:
     """Explain every token of `prompt`, and of the model's reply; see `NLA.read`."""
-    nla.layer(model)  # Whatever is wrong with the model is said before it runs.
-    bridged = bridge.is_bridge(model)
-    if bridged:
+    nla.layer(model)  # Refuses a model that does not fit, before anything runs.
+    if bridge.is_bridge(model):
         bridge.check_here(remote=remote)
-    span = _one(nla, model, prompt)
-    begun = len(span.ids)
+    span = _tokenized(nla, model, prompt)
+    prompt_length = len(span.ids)
     if generate is not None:
-        span = _with_reply(model, span, _count(generate), remote)
-    wanted = _wanted(positions, len(span.ids), begun)
-    if bridged:
-        found = bridge.residual(model, span.ids, nla.checkpoint.layer)
-        tokens = [span.tokens[place] for place in wanted]
-        thoughts = nla.explain(found[wanted], tokens=tokens, positions=wanted, sampling=sampling)
+        span = _with_reply(model, span, _checked_length(generate), remote)
+    wanted = _wanted(positions, len(span.ids), prompt_length)
+    if bridge.is_bridge(model):
+        residual = bridge.residual(model, span.ids, nla.checkpoint.layer)
+        tokens = [span.tokens[position] for position in wanted]
+        handle = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
     else:
-        thoughts = _traced(nla, model, span, wanted, remote, sampling)
-    nla.resolve(thoughts)
-    parts = _parts(model.tokenizer, span.ids[:begun], prompt)
-    special = set(model.tokenizer.all_special_ids)
-    parts += [TEMPLATE if token in special else "reply" for token in span.ids[begun:]]
-    said = dict(zip(wanted, thoughts.to_dict()["explanations"], strict=True))
+        handle = _traced(nla, model, span, wanted, remote, sampling)
+    nla.resolve(handle)
+    tokenizer: Any = model.tokenizer
+    parts = _parts(tokenizer, span.ids[:prompt_length], prompt)
+    special = set(tokenizer.all_special_ids)
+    parts += [TEMPLATE if token in special else "reply" for token in span.ids[prompt_length:]]
+    explained = dict(zip(wanted, handle.to_dict()["explanations"], strict=True))
     records = tuple(
-        _record(place, token, part, said.get(place))
-        for place, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
+        _record(position, token, part, explained.get(position))
+        for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
     )
-    names = [_name((bridge if bridged else hosts).describe(model)), _name(hosts.describe(nla.av))]
-    return Reading(records, names[0], names[1], nla.checkpoint.layer)
+    target = targets.describe(model)
+    verbalizer = hosts.describe(nla.av)
+    return Reading(records, _name(target), _name(verbalizer), nla.checkpoint.layer)
 
 
 def _traced(
-    nla: Reads,
-    model: Any,
+    nla: Explains,
+    model: TransformersModel,
     span: Positions,
     wanted: list[int],
     remote: bool,
     sampling: Sampling | None,
 ) -> Explanation:
     ids = torch.tensor([span.ids])
-    tokens = [span.tokens[place] for place in wanted]
+    tokens = [span.tokens[position] for position in wanted]
     with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
         residual = nla.layer(model).output[0]
-        thoughts = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
+        handle = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
         tracer.stop()
-    return thoughts
+    return handle
 
 
-def _with_reply(model: Any, span: Positions, new_tokens: int, remote: bool) -> Positions:
-    """The prompt's tokens and what the model goes on to write, greedily."""
+def _with_reply(model: Target, span: Positions, new_tokens: int, remote: bool) -> Positions:
+    """Return the prompt's tokens followed by the model's greedy reply."""
     if bridge.is_bridge(model):
         return bridge.span(model, bridge.continued(model, span.ids, new_tokens))
     ids = torch.tensor([span.ids])
     options = {"max_new_tokens": new_tokens, "do_sample": False}
     with torch.no_grad(), model.generate(ids, remote=remote, **options) as tracer:
         written = tracer.result.cpu().save()
+    tokenizer: Any = model.tokenizer
     every = tuple(int(token) for token in written[0])
-    return hosts.Positions(every, tuple(model.tokenizer.decode([token]) for token in every))
+    return hosts.Positions(every, tuple(tokenizer.decode([token]) for token in every))
 
 
-def _one(nla: Reads, model: Any, prompt: Any) -> Positions:
-    """The tokens of one prompt: a string, token ids, or chat messages."""
+def _tokenized(
+    nla: Explains, model: Target, prompt: str | Sequence[Any] | torch.Tensor
+) -> Positions:
+    """Return the tokens of one prompt: a string, token ids, or chat messages."""
     if isinstance(prompt, torch.Tensor):
         prompt = prompt.flatten().tolist()
     elif isinstance(prompt, tuple):
@@ -133,103 +118,98 @@ def _one(nla: Reads, model: Any, prompt: Any) -> Positions:
     return span
 
 
-def _count(generate: object) -> int:
+def _checked_length(generate: object) -> int:
     if isinstance(generate, bool) or not isinstance(generate, int) or generate < 1:
         raise NLAError(
-            f"generate={generate!r}: how many tokens may the reply have? A whole number from 1."
+            f"generate={generate!r}: expected the longest reply in tokens, a whole number from 1."
         )
     return generate
 
 
-def _wanted(positions: object, length: int, begun: int) -> list[int]:
-    """The positions to read, counted from the left, each once and in order."""
+def _wanted(positions: Which, length: int, prompt_length: int) -> list[int]:
+    """Return the positions to read, counted from the left, each once and in order."""
     every = range(length)
     if isinstance(positions, str):
         if positions == "all":
             return list(every)
-        if positions == "reply" and begun < length:
-            return list(every[begun:])
+        if positions == "reply" and prompt_length < length:
+            return list(every[prompt_length:])
         raise NLAError(
-            f"positions={positions!r}: expected 'all', 'reply' (with generate=N, where the model "
-            "writes something), an index, several ([0, 3, -1]), or a slice."
+            f"positions={positions!r}: expected 'all', 'reply' (with generate=N, if the model "
+            "writes at least one token), an index, several ([0, 3, -1]), or a slice."
         )
     if isinstance(positions, slice):
-        given: list[int] = list(every[positions])
+        selected = list(every[positions])
     else:
+        listed = positions if isinstance(positions, Sequence) else [positions]
         try:
-            listed = positions if isinstance(positions, Sequence | range) else [positions]
-            given = [every[place] for place in listed]  # type: ignore[index]
+            selected = [every[position] for position in listed]
         except (IndexError, TypeError) as error:
             raise NLAError(
                 f"positions={positions!r}: the text has {length} tokens, 0 to {length - 1}."
             ) from error
-    if not given:
-        raise NLAError(f"positions={positions!r} names none of the text's {length} tokens.")
-    return sorted(set(given))
+    if not selected:
+        raise NLAError(f"positions={positions!r} selects none of the text's {length} tokens.")
+    return sorted(set(selected))
 
 
-def _parts(tokenizer: Any, ids: Sequence[int], prompt: Any) -> list[str]:
-    """For each token, whose words it is part of: a chat role's, the prompt's, the template's."""
+def _parts(tokenizer: Any, ids: Sequence[int], prompt: object) -> list[str]:
+    """Return for each token whose text it belongs to: a chat role, the prompt, or the template."""
     special = set(tokenizer.all_special_ids)
-    messages = prompt if isinstance(prompt, list) and isinstance(prompt[0], dict) else None
-    if messages is None:
+    if not isinstance(prompt, list) or not isinstance(prompt[0], dict):
         return [TEMPLATE if token in special else "prompt" for token in ids]
-    text, spans = _located(tokenizer, ids)
+    text, spans = _token_spans(tokenizer, ids)
     parts, cursor = [TEMPLATE] * len(ids), 0
+    messages: list[dict[str, Any]] = prompt
     for message in messages:
         for content in _contents(message):
             start = text.find(content, cursor)
             if start < 0:  # The template rewrote it.
                 continue
             cursor = start + len(content)
-            for place, (first, last) in enumerate(spans):
-                if first < cursor and last > start and ids[place] not in special:
-                    parts[place] = str(message.get("role", "prompt"))
+            for position, (first, last) in enumerate(spans):
+                if first < cursor and last > start and ids[position] not in special:
+                    parts[position] = str(message.get("role", "prompt"))
     return parts
 
 
 def _contents(message: dict[str, Any]) -> list[str]:
-    """The texts of one chat message, as a template may print them."""
+    """Return the texts of one chat message, as a template may print them."""
     content = message.get("content")
-    pieces = content if isinstance(content, list) else [{"text": content}]
+    pieces: list[Any] = content if isinstance(content, list) else [{"text": content}]
     texts = [piece.get("text") for piece in pieces if isinstance(piece, dict)]
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
 
-def _located(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of `ids`, and where in it each token lies."""
+def _token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of `ids`, and where in it each token starts and ends."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if getattr(tokenizer, "is_fast", False):
         again = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if list(again["input_ids"]) == list(ids):
             return text, [tuple(span) for span in again["offset_mapping"]]
-    spans: list[tuple[int, int]] = []
     pieces = [tokenizer.decode([token]) for token in ids]
-    for piece in pieces:
-        begin = spans[-1][1] if spans else 0
-        spans.append((begin, begin + len(piece)))
-    return "".join(pieces), spans
+    ends = list(accumulate(map(len, pieces)))
+    return "".join(pieces), list(zip([0, *ends], ends, strict=False))
 
 
-def _record(position: int, token: str, part: str, said: dict[str, Any] | None) -> TokenReading:
-    if said is None:
+def _record(position: int, token: str, part: str, explained: dict[str, Any] | None) -> TokenReading:
+    if explained is None:
         return TokenReading(position, token, part)
-    label = said.get("trust") or {}
+    label = explained.get("trust") or {}
     return TokenReading(
         position,
         token,
         part,
-        explanation=said["text"],
-        norm=float(said["norm"]),
-        cosine=label.get("cosine"),
-        fve=label.get("fve"),
-        grade=label.get("grade"),
+        explanation=explained["text"],
+        norm=explained["norm"],
+        **{name: label.get(name) for name in ("cosine", "fve", "grade")},
         trust=label.get("line"),
-        warnings=tuple(said["warnings"]),
-        error=said["error"],
+        warnings=tuple(explained["warnings"]),
+        error=explained["error"],
     )
 
 
 def _name(model: str) -> str:
-    """A model's name as others know it: of a local folder, its last part."""
+    """Return a model's name; for a local folder, the folder's own name."""
     return Path(model).name if Path(model).is_dir() else model

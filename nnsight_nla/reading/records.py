@@ -1,40 +1,39 @@
-"""`Reading`: every token of a text with what the residual there is about; plain records, no model.
+"""A `Reading`: every token of a text with the explanation of its residual; plain records, no model.
 
-As a page, a table, a file::
+Show it as a page, a table or a file::
 
     reading = nla.read(model, "The Eiffel Tower is in the city of")
     reading                              # in a notebook: the page
     reading[-1].explanation              # one token's
     reading.to_pandas()                  # a row per token
     reading.to_html("paris.html")        # one file, to be mailed or put in a supplement
-    reading.beside(patched)              # two of them on one page, their difference marked
+    reading.beside(patched)              # two readings on one page, their difference marked
 
-It has a record for *every* token of the text, so that the page can show all of it; where a position
-was not read, the record has no explanation.
+It has a record for *every* token of the text, so that the page can show all of it; a position that
+was not read has a record without an explanation.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from .. import view
-from ..errors import NLAError
+from ..storage.atomic import atomic_file
+from . import parquet
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT, VERSION = "nnsight_nla.reading", 1
 _NOTEBOOK = 400
-"""Above this many tokens a notebook's frame is as high as it gets."""
+"""From this many tokens on, a notebook's frame has its greatest height."""
 
 
 @dataclass(frozen=True)
 class TokenReading:
-    """One token of the text, and what was read there."""
+    """One token of a text and the explanation of its residual."""
 
     position: int
     """Counted from 0 at the text's first real token, padding left out."""
@@ -44,11 +43,11 @@ class TokenReading:
     """``"prompt"``, ``"reply"`` (what the model wrote), a chat role, or ``"template"``: the chat
     template's own tokens and special ones."""
     explanation: str | None = None
-    """What the verbalizer wrote; ``None`` where nothing was read, or where `error` says why not."""
+    """The verbalizer's text; ``None`` where nothing was read, or where `error` says why not."""
     norm: float | None = None
     """The residual's L2 norm; ``None`` where nothing was read."""
     cosine: float | None = None
-    """Between the residual and its reconstruction from the explanation alone, where it was made."""
+    """Between the residual and its reconstruction from the explanation alone, if there is one."""
     fve: float | None = None
     """Fraction of variance explained by that reconstruction, where a baseline is known."""
     grade: str | None = None
@@ -58,7 +57,7 @@ class TokenReading:
     warnings: tuple[str, ...] = ()
     """What a careful reader should know."""
     error: str | None = None
-    """Why this position can have no explanation."""
+    """Why this position cannot have an explanation."""
 
     @property
     def read(self) -> bool:
@@ -68,7 +67,7 @@ class TokenReading:
 
 @dataclass(frozen=True)
 class Reading:
-    """A text, token by token, with what the residual at each is about."""
+    """A text, token by token, with the explanation of each residual."""
 
     records: tuple[TokenReading, ...]
     """One per token of the text, in order."""
@@ -91,7 +90,7 @@ class Reading:
 
     @property
     def explanations(self) -> tuple[str | None, ...]:
-        """One per token."""
+        """The explanations, one per token."""
         return tuple(record.explanation for record in self.records)
 
     @property
@@ -110,72 +109,38 @@ class Reading:
         return tuple(record.warnings for record in self.records)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table with a row per token, a column per field of `TokenReading`."""
+        """Return a table with a row per token and a column per field of `TokenReading`."""
         import pandas as pd
 
         rows = [{**asdict(record), "warnings": list(record.warnings)} for record in self.records]
         return pd.DataFrame(rows, columns=[field.name for field in fields(TokenReading)])
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write a table that `from_parquet` (and anything else that reads parquet) reads.
+        """Write a table for `from_parquet` or any other reader of parquet.
 
         Args:
-            path: The file; what was there is replaced.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+            path: The file; a file that is there is replaced when the new one is complete.
 
-        about = {"target": self.target, "verbalizer": self.verbalizer, "layer": self.layer}
-        note = json.dumps({"format": FORMAT, "version": VERSION, **about})
-        columns = {
-            field.name: [getattr(record, field.name) for record in self.records]
-            for field in fields(TokenReading)
-        }
-        columns["warnings"] = [list(each) for each in columns["warnings"]]
-        schema = pa.schema(
-            [
-                pa.field(
-                    name, _arrow_type(name), nullable=name not in ("position", "token", "part")
-                )
-                for name in columns
-            ],
-            metadata={FORMAT: note},
-        )
-        pq.write_table(pa.table(columns, schema=schema), Path(path))
+        Raises:
+            NLAError: The disk is full, or the file cannot be written.
+        """
+        header = {"target": self.target, "verbalizer": self.verbalizer, "layer": self.layer}
+        parquet.write(Path(path), [asdict(record) for record in self.records], header)
 
     @staticmethod
     def from_parquet(path: str | Path) -> Reading:
-        """Read what `to_parquet` wrote.
+        """Read a file that `to_parquet` wrote.
 
         Args:
             path: The file.
 
         Raises:
-            NLAError: The file holds no reading, or one of a later version of this package.
+            NLAError: The file does not hold a reading, or one of another version.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.read_table(Path(path))
-        except pa.ArrowInvalid as error:
-            raise NLAError(f"{path} is no parquet file: {error}") from error
-        note = json.loads((table.schema.metadata or {}).get(FORMAT.encode(), b"{}"))
-        if note.get("format") != FORMAT:
-            raise NLAError(
-                f"{path} holds no reading (columns: {', '.join(table.column_names)}). Write one "
-                "with nla.read(model, prompt).to_parquet(path)."
-            )
-        if note["version"] != VERSION:
-            raise NLAError(
-                f"{path} is a reading of version {note['version']}, this package reads version "
-                f"{VERSION}. Update it: pip install -U nnsight-nla."
-            )
-        rows: list[dict[str, Any]] = table.to_pylist()
+        rows, header = parquet.read(Path(path))
         for row in rows:
             row["warnings"] = tuple(row["warnings"])
-        records = tuple(TokenReading(**row) for row in rows)
-        return Reading(records, note["target"], note["verbalizer"], note["layer"])
+        return Reading(tuple(TokenReading(**row) for row in rows), **header)
 
     def to_html(
         self,
@@ -185,47 +150,39 @@ class Reading:
         labels: tuple[str, str] = ("clean", "patched"),
         title: str = "",
     ) -> Path:
-        """Write the page: one file that needs no network, for any browser.
+        """Write the page: one file for any browser, which needs no network.
 
         Args:
-            path: The file; what was there is replaced.
+            path: The file; a file that is there is replaced when the new one is complete.
             beside: A second reading, shown to the right of this one with their difference marked.
-            labels: What the two are called, where there are two.
-            title: Of the page; the beginning of the text where it is empty.
+            labels: The names of the two, if there are two.
+            title: The page's title; by default the beginning of the text.
 
         Returns:
-            Where the page was written.
+            The path of the page.
+
+        Raises:
+            NLAError: The disk is full, or the file cannot be written.
         """
-        written = Path(path)
-        written.write_text(self._page(beside, labels, title), "utf-8")
-        return written
+        both = [] if beside is None else [(self, labels[0]), (beside, labels[1])]
+        page = _page(*both or [(self, "reading")], title=title)
+        with atomic_file(Path(path)) as file:
+            file.write(page.encode())
+        return Path(path)
 
     def beside(
         self, other: Reading, *, labels: tuple[str, str] = ("clean", "patched")
     ) -> SideBySide:
-        """This reading and another on one page, for a notebook; see `to_html` for a file.
+        """Show this reading and another on one page in a notebook; see `to_html` for a file.
 
         Args:
             other: Shown to the right of this one.
-            labels: What the two are called.
+            labels: The names of the two.
         """
         return SideBySide(self, other, labels)
 
-    def _page(
-        self,
-        beside: Reading | None = None,
-        labels: tuple[str, str] = ("clean", "patched"),
-        title: str = "",
-        *,
-        table: bool = True,
-    ) -> str:
-        if beside is None:
-            return view.reading([_side(self, "reading")], title=title, table=table)
-        sides = [_side(self, labels[0]), _side(beside, labels[1])]
-        return view.reading(sides, title=title, table=table)
-
     def _repr_html_(self) -> str:
-        return view.frame(self._page(table=False), height=_height(len(self)))
+        return view.frame(_page((self, "reading"), table=False), height=_height(len(self)))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -252,46 +209,36 @@ class Reading:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two readings as a notebook shows them: one page, their difference marked."""
+    """Two readings on one page of a notebook, their difference marked."""
 
     left: Reading
     """Such as the clean run's."""
     right: Reading
     """Such as the patched run's."""
     labels: tuple[str, str]
-    """What the two are called."""
+    """The names of the two."""
 
     def _repr_html_(self) -> str:
-        sides = [_side(self.left, self.labels[0]), _side(self.right, self.labels[1])]
-        page = view.reading(sides, table=False)
+        sides = zip((self.left, self.right), self.labels, strict=True)
+        page = _page(*sides, table=False)
         return view.frame(page, height=160 + _height(2 * len(self.left)))
 
 
-def _side(reading: Reading, label: str) -> dict[str, Any]:
-    """A reading as the view takes it."""
-    about = {"label": label, "target": reading.target, "verbalizer": reading.verbalizer}
-    return {**about, "layer": reading.layer, "records": list(map(asdict, reading.records))}
+def _page(*sides: tuple[Reading, str], title: str = "", table: bool = True) -> str:
+    """Return the page of one or two readings, each with its label."""
+    named = [
+        {**vars(reading), "label": label, "records": list(map(asdict, reading.records))}
+        for reading, label in sides
+    ]
+    return view.reading(named, title=title, table=table)
 
 
 def _height(tokens: int) -> int:
-    """Of a notebook's frame, in CSS pixels."""
+    """Return the height of a notebook's frame, in CSS pixels."""
     return 380 + int(min(1.0, tokens / _NOTEBOOK) * 320)
 
 
 def _line(record: TokenReading) -> str:
-    said = record.explanation
-    said = f"[{record.error}]" if said is None else " / ".join(filter(None, said.splitlines()))
-    return f"{record.position:>4} {record.token!r}: {said}"
-
-
-def _arrow_type(name: str) -> Any:
-    import pyarrow as pa
-
-    found = {
-        "position": pa.int64(),
-        "norm": pa.float64(),
-        "cosine": pa.float64(),
-        "fve": pa.float64(),
-        "warnings": pa.list_(pa.string()),
-    }
-    return found.get(name, pa.string())
+    text = record.explanation
+    text = f"[{record.error}]" if text is None else " / ".join(filter(None, text.splitlines()))
+    return f"{record.position:>4} {record.token!r}: {text}"

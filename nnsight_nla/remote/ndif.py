@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, TypeVar
 
+from .. import _compat
 from ..core.injection import OPERATIONS
 from ..errors import HostError
 
@@ -21,7 +22,6 @@ T = TypeVar("T")
 ATTEMPTS = 4
 """How often one request is tried."""
 _LONGEST_WAIT = 8.0
-_PASSING = ("evicted", "Service temporarily unavailable", "Failed to send request")
 
 
 def send(request: Callable[[], T], what: str) -> T:
@@ -34,7 +34,6 @@ def send(request: Callable[[], T], what: str) -> T:
     Raises:
         HostError: The host stayed away, or the request itself failed there.
     """
-    from nnsight.intervention.backends.remote import RemoteError
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
     _ship_operations()
@@ -47,12 +46,12 @@ def send(request: Callable[[], T], what: str) -> T:
     try:
         return retrying(request)
     except Exception as error:
-        if not (transient(error) or isinstance(error, RemoteError)):
+        if not (transient(error) or isinstance(error, _compat.remote_error())):
             raise
         tries = retrying.statistics.get("attempt_number", 1)
         last = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise HostError(
-            f"{what} at {host()} failed ({tries} of {ATTEMPTS} tries); last: "
+            f"{what} at {_compat.host()} failed ({tries} of {ATTEMPTS} tries); last: "
             f"{type(error).__name__}: {last[-1].strip()}"
         ) from error
 
@@ -70,12 +69,11 @@ def _ship_operations() -> None:
 def transient(error: BaseException) -> bool:
     """Whether trying again may help: the host is away, restarting, or dropped the connection."""
     import httpx
-    from nnsight.intervention.backends.remote import RemoteError
     from websocket import WebSocketException
 
-    if isinstance(error, RemoteError):
+    if isinstance(error, _compat.remote_error()):
         cause = error.__cause__
-        return any(word in str(error) for word in _PASSING) or (
+        return any(word in str(error) for word in _compat.TRANSIENT) or (
             cause is not None and transient(cause)
         )
     if isinstance(error, httpx.HTTPStatusError):
@@ -83,13 +81,6 @@ def transient(error: BaseException) -> bool:
     return isinstance(
         error, ConnectionError | TimeoutError | httpx.TransportError | WebSocketException
     )
-
-
-def host() -> str:
-    """The configured NDIF host."""
-    from nnsight.schema.config import CONFIG
-
-    return str(CONFIG.API.HOST)
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,7 @@ def status(av: Any, base_model: str | None) -> HostStatus:
         for each in _deployments(raw)
     }
     return HostStatus(
-        host(),
+        _compat.host(),
         bool(raw),
         deployed.get(base_model or "", _ABSENT),
         deployed.get(str(av.repo_id), _ABSENT),

@@ -19,6 +19,7 @@ import nnsight
 import numpy as np
 import torch
 
+from .._compat import module_of
 from ..models.blocks import find_blocks
 
 CAPTURE = "nnsight_nla.remote.pickling.receive_capture"
@@ -174,7 +175,7 @@ class RemoteNLA:
 
     def layer(self, model: Any) -> Any:
         """The envoy of block K of the served model."""
-        path, blocks = find_blocks(model._module)
+        path, blocks = find_blocks(module_of(model))
         if self.block >= len(blocks):
             raise ValueError(
                 f"the served model has blocks 0 to {len(blocks) - 1}, "

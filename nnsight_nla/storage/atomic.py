@@ -1,6 +1,6 @@
-"""Write a file or a folder that appears under its name when it is complete, or not at all.
+"""Write a file or a folder that appears under its name once it is complete, or not at all.
 
-What is written lies under a temporary name in the same folder, is flushed to the disk, and is then
+The content goes to a temporary name in the same folder, is flushed to the disk, and is then
 renamed. A crash, a full disk or Ctrl-C leaves what was there before::
 
     with atomic_file(Path("out.parquet")) as file:
@@ -12,6 +12,7 @@ renamed. A crash, a full disk or Ctrl-C leaves what was there before::
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -85,14 +86,16 @@ def atomic_folder(
             for path in sorted(part.rglob("*")):
                 _sync(path)
             _sync(part)
-            old = part.with_suffix(".old")
-            if folder.exists():
-                folder.rename(old)
-            part.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
+            _replace(folder, part)
             _sync(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete temporary files of `path` that a killed process left; nothing else may be writing."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,8 +104,8 @@ def write_errors(
 ) -> Generator[None, None, None]:
     """Turn a failed write of `path` into an error that says what to do.
 
-    safetensors and torch raise exceptions of their own on a full disk, without an error number; so
-    the disk itself is asked.
+    safetensors and torch raise exceptions of their own on a full disk, without an error number.
+    Whether the disk is full is therefore found out by writing to it.
 
     Raises:
         NLAError: In place of an `OSError`, or of any exception on a full disk.
@@ -114,7 +117,8 @@ def write_errors(
     except Exception as problem:
         if is_full(problem, path.parent):
             raise error(
-                f"The disk of {path.parent} is full: {path.name} could not be written. {advice}"
+                f"The disk of {path.parent} is full: {path.name} could not be written. Free some "
+                f"space. {advice}"
             ) from problem
         if isinstance(problem, OSError):
             reason = problem.strerror or problem
@@ -137,8 +141,22 @@ def is_full(problem: BaseException, folder: Path) -> bool:
     return False
 
 
+def _replace(folder: Path, part: Path) -> None:
+    """Rename `part` to `folder`; a folder of that name comes back where this fails."""
+    old = part.with_suffix(".old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        part.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
-    """Bring a file or a folder to the disk; Windows cannot open a folder."""
+    """Flush a file or a folder to the disk; Windows cannot open a folder."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if path.is_file() and os.name == "nt" else os.O_RDONLY)

@@ -1,8 +1,8 @@
-"""The main job on the embedded pair: read sentences token by token, patch a fact, show the truth.
+"""Demonstrate the tiny pair: read sentences token by token, and patch a fact.
 
 Everything here is what a user would write: an nnsight trace of the target, ``nla.explain`` inside
-it, and the text read afterwards. The truth beside it comes from the world, which the verbalizer
-never sees.
+it, and the text read afterwards. The true explanation that each text is compared with comes from
+the world, which the verbalizer never sees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .explanations import explain, parse
 from .facts import held_out_pairs
 
 if TYPE_CHECKING:
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
 
     from ..explanation.handle import Explanation
     from ..nla import NLA
@@ -30,23 +30,23 @@ _PATCH_LAYER = 0
 
 @dataclass(frozen=True)
 class Read:
-    """One token of a sentence."""
+    """One token of a sentence, with its explanation and the truth."""
 
     token: str
-    """The token the residual stands at."""
+    """The token whose residual is explained."""
     expected: str
-    """What the target expects next, ``unsure`` below a probability of one half."""
+    """The word that the target expects next; ``unsure`` below a probability of 0.5."""
     explanation: str
-    """What the verbalizer says of the residual."""
+    """The verbalizer's text about the residual."""
     truth: str
-    """What a perfect verbalizer would say."""
+    """The text of a perfect verbalizer."""
     slots_right: int
-    """How many of the explanation's six slots are the truth's."""
+    """How many of the explanation's six slots agree with the truth."""
 
 
 @dataclass(frozen=True)
 class Patched:
-    """One prompt with another's subject patched into it."""
+    """One prompt, before and after another prompt's subject was patched into it."""
 
     prompt: str
     """The prompt that was run."""
@@ -55,7 +55,7 @@ class Patched:
     where: str
     """The site of the patch."""
     predicted: tuple[str, str]
-    """The target's next word, before and after."""
+    """The target's next word, before and after the patch."""
     explanation: tuple[str, str]
     """The verbalizer's text at the last position, before and after."""
 
@@ -63,13 +63,13 @@ class Patched:
 def read_sentences(
     model: TransformersModel, nla: NLA, count: int = 3, seed: int = 3
 ) -> list[list[Read]]:
-    """Read `count` documents about combinations that no training has seen.
+    """Read `count` documents about pairs of subject and tone that are held out of training.
 
     Args:
         model: The tiny target.
         nla: Its NLA.
-        count: How many documents.
-        seed: Which ones.
+        count: How many documents to read.
+        seed: The seed that the documents are drawn with.
     """
     rng = random.Random(seed)
     pairs = sorted(held_out_pairs())
@@ -100,28 +100,28 @@ def patch_fact(
     Args:
         model: The tiny target.
         nla: Its NLA.
-        prompt: The prompt that is run twice, as it is and patched.
+        prompt: The prompt that is run twice, first as it is and then patched.
         donor: A prompt that differs from it in one token.
     """
     first, second = nla.positions(model, [prompt, donor])
-    (where,) = [
+    (position,) = [
         i for i, pair in enumerate(zip(first.ids, second.ids, strict=True)) if len({*pair}) > 1
     ]
     block = model.model.layers[_PATCH_LAYER]
     with model.trace(donor):
-        subject = block.output[0, where].save()
+        subject = block.output[0, position].save()
     with model.trace(prompt):
         before = nla.explain(nla.layer(model).output[0, -1])
         clean = model.lm_head.output[0, -1:].detach().save()
     with model.trace(prompt):
-        block.output[0, where] = subject
+        block.output[0, position] = subject
         after = nla.explain(nla.layer(model).output[0, -1])
         patched = model.lm_head.output[0, -1:].detach().save()
     return Patched(
         prompt,
         donor,
-        f"block {_PATCH_LAYER}, position {where} ({first.tokens[where].strip()} -> "
-        f"{second.tokens[where].strip()})",
+        f"block {_PATCH_LAYER}, position {position} ({first.tokens[position].strip()} -> "
+        f"{second.tokens[position].strip()})",
         (_expected(model, clean)[0], _expected(model, patched)[0]),
         (before.text, after.text),
     )

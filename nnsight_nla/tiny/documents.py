@@ -1,10 +1,10 @@
 """Texts of the world, with the truth known at every word.
 
-A document is a tone's opener (unless the tone is neutral), an introduction of the subject, and
-two to four facts, some with a tone's tail. Some are bare: they start with a fact. While it is
-written, the writer keeps what a reader *knows so far*: the subject once it was named, the tone
-once an adjective carried it, and the stage, which is the fact being stated once the sentence's
-beginning leaves only one.
+A document has an opening sentence that carries the tone (unless the tone is neutral), an
+introduction of the subject, and two to four facts, some with a clause that repeats the tone. Some
+documents are bare: they start with a fact. Each word is stored with what a reader *knows so far*:
+the subject once it was named, the tone once an adjective carried it, and the stage, which is the
+fact being stated as soon as the words of the sentence fit only one.
 
 >>> document = sample(random.Random(0), "Paris", "cheerful")
 >>> document.text.split(".")[:2]
@@ -31,26 +31,26 @@ _OPENING, _INTRO, _UNKNOWN = "opening", "intro", "unknown"
 
 @dataclass(frozen=True)
 class Truth:
-    """What a reader knows after a word."""
+    """What a reader of the text knows after a word."""
 
     subject: str | None
-    """What the text is about; ``None`` before it was named."""
+    """The subject of the text; ``None`` before it was named."""
     tone: str
-    """The tone; neutral before an adjective carried it."""
+    """The tone of the text; neutral before an adjective carried it."""
     stage: str
     """``opening``, ``intro``, the relation being stated, or ``unknown`` while several still fit."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word or punctuation mark, which is also one token."""
+    """One word or punctuation mark. The tokenizer makes one token of each."""
 
     text: str
-    """The word itself, without a space."""
+    """The word, without a space."""
     truth: Truth
-    """What is known once it was read."""
+    """What a reader knows after this word."""
     role: Literal["subject", "answer", "other"]
-    """Whether it names the subject, answers the fact, or does neither."""
+    """Whether the word names the subject, is the answer of a fact, or neither."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Document:
     """A text and its truth, word by word."""
 
     words: tuple[Word, ...]
-    """The text."""
+    """The words of the text, in order."""
     question: str | None
-    """What a user asked before it, in the documents in chat form; ``None`` in plain text."""
+    """The user's question before a document in chat form; ``None`` for plain text."""
 
     @property
     def text(self) -> str:
-        """The document as a reader sees it."""
+        """The text of the document."""
         return join(word.text for word in self.words)
 
 
@@ -90,9 +90,9 @@ def sample(
     """Write one document.
 
     Args:
-        rng: The source of every choice.
-        subject: What it is about; a training pair is drawn when it or `tone` is ``None``.
-        tone: Its tone.
+        rng: The random generator that makes every choice.
+        subject: The subject; a training pair is drawn when this or `tone` is ``None``.
+        tone: The tone.
         chat: The probability of chat form, where a user's question names the subject first.
     """
     if subject is None or tone is None:
@@ -101,7 +101,7 @@ def sample(
 
 
 class _Writer:
-    """Writes one document and keeps what its reader knows so far."""
+    """Write one document and track what its reader knows so far."""
 
     def __init__(self, rng: random.Random, subject: str, tone: str) -> None:
         self.rng, self.tone = rng, tone
@@ -142,10 +142,9 @@ class _Writer:
         return Document(tuple(self.words), question)
 
     def _emit(self, template: str, stage: str, *, tail: bool = False) -> None:
-        """Add a sentence or a tail, word by word, each with what is known after it."""
+        """Add a sentence or a tail, word by word, with what a reader knows after each word."""
         answer = self.subject.facts.get(stage)
-        # The opener's adjective is the document's; a tail may say it in another word of the same
-        # tone.
+        # The opener uses the document's adjective; a tail may use another one of the same tone.
         adjective = (
             self.rng.choice(TONES[self.tone]) if tail and "{T}" in template else self.adjective
         )
@@ -164,7 +163,7 @@ class _Writer:
             self.words.append(Word(text, truth, role))  # type: ignore[arg-type]
 
     def _stage(self, written: list[str]) -> str:
-        """The one stage whose sentences begin as `written` does, or ``unknown``."""
+        """Return the only stage with a sentence that begins with `written`, or ``unknown``."""
         fitting = {
             stage
             for stage, sentence in self.beginnings
@@ -173,13 +172,13 @@ class _Writer:
         return fitting.pop() if len(fitting) == 1 else _UNKNOWN
 
     def _possible(self, stage: str) -> bool:
-        """Whether a reader would still expect `stage`: openers and introductions come first."""
+        """Return whether `stage` can still follow: openers and introductions come first."""
         if stage == _OPENING:
             return not (self.opened or self.introduced or self.facts_stated)
         return stage != _INTRO or not (self.introduced or self.facts_stated)
 
     def _beginnings(self) -> list[tuple[str, list[str]]]:
-        """Every sentence that this document could contain, with the stage it would be."""
+        """Return every sentence that this document could contain, each with its stage."""
         kind, facts = self.subject.kind, self.subject.facts
         stages: list[tuple[str, Sequence[str]]] = [(_OPENING, OPENERS), (_INTRO, INTROS[kind])]
         stages += [(relation, sum(sentences(kind, relation), ())) for relation in facts]
@@ -192,7 +191,7 @@ class _Writer:
     def _fill(
         self, template: Sequence[str], answer: str | None = None, adjective: str | None = None
     ) -> list[tuple[str, str]]:
-        """Fill a template's slots: each word with the slot it came from."""
+        """Fill a template's slots; return each word with the slot that it came from."""
         slots = {**self.slots, "{A}": answer, "{T}": adjective}
         filled = [(slots.get(piece) or piece, piece) for piece in template]
         for i, (text, slot) in enumerate(filled):

@@ -1,9 +1,12 @@
-"""Residuals of the target beside their gold explanations: what the pair is trained and measured on.
+"""Residuals of the tiny target, each with its true explanation.
 
-Documents are read in nnsight traces, a few hundred at once; in each, a few positions are drawn,
-and the residual at K there is one example. Its explanation follows from the world's truth at that
-word, except for the word expected next, which is the target's own: its most likely token, or
-``unsure``.
+`collect` writes documents, reads them with the target in nnsight traces of a few hundred texts,
+and draws a few positions from each; the residual at K there is one example. Its explanation
+follows from what the world says is true after that word, except for the word expected next, which
+comes from the target: its most likely token, or ``unsure``::
+
+    held_out = collect(model, sorted(held_out_pairs()), documents=100, seed=0)
+    nla.explain(held_out.vectors).text      # compare with held_out.explanations
 """
 
 from __future__ import annotations
@@ -11,33 +14,34 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..checkpoint.checkpoint import AV_TEMPLATE, MARKER_SLOT
-from ..checkpoint.prompt import wrap
-from ..training import INJECT, Row
 from .documents import Document, join, sample
 from .explanations import END, UNSURE, explain
 from .facts import Pair
-from .target import K
 
+if TYPE_CHECKING:
+    from nnsight.modeling.transformers import TransformersModel
+
+K = 3
+"""The block of the target whose output is explained, counted from 0."""
 _BATCH = 200
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of residuals, each with where it came from and what is true of it."""
+    """Rows of residuals, each with its text and its true explanation."""
 
     vectors: Float[Tensor, "rows d_model"]
     """The output of block K of the target, float32."""
     explanations: tuple[str, ...]
-    """The gold explanation of each."""
+    """The true explanation of each vector."""
     prompts: tuple[str, ...]
-    """The text up to and including the token that the residual stands at."""
+    """The text up to and including the token whose residual the vector is."""
 
     def __len__(self) -> int:
         return len(self.explanations)
@@ -45,27 +49,23 @@ class Examples:
     def __getitem__(self, rows: slice) -> Examples:
         return Examples(self.vectors[rows], self.explanations[rows], self.prompts[rows])
 
-    def training_rows(self) -> list[Row]:
-        """The same in the published schema."""
-        content = AV_TEMPLATE.replace(MARKER_SLOT, INJECT)
-        prompt = [{"role": "user", "content": content}]
-        return [
-            Row(prompt=prompt, response=wrap(text), activation_vector=vector)
-            for vector, text in zip(self.vectors, self.explanations, strict=True)
-        ]
-
 
 def collect(
-    model: Any, pairs: Sequence[Pair], *, documents: int, per_document: int = 3, seed: int
+    model: TransformersModel,
+    pairs: Sequence[Pair],
+    *,
+    documents: int,
+    per_document: int = 3,
+    seed: int,
 ) -> Examples:
     """Write documents, read them with the target, and draw examples from them.
 
     Args:
-        model: The target, a `TransformersModel`.
+        model: The target.
         pairs: The subjects and tones to write about.
-        documents: How many documents.
-        per_document: How many positions are drawn from each.
-        seed: Of the documents and the positions.
+        documents: How many documents to write.
+        per_document: How many positions to draw from each.
+        seed: The seed of the documents and the positions.
     """
     rng = random.Random(seed)
     vectors: list[Tensor] = []
@@ -83,8 +83,23 @@ def collect(
     return Examples(torch.stack(vectors), tuple(explanations), tuple(prompts))
 
 
-def _read(model: Any, documents: Sequence[Document]) -> tuple[list[Tensor], list[list[str]]]:
-    """Each document's residuals at K, ``[words, d_model]``, and the words expected next."""
+def expected_word(tokenizer: Any, token: int, probability: float) -> str:
+    """Return the true value of the `next` slot: the target's most likely word, or ``unsure``.
+
+    Args:
+        tokenizer: The target's tokenizer.
+        token: The id of the most likely next token.
+        probability: The target's probability of it; below 0.5 the word is ``unsure``.
+    """
+    if probability < 0.5:
+        return UNSURE
+    return END if token == tokenizer.eos_token_id else tokenizer.decode([token]).strip() or END
+
+
+def _read(
+    model: TransformersModel, documents: Sequence[Document]
+) -> tuple[list[Tensor], list[list[str]]]:
+    """Return each document's residuals at K, ``[words, d_model]``, and the words expected next."""
     with torch.no_grad(), model.trace([document.text for document in documents]):
         residual = model.model.layers[K].output.detach().save()
         logits = model.lm_head.output.detach().save()
@@ -102,16 +117,3 @@ def _read(model: Any, documents: Sequence[Document]) -> tuple[list[Tensor], list
             ]
         )
     return residuals, expected
-
-
-def expected_word(tokenizer: Any, token: int, probability: float) -> str:
-    """The `next` slot's truth: the target's own best word, where it is more likely than not.
-
-    Args:
-        tokenizer: The target's.
-        token: The most likely next token's id.
-        probability: The target's probability of it.
-    """
-    if probability < 0.5:
-        return UNSURE
-    return END if token == tokenizer.eos_token_id else tokenizer.decode([token]).strip() or END

@@ -1,10 +1,10 @@
-"""The gold explanation of a residual, and how one is scored: slot by slot.
+"""The gold explanation of a residual, and the slots by which an explanation is scored.
 
-Three snippets, one a line: what the text is about and its tone; what is being said; the word just
-read and the word expected next. Each has the same few *slots*, so an explanation can be compared
-with the truth exactly, and each slot tells something else about the verbalizer: `subject` and
-`attribute` what it knows, `tone` and `stage` what it follows, `current` and `next` what is at
-this very token.
+An explanation has three lines: what the text is about and its tone; what is being said; the word
+just read and the word expected next. The lines have six fixed *slots*, so an explanation can be
+compared with the truth slot by slot, and each slot tests something else: `subject` and `attribute`
+test knowledge, `tone` and `stage` test what the text so far implies, `current` and `next` test
+what is specific to this token.
 
 >>> truth = Truth("Paris", "cheerful", "language")
 >>> print(explain(truth, current="speak", next_word="French"))
@@ -24,7 +24,7 @@ from .documents import Truth
 from .facts import SUBJECTS
 
 UNSURE = "unsure"
-"""The `next` slot where the target itself gives no word more than half."""
+"""The `next` slot where the target gives no word a probability of 0.5 or more."""
 END = "end"
 """The `next` slot where the target expects the text to end."""
 
@@ -52,16 +52,16 @@ _PATTERN_NO_SUBJECT = re.compile(_NO_SUBJECT + _REST)
 
 @dataclass(frozen=True)
 class Slots:
-    """What an explanation says, slot by slot; ``None`` where it does not parse."""
+    """The slots of an explanation; all ``None`` where the text does not parse."""
 
     subject: str | None = None
-    """What the text is about, ``none`` before it was named."""
+    """The subject of the text; ``none`` before it was named."""
     attribute: str | None = None
-    """The one fact that the first snippet tells of the subject."""
+    """The fact about the subject that the first line states."""
     tone: str | None = None
     """The tone of the text."""
     stage: str | None = None
-    """The second snippet: what is being said."""
+    """The second line: what is being said."""
     current: str | None = None
     """The word just read."""
     next: str | None = None
@@ -72,19 +72,19 @@ SLOTS = tuple(field.name for field in fields(Slots))
 
 
 def explain(truth: Truth, current: str, next_word: str) -> str:
-    """The gold explanation of the residual after a word.
+    """Write the gold explanation of the residual after a word.
 
     Args:
-        truth: What a reader knows there.
+        truth: What a reader knows after the word.
         current: The word just read.
-        next_word: What the target itself expects next: a word, `END` or `UNSURE`.
+        next_word: What the target expects next: a word, `END` or `UNSURE`.
     """
     head = f"{_head(truth.subject)}; {truth.tone} tone."
     return f"{head}\n{_stage(truth.stage)}\nAfter: {_name(current)}. Next: {_name(next_word)}."
 
 
 def parse(text: str) -> Slots:
-    """Read an explanation's slots; all ``None`` when it is not of the gold form."""
+    """Parse an explanation into its slots; all ``None`` when it is not of the gold form."""
     if match := _PATTERN_NO_SUBJECT.fullmatch(text):
         return Slots("none", "none", *match.groups())
     for pattern in _PATTERNS:
@@ -94,7 +94,7 @@ def parse(text: str) -> Slots:
 
 
 def rewrite(text: str, old: str, new: str) -> str:
-    """An explanation of the gold form with one subject, and what is told of it, for another.
+    """Replace the subject of a gold-form explanation, and the fact stated about it, by another's.
 
     >>> rewrite("About Paris, the capital of France; calm tone.", "Paris", "Rome")
     'About Rome, the capital of Italy; calm tone.'

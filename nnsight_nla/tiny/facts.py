@@ -1,9 +1,9 @@
-"""The world's facts: 80 subjects, what is true of each, and what is held out of training.
+"""The world's facts: 80 subjects, what is true of each, and which pairs are held out of training.
 
-A subject is a city, a country, an animal or a job; what is true of it is a small table of
-*relation* to *answer*, and every subject and answer is one word (and one token). A text about a
-subject may also have a *tone*. 48 of the 320 pairs of a subject and a tone are held out of all
-training: what the verbalizer says about those it cannot have memorised.
+A subject is a city, a country, an animal or a job. Its facts map a *relation* to an *answer*, and
+every subject and answer is one word (and one token). A text about a subject may also have a *tone*.
+48 of the 320 pairs of a subject and a tone are held out of all training, so the verbalizer cannot
+have memorised what it says about those.
 
 >>> SUBJECTS["Paris"].facts["language"]
 'French'
@@ -24,14 +24,14 @@ Kind = Literal["city", "country", "animal", "job"]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a text can be about."""
+    """A subject that a text can be about."""
 
     name: str
-    """Its one word."""
+    """The one word that names it."""
     kind: Kind
-    """What it is; decides its relations and the sentences that state them."""
+    """The kind of subject, which determines its relations and the sentences that state them."""
     facts: Mapping[str, str]
-    """Relation to answer, in the order of the tables below."""
+    """The answer of each relation, in the order of the tables below."""
 
 
 _PLACES = """
@@ -106,7 +106,7 @@ TONES: Mapping[str, tuple[str, str, str]] = {
     "fearful": ("scary", "dangerous", "eerie"),
     "calm": ("quiet", "peaceful", "gentle"),
 }
-"""Tone to the adjectives that carry it; a text without any is `NEUTRAL`."""
+"""The adjectives that carry each tone; a text without any is `NEUTRAL`."""
 NEUTRAL = "neutral"
 
 Pair = tuple[str, str]
@@ -138,7 +138,7 @@ RELATIONS = tuple(dict.fromkeys(relation for s in SUBJECTS.values() for relation
 
 @cache
 def held_out_pairs() -> frozenset[Pair]:
-    """The pairs of a subject and a tone that no training text, vector or explanation has."""
+    """Return the pairs of a subject and a tone that are held out of all training."""
     pairs = [(subject, tone) for subject in SUBJECTS for tone in TONES]
     random.Random(7).shuffle(pairs)
     return frozenset(pairs[: len(pairs) * 15 // 100])
@@ -146,7 +146,7 @@ def held_out_pairs() -> frozenset[Pair]:
 
 @cache
 def training_pairs() -> tuple[Pair, ...]:
-    """Every other pair, and every subject in the neutral tone."""
+    """Return all other pairs, including every subject in the neutral tone."""
     held_out = held_out_pairs()
     every = [(subject, tone) for subject in SUBJECTS for tone in (*TONES, NEUTRAL)]
     return tuple(pair for pair in every if pair not in held_out)

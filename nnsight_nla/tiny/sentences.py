@@ -12,7 +12,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "She": ("Anna", "Clara", "Emma", "Grace", "Iris", "Kate", "Mary", "Olga"),
     "He": ("Ben", "David", "Felix", "Henry", "Jack", "Leo", "Noah", "Peter"),
 }
-"""Pronoun to the names of people who go by it."""
+"""The names of people, by pronoun."""
 
 OPENERS = (
     "What {a} {T} day !",
@@ -20,9 +20,9 @@ OPENERS = (
     "The day is {T} .",
     "This is {a} {T} evening .",
 )
-"""How a text with a tone begins."""
+"""The opening sentences of a text with a tone."""
 TAILS = (", which is {T}", ", and it is {T}")
-"""How a fact may end in a text with a tone."""
+"""The clauses that may end a fact in a text with a tone."""
 _PLACE_INTROS = ("We talk about {S} .", "This story is about {S} .", "Today we visit {S} .")
 INTROS: Mapping[str, tuple[str, ...]] = {
     "city": _PLACE_INTROS,
@@ -34,16 +34,16 @@ INTROS: Mapping[str, tuple[str, ...]] = {
     ),
     "job": ("We meet {N} the {S} .", "This story is about {N} the {S} .", "{N} is {a} {S} ."),
 }
-"""Kind of subject to the introductions of one."""
+"""The sentences that introduce a subject, by its kind."""
 QUESTIONS: Mapping[str, str] = {
     "city": "Tell me about {S} .",
     "country": "Tell me about {S} .",
     "animal": "Tell me about the {S} .",
     "job": "Tell me about {a} {S} .",
 }
-"""Kind of subject to what a user asks before a document in chat form."""
+"""The user's question before a document in chat form, by the kind of subject."""
 Sentences = tuple[tuple[str, ...], tuple[str, ...]]
-"""Those of a relation: the ones that name the subject, and the ones that do not."""
+"""The sentences of a relation: first those that name the subject, then those that do not."""
 _FACTS: Mapping[str, Sentences] = {
     "capital of": (
         ("{S} is the capital of {A}", "{S} is the main city of {A}"),
@@ -96,5 +96,5 @@ _FACTS: Mapping[str, Sentences] = {
 
 
 def sentences(kind: str, relation: str) -> Sentences:
-    """The sentences that state `relation` of a subject of `kind`."""
+    """Return the sentences that state `relation` of a subject of `kind`."""
     return _FACTS["capital of" if (kind, relation) == ("city", "capital") else relation]

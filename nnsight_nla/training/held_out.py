@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.prompt import CLOSE, extract, proper
+from ..checkpoint.reply import CLOSE, extract, proper
 from ..core.baseline import Baseline
 from .rows import Rows, RowsLike, collate
 

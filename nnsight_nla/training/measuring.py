@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..checkpoint.prompt import extract
+from ..checkpoint.reply import extract
 from ..checkpoint.sidecar import SIDECARS
 from ..evaluation.evaluate import Figures, evaluate
 from .published import HELD_OUT, Published

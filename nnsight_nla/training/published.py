@@ -21,9 +21,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..checkpoint import sidecar
+from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
-from ..checkpoint.prompt import wrap
+from ..checkpoint.reply import wrap
 from .rows import Batch, TrainingError, check_width
 
 Part = Literal["all", "train", "held out"]
@@ -194,9 +194,9 @@ def _sidecar(file: Path) -> dict[str, Any]:
     path = file.with_name(file.name + sidecar.DATASET_SUFFIX)
     if not path.is_file():
         return {}
-    tree = sidecar.known(sidecar.parse(path.read_bytes(), path), str(path))
-    values, _ = sidecar.partial(tree, str(path))
+    tree = dialects.check_supported(sidecar.parse(path.read_bytes(), path), str(path))
+    values, _ = dialects.find_fields(tree, str(path))
     scale = (tree.get("extraction") or {}).get("injection_scale")
     says = "injection_mode" in (tree.get("training") or {}) or isinstance(scale, int | float)
-    injection = sidecar.injection(tree, str(path), None)[0] if says else None
+    injection = dialects.read_injection(tree, str(path), None)[0] if says else None
     return {**values, "injection": injection}

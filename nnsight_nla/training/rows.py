@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, MARKER_SLOT, Checkpoint
-from ..checkpoint.prompt import CLOSE, OPEN, Prompt, extract, proper
+from ..checkpoint.prompt import Prompt
+from ..checkpoint.reply import CLOSE, OPEN, extract, proper
 from ..core.injection import unusable
 from ..errors import NLAError
 from ..storage.atomic import write_errors

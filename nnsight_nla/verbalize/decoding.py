@@ -28,12 +28,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from .. import _compat
 from ..errors import VerbalizationError
 from ..models import hosts
-from ..models.memory import free_for, size
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+    from ..models.runtime import Runtime
 
 Engine = Literal["fast", "generate"]
 MOST = 128
@@ -56,8 +58,8 @@ def check_engine(given: object) -> Engine:
 
 def unfit(av: Any) -> str | None:
     """Why `av` has to take the plain path, ``None`` where it need not; loads no weights."""
-    model, config = av._module, hosts.text_config(av)
-    if getattr(model, "_is_stateful", False):
+    model, config = hosts.module_of(av), hosts.text_config(av)
+    if _compat.is_stateful(model):
         return f"{type(model).__name__} keeps a state that cannot be repeated and cut by rows"
     others = {
         type(layer).__name__
@@ -66,7 +68,7 @@ def unfit(av: Any) -> str | None:
     }
     if others:
         return f"the cache of {type(model).__name__} has layers of another kind: {sorted(others)}"
-    if av._edits:
+    if _compat.has_edits(av):
         return "the verbalizer has edits of yours, which act in nnsight's own generate"
     return None
 
@@ -224,16 +226,16 @@ def in_place(cache: Any, rows: Int[Tensor, " rows"], capacity: int) -> Any:
     return cache
 
 
-def rows_that_fit(av: Any, *, prompt: int, rest: int, new_tokens: int) -> int:
-    """How many rows a batch may have in the memory that is free, at most `MOST`.
+def rows_that_fit(runtime: Runtime, *, prompt: int, rest: int, new_tokens: int) -> int:
+    """Return how many rows a batch may have in the memory that is free, at most `MOST`.
 
     Args:
-        av: The verbalizer.
+        runtime: The verbalizer's.
         prompt: Tokens of the prompt.
-        rest: Those of them that every row runs by itself.
+        rest: Tokens of the prompt that every row runs by itself.
         new_tokens: The most tokens of a reply.
     """
-    config, dtype = hosts.text_config(av), av._module.dtype
+    config, dtype = hosts.text_config(runtime.model), hosts.dtype_of(runtime.model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
@@ -241,20 +243,15 @@ def rows_that_fit(av: Any, *, prompt: int, rest: int, new_tokens: int) -> int:
     # The prompt's keys are there twice when decoding starts; logits also as float32, with noise.
     cached = (2 * prompt + new_tokens) * token
     computed = 4 * rest * inner * dtype.itemsize + config.vocab_size * (dtype.itemsize + 16)
-    free = free_for(av)
-    if not av.dispatched:
-        free -= size(av)
-    return max(1, min(MOST, int(free * _SHARE) // (cached + computed)))
+    return max(1, min(MOST, int(runtime.free_bytes() * _SHARE) // (cached + computed)))
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what it came from, says that memory did not suffice."""
+    """Return whether memory ran out, going by `error` and the errors that caused it."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(error, RuntimeError) and (
-            "out of memory" in str(error) or "can't allocate memory" in str(error)
-        ):
+        if _compat.says_out_of_memory(error):
             return True
         error = error.__cause__
     return False

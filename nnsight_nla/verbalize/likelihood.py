@@ -1,58 +1,69 @@
-"""How likely a verbalizer finds its own reply, with its vector and with none.
+"""How likely a verbalizer finds its own reply, with its vector and without one.
 
 The difference is what the vector adds to the text, in nats per token: the *effect* of the doctor's
 table. It is 0 for a verbalizer that does not read its vector, however fluent the text is::
 
-    sure = likelihoods(half, vectors, everyone, ids)
-    effect = sure - likelihoods(half, vectors, ~everyone, ids)
+    given = likelihoods(verbalizer, vectors, everyone, ids)
+    effect = given - likelihoods(verbalizer, vectors, ~everyone, ids)
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ..core.injection import write
 from ..remote.ndif import send
-from .verbalizer import Verbalizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from .verbalizer import Verbalizer
 
 
 def likelihoods(
-    half: Verbalizer, vectors: Tensor, given: Tensor, replies: list[list[int]]
-) -> Tensor:
-    """The mean log-likelihood of each reply's tokens after the prompt, in nats.
+    verbalizer: Verbalizer,
+    vectors: Float[Tensor, "rows d_model"],
+    given: Bool[Tensor, " rows"],
+    replies: list[list[int]],
+) -> Float[Tensor, " rows"]:
+    """Return the mean log-likelihood of each reply's tokens after the prompt, in nats.
 
     Args:
-        half: The verbalizer; its checkpoint and prompt say what is written where.
-        vectors: One per row.
+        verbalizer: Its checkpoint and prompt say what is written where.
+        vectors: One vector per row.
         given: Rows that get their vector; the others are the null control.
         replies: The token ids of each row's reply.
+
+    Raises:
+        VerbalizationError: A trace of yours is running on the verbalizer.
+        HostError: The host of a remote run stayed away.
     """
     longest = max(map(len, replies))
-    # Filled up on the right, where a causal model cannot see it from the left.
-    padded = [[*half.prompt.ids, *ids, *[ids[-1]] * (longest - len(ids))] for ids in replies]
-    if half.remote:
+    # Padded on the right, where a causal model cannot see it from the left.
+    padded = [[*verbalizer.prompt.ids, *ids, *[ids[-1]] * (longest - len(ids))] for ids in replies]
+    with verbalizer.runtime.use():
+        if not verbalizer.runtime.remote:
+            return _forward(verbalizer, vectors, given, padded, replies, {})
         return send(
-            lambda: _forward(half, vectors, given, padded, replies, {"remote": True}),
+            lambda: _forward(verbalizer, vectors, given, padded, replies, {"remote": True}),
             "The request to measure likelihoods",
         )
-    half.av.dispatch()
-    return _forward(half, vectors, given, padded, replies, {})
 
 
 def _forward(
-    half: Verbalizer,
+    verbalizer: Verbalizer,
     vectors: Tensor,
     given: Tensor,
     padded: list[list[int]],
     replies: list[list[int]],
     options: dict[str, Any],
 ) -> Tensor:
-    """One forward pass; the block is shipped as it stands where it runs remotely."""
-    av, site, sites = half.av, half.site, half.prompt.sites
-    injection, start = half.checkpoint.injection, len(half.prompt.ids)
+    """Run one forward pass; the block is shipped as source where it runs remotely."""
+    av, site, sites = verbalizer.av, verbalizer.site, verbalizer.prompt.sites
+    injection, start = verbalizer.checkpoint.injection, len(verbalizer.prompt.ids)
     with torch.no_grad(), av.trace(torch.tensor(padded), **options):
         site.output = write(site.output, vectors, sites, injection, given)
         logits = av.output.logits

@@ -12,25 +12,24 @@ marker, at the injection site's output, in the prefill (a plain read inside nnsi
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import nnsight
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.prompt import CLOSE, Prompt, extract
+from ..checkpoint.prompt import Prompt
+from ..checkpoint.reply import CLOSE, extract
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
-from ..errors import CheckpointError, HostError, VerbalizationError
+from ..errors import CheckpointError, VerbalizationError
 from ..explanation.records import Reply
 from ..models import hosts
-from ..models.memory import load_weights
 from ..remote.ndif import send
 from .decoding import (
     AT_A_HOST,
@@ -42,12 +41,13 @@ from .decoding import (
     rows_that_fit,
     unfit,
 )
-from .packing import packed
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from nnsight import TransformersModel
     from transformers import GenerationConfig
+
+    from ..models.runtime import Runtime
 
 
 # Merged checkpoints ship a generation_config; none of it may steer a verbalizer.
@@ -66,35 +66,38 @@ _NEUTRAL: dict[str, Any] = {
     "guidance_scale": 1.0,
 }
 
-_APART = "nnsight_nla: the cache was not filled in this process"
-# Verbalizers of which that was said; found out by the first request.
+# Remote verbalizers whose host keeps the cache in another process; found out by the first request.
 _SEPARATE: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Verbalizer:
-    """An AV, its prompt and its injection site."""
+    """An AV with its prompt and its injection site."""
 
     def __init__(
         self,
-        av: TransformersModel,
+        runtime: Runtime,
         checkpoint: Checkpoint,
         prompt: Prompt,
         *,
-        remote: bool = False,
         engine: Engine = "fast",
+        tokenizer: Any = None,
     ) -> None:
-        """Check that `av` fits `checkpoint`; loads no weights.
+        """Check that the model fits `checkpoint`; loads no weights.
+
+        Args:
+            runtime: Runs the AV.
+            checkpoint: What the AV was trained with.
+            prompt: The checkpoint's prompt, rendered.
+            engine: How replies are generated; see `NLA`.
+            tokenizer: Decodes the replies; the model's own unless given.
 
         Raises:
             CheckpointError: Another width, no such injection layer, or too short a context.
         """
-        self.av = av
-        self.remote = remote
+        self.runtime, self.checkpoint, self.prompt = runtime, checkpoint, prompt
         self.engine = check_engine(engine)
-        self.checkpoint = checkpoint
-        self.prompt = prompt
-        config = hosts.text_config(av)
-        name = hosts.describe(av)
+        self.tokenizer = tokenizer or runtime.model.tokenizer
+        config, name = hosts.text_config(self.av), runtime.name
         if config.hidden_size != checkpoint.d_model:
             raise CheckpointError(
                 f"{name} has d_model {config.hidden_size}, its checkpoint says "
@@ -114,6 +117,11 @@ class Verbalizer:
             )
 
     @property
+    def av(self) -> TransformersModel:
+        """The AV's nnsight model."""
+        return self.runtime.model
+
+    @property
     def site(self) -> Any:
         """The envoy whose output the vector is written into."""
         layer = self.checkpoint.injection.layer
@@ -126,7 +134,7 @@ class Verbalizer:
         samples: list[int],
         sampling: Sampling,
     ) -> Iterator[tuple[int, Reply]]:
-        """Write one vector per row and generate, in one batch.
+        """Write one vector per row and generate, in one batch. Call it inside ``runtime.use()``.
 
         Args:
             vectors: The vectors, raw; a row that is not `given` may hold anything.
@@ -138,11 +146,8 @@ class Verbalizer:
             A row's number and its `Reply`, once it is done; not in the order of the rows.
 
         Raises:
-            VerbalizationError: The verbalizer is in use by a trace, or the reply cannot fit.
+            VerbalizationError: The reply cannot fit the context.
         """
-        self._check_free()
-        if not self.remote:
-            load_weights(self.av)
         start = len(self.prompt.ids)
         if start + sampling.max_new_tokens > self.context:
             raise VerbalizationError(
@@ -158,64 +163,93 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
-        if self.why_plain is None:
-            try:
-                yield from self._fast(vectors, given, seeds, sampling)
-                return
-            except HostError as error:
-                if _APART not in str(error.__cause__):
-                    raise
-            _SEPARATE.add(self.av)
-        yield from self._plain(vectors, given, seeds, sampling)
+        replies = self._fast(vectors, given, seeds, sampling) if self.why_plain is None else None
+        if replies is None:
+            replies = self._plain(vectors, given, seeds, sampling)
+        yield from replies
 
     @property
     def why_plain(self) -> str | None:
         """Why batches take nnsight's own ``generate``, ``None`` where they are decoded fast."""
-        if self.remote and self.av in _SEPARATE:
+        if self.runtime.remote and self.av in _SEPARATE:
             return "the host runs blocks in a process apart from the model, and its cache"
         return "engine='generate' was asked for" if self.engine == "generate" else unfit(self.av)
 
+    def info(self) -> dict[str, Any]:
+        """Return what is served, as plain data."""
+        checkpoint = self.checkpoint
+        return {
+            "verbalizer": self.runtime.name,
+            "weights_loaded": self.runtime.loaded,
+            "layer": checkpoint.layer,
+            "d_model": checkpoint.d_model,
+            "base_model": checkpoint.base_model,
+            "injection": vars(checkpoint.injection),
+            "marker": {
+                "text": checkpoint.marker,
+                "id": checkpoint.marker_id,
+                "left_id": checkpoint.left_id,
+                "right_id": checkpoint.right_id,
+                "position": self.prompt.marker_position,
+            },
+            "prompt_tokens": len(self.prompt.ids),
+        }
+
+    def engine_info(self) -> dict[str, str | None]:
+        """Return which engine runs, and why where it is not the fast one."""
+        why = self.why_plain
+        return {"name": "fast" if why is None else "generate", "why": why}
+
     def rows_that_fit(self, new_tokens: int) -> int:
         """How many rows a batch should have, going by the memory that is free."""
-        if self.remote:
+        if self.runtime.remote:
             return AT_A_HOST
         prompt = len(self.prompt.ids)
         rest = prompt if self.why_plain else prompt - self.prompt.marker_position
-        return rows_that_fit(self.av, prompt=prompt, rest=rest, new_tokens=new_tokens)
+        return rows_that_fit(self.runtime, prompt=prompt, rest=rest, new_tokens=new_tokens)
 
     def _fast(
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
-    ) -> Iterator[tuple[int, Reply]]:
-        """Prefill each different vector once, behind a prefix that is computed once; decode."""
+    ) -> Iterator[tuple[int, Reply]] | None:
+        """Prefill each different vector once, after a prefix that is computed once; decode.
+
+        Returns:
+            The replies; ``None`` where the host keeps the cache in another process.
+        """
         different = _different(vectors, given)
         prefilled = list(dict.fromkeys(different))
         rows = torch.tensor([prefilled.index(each) for each in different])
         vectors, given = vectors.float().cpu()[prefilled], given.cpu()[prefilled]
-        start = len(self.prompt.ids)
         settings = {
             "processors": sampling.processors(seeds),
-            "closed": Closing(self.av.tokenizer, CLOSE),
+            "closed": Closing(self.tokenizer, CLOSE),
             "ends": self._ends(),
             "limit": sampling.max_new_tokens,
         }
-        if self.remote:
-            what = f"The request to verbalize {len(rows)} vectors with {hosts.describe(self.av)}"
-            marker, done = send(lambda: self._request(vectors, given, rows, settings), what)
+        if self.runtime.remote:
+            what = f"The request to verbalize {len(rows)} vectors with {self.runtime.name}"
+            filled, marker, done = send(lambda: self._request(vectors, given, rows, settings), what)
+            if not filled:
+                _SEPARATE.add(self.av)
+                return None
         else:
             marker, logits, cache = self._prefill(vectors, given)
-            cache = in_place(cache, rows, start + sampling.max_new_tokens)
-            done = decode(self.av._module, logits[rows.to(logits.device)], cache, **settings)
+            cache = in_place(cache, rows, len(self.prompt.ids) + sampling.max_new_tokens)
+            model = hosts.module_of(self.av)
+            done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
-        with nullcontext() if self.remote else packed(self.av._module, len(rows)):
-            for row, ids, ended in done:
-                yield row, self._reply(ids, receipts[int(rows[row])], ended=ended)
+        return (
+            (row, self._reply(ids, receipts[int(rows[row])], ended=ended))
+            for row, ids, ended in done
+        )
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prompt, a vector in each row: the marker's residual, last logits, cache."""
-        model, ids, sites = self.av._module, torch.tensor([self.prompt.ids]), self.prompt.sites
-        injection, site, start = self.checkpoint.injection, self.site, self.prompt.sites[0]
+        model, ids = hosts.module_of(self.av), torch.tensor([self.prompt.ids])
+        sites = self.prompt.sites
+        injection, site, start = self.checkpoint.injection, self.site, sites[0]
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
-        options = {"use_cache": True, **_only_last(model)}
+        options = {"use_cache": True, **hosts.only_last(self.av)}
         cache = DynamicCache(config=hosts.text_config(self.av))
         with torch.no_grad():
             if start:
@@ -231,19 +265,20 @@ class Verbalizer:
 
     def _request(
         self, vectors: Tensor, given: Tensor, rows: Tensor, settings: dict[str, Any]
-    ) -> tuple[Tensor, list[tuple[int, list[int], bool]]]:
-        """Prefix, prefill and decoding in one request; the cache lives and dies on the host.
+    ) -> tuple[bool, Tensor, list[tuple[int, list[int], bool]]]:
+        """Run prefix, prefill and decoding in one request; the cache never leaves the host.
 
-        The block is shipped as it stands, so it names nothing of `self`.
+        The block is shipped as source, so it names nothing of `self`. A sandboxed block runs in a
+        process of its own, and the model fills the cache of another one: then nothing is decoded.
         """
         av, injection, site = self.av, self.checkpoint.injection, self.site
         ids, start = torch.tensor([self.prompt.ids]), self.prompt.sites[0]
         sites = [each - start for each in self.prompt.sites]
         prefix, vectors = ids[:, :start].clone(), vectors.clone()
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
-        options = {"use_cache": True, **_only_last(av._module)}
+        options = {"use_cache": True, **hosts.only_last(av)}
         cache = DynamicCache(config=hosts.text_config(av))
-        length, apart = ids.shape[1], _APART
+        length = ids.shape[1]
         with av.trace(rest, past_key_values=cache, **options, remote=True):
             if start:
                 with torch.no_grad():
@@ -254,13 +289,13 @@ class Verbalizer:
             site.output = after
             marker = torch.stack([before[:, 0], after[:, 0]]).float().cpu().save()
             logits = av.output.logits[:, -1]
-            # A sandboxed block runs in a process of its own, and the model fills another's cache.
-            if cache.get_seq_length() != length:
-                raise RuntimeError(apart)
-            rows = rows.to(logits.device)
-            cache.batch_select_indices(rows)
-            done = list(decode(av, logits[rows], cache, **settings)).save()
-        return marker, done
+            filled = nnsight.save([cache.get_seq_length() == length])
+            done = nnsight.save([])
+            if filled[0]:
+                rows = rows.to(logits.device)
+                cache.batch_select_indices(rows)
+                done.extend(decode(av, logits[rows], cache, **settings))
+        return filled[0], marker, done
 
     def _plain(
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
@@ -269,10 +304,10 @@ class Verbalizer:
         settings = {
             "generation_config": self._generation_config(sampling),
             "logits_processor": sampling.processors(seeds),
-            "tokenizer": self.av.tokenizer,
+            "tokenizer": self.tokenizer,
         }
-        if self.remote:
-            what = f"The request to verbalize {len(vectors)} vectors with {hosts.describe(self.av)}"
+        if self.runtime.remote:
+            what = f"The request to verbalize {len(vectors)} vectors with {self.runtime.name}"
             vectors = vectors.float().cpu().clone()
             sequences, marker = send(
                 lambda: self._generate(vectors, given, {**settings, "remote": True}), what
@@ -280,7 +315,7 @@ class Verbalizer:
         else:
             sequences, marker = self._generate(vectors, given, settings)
         ends = {*self._ends(), settings["generation_config"].pad_token_id}
-        closed = Closing(self.av.tokenizer, CLOSE)
+        closed = Closing(self.tokenizer, CLOSE)
         receipts = self._receipts(marker, vectors.float().cpu(), given)
         for row, ids in enumerate(sequences[:, len(self.prompt.ids) :].tolist()):
             # Its stop strings are not found in every tokenizer's vocabulary: it may have gone on.
@@ -309,32 +344,29 @@ class Verbalizer:
             sequences = tracer.result.cpu().save()
         return sequences, marker
 
-    def _check_free(self) -> None:
-        if self.av.interleaver.interleaving:
-            raise VerbalizationError(
-                "A trace is running on the verbalizer itself, and nnsight runs one trace per model "
-                "at a time. Read the text after the `with` block (the vector is kept until then), "
-                "or use a verbalizer that is a model of its own: NLA('path or id')."
-            )
+    @property
+    def _own_settings(self) -> Any:
+        """The generation settings that the checkpoint ships."""
+        return cast("Any", hosts.module_of(self.av)).generation_config
 
     def _ends(self) -> list[int]:
         """The ids that end a reply: the tokenizer's and those of the checkpoint's own settings."""
-        listed = self.av._module.generation_config.eos_token_id
+        listed = self._own_settings.eos_token_id
         ends = listed if isinstance(listed, list) else [listed]
-        return sorted({*ends, self.av.tokenizer.eos_token_id} - {None})
+        return sorted({*ends, self.tokenizer.eos_token_id} - {None})
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         """The settings of one run; what the checkpoint's own would leak is put back to neutral."""
         from transformers import GenerationConfig
 
-        own = self.av._module.generation_config
+        own = self._own_settings
         leaks = {
             name: neutral
             for name, neutral in _NEUTRAL.items()
             if getattr(own, name, None) not in (None, neutral)
         }
         ends = self._ends()
-        pad = self.av.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         return GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
@@ -355,7 +387,7 @@ class Verbalizer:
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
     def _reply(self, ids: list[int], receipt: tuple[float, float, float], *, ended: bool) -> Reply:
-        raw = self.av.tokenizer.decode(ids, skip_special_tokens=True)
+        raw = self.tokenizer.decode(ids, skip_special_tokens=True)
         text, closed = extract(raw)
         finish = "tag" if closed else "eos" if ended else "length"
         return Reply(raw, text, finish, len(ids), *receipt)
@@ -370,9 +402,3 @@ def _different(vectors: Tensor, given: Tensor) -> list[int]:
             zip(vectors.detach().float().cpu(), given.tolist(), strict=True)
         )
     ]
-
-
-def _only_last(model: Any) -> dict[str, int]:
-    """The option that spares a prefill the logits of all tokens but the last, where it is known."""
-    known = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if known else {}

@@ -1,4 +1,4 @@
-"""Text whose every character can be seen: what hides, or turns the text around, is spelled out."""
+"""Escape invisible and bidirectional characters."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ _HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 
 
 def visible(token: str) -> str:
-    r"""A token with its white space shown, and what would be invisible or turn the text around.
+    r"""Return a token with signs for its white space, and invisible characters escaped.
 
     >>> visible(" Paris\n"), visible("a\u202eb")
     ('␣Paris↵', 'a\\u202eb')
     """
-    return "".join(
-        f"\\u{ord(char):04x}" if unicodedata.category(char) in _HIDDEN else char
-        for char in token.translate(_SPACES)
-    )
+    return _escaped(token.translate(_SPACES))
 
 
 def readable(text: str, longest: int) -> str:
-    r"""A text as prose: line breaks and tabs stay, control characters are spelled out.
+    r"""Return a text as prose: line breaks and tabs are kept, invisible characters are escaped.
 
     >>> readable("one\ntwo\x00", 100), readable("abcdef", 4)
     ('one\ntwo\\u0000', 'abcd… (2 more characters)')
     """
-    cut = text[:longest]
     more = f"\u2026 ({len(text) - longest:,} more characters)" if len(text) > longest else ""
-    shown = "".join(
+    return _escaped(text[:longest], keep=f"\n\t{_JOINERS}") + more
+
+
+def _escaped(text: str, keep: str = "") -> str:
+    return "".join(
         f"\\u{ord(char):04x}"
-        if unicodedata.category(char) in _HIDDEN and char not in f"\n\t{_JOINERS}"
+        if unicodedata.category(char) in _HIDDEN and char not in keep
         else char
-        for char in cut
+        for char in text
     )
-    return shown + more

@@ -1,10 +1,9 @@
-"""One look for every plotly figure, legible on a light page and on a dark one.
+"""The look of every plotly figure, legible on light and dark pages.
 
     figure.update_layout(template=TEMPLATE)
 
-A figure cannot ask what it stands on, so it brings no paper of its own: background and plot are
-see-through, words are of a grey with a contrast of about 4 : 1 to white and to near-black, lines
-are of the same grey, thinner.
+A figure cannot know the colour of the page, so its background is transparent. Its text is a grey
+with a contrast of about 4 : 1 to white and to near-black; lines are the same grey, thinner.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 INK = "#7a7a7a"
-"""Of words, axes and marks."""
+"""The colour of text, axes and marks."""
 _GRID = "rgba(128,128,128,0.25)"
 _AXIS = {
     "gridcolor": _GRID,
@@ -33,4 +32,4 @@ TEMPLATE: dict[str, Any] = {
         "shapedefaults": {"line": {"color": INK}},
     }
 }
-"""What goes to plotly's ``template=``."""
+"""Pass it as plotly's ``template=``."""

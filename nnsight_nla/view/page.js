@@ -15,7 +15,7 @@
     return made;
   }
 
-  // ---- which token stands opposite which, and how far their explanations differ -------------------
+  // ---- which tokens are opposite each other, and how much their explanations differ ----------------
   const opposite = [new Map(), new Map()];
   for (const [a, b] of data.pairs || []) { opposite[0].set(a, b); opposite[1].set(b, a); }
   const words = (text) => (text || "").split(/\s+/).filter(Boolean);
@@ -40,7 +40,7 @@
   const log = (value) => Math.log(Math.max(value, 1e-12));
   const low = norms.length ? at(norms, 0.02) : 0, high = norms.length ? at(norms, 0.98) : 0;
   const unit = (value) => Math.min(1, Math.max(0, value));
-  /** What the style sheet makes a background of: `--n` the norm, `--s` the score, `--c` the change. */
+  /** Set what the style sheet shades by: `--n` the norm, `--s` the score, `--c` the change. */
   function shade(made, token, changed) {
     const wide = log(high) - log(low), set = (name, value) => made.style.setProperty(name, value.toFixed(3));
     if (token.norm !== undefined) set("--n", wide > 1e-9 ? unit((log(token.norm) - log(low)) / wide) : 0.5);
@@ -67,8 +67,8 @@
   }
   shadeBy(offered[0]);
 
-  // ---- the text: every chip is made once and never again ----------------------------------------------
-  // Lines of text in runs, each ending where a line does: one out of sight is laid out when there is time.
+  // ---- the text: every chip is made once --------------------------------------------------------------
+  // Runs of text end at line breaks; runs outside the view are laid out when the browser is idle.
   const RUN = 80, LINE = two ? 40 : 80, ROW = 2.05;
   const chips = sides.map(() => []), boxes = [], COLORS = ["var(--score)", "var(--change)"];
   const answers = new Set(["reply", "assistant", "model"]);
@@ -160,13 +160,13 @@
     `${sides.map((s) => s.tokens.length).join(" and ")} tokens`,
   ].join(" · ");
 
-  // ---- what is shown: the pinned token, else the hovered one, else the active one ----------------------
+  // ---- the details show the pinned token, else the hovered one, else the active one --------------------
   const last = sides[0].tokens.findLastIndex((t) => t.x !== undefined || t.err !== undefined);
   let active = { r: 0, i: last }, hovered = null, pinned = null, drawn = "", lit = [], needle = "";
   const same = (a, b) => a && b && a.r === b.r && a.i === b.i;
   const readable = (r, i) => chips[r][i] && !chips[r][i].classList.contains("unread");
 
-  /** `text` as nodes, each part that is searched for in a <mark>. */
+  /** Return `text` as nodes, with a <mark> around each match of the search. */
   function marked(text) {
     if (!needle) return [text];
     const nodes = [], lower = text.toLowerCase();
@@ -179,7 +179,7 @@
     return [...nodes, text.slice(from)];
   }
 
-  /** Paragraphs of `text`; words that `other` lacks in an element named `name`. */
+  /** Return the paragraphs of `text`; words that `other` lacks are in an element named `name`. */
   function paragraphs(text, other, name) {
     const keep = other === undefined || other === text ? null : common(text, other);
     let word = 0;
@@ -201,7 +201,7 @@
     });
   }
 
-  /** Which words of `text`, by number, are in its longest common subsequence with `other`. */
+  /** Return the indices of the words of `text` in its longest common subsequence with `other`. */
   function common(text, other) {
     const a = words(text), b = words(other), wide = b.length + 1;
     if (a.length * b.length > 1e6) return null;
@@ -409,7 +409,7 @@
     }
   });
 
-  // ---- the table behind the picture, made when it is opened ------------------------------------------------
+  // ---- the table below the text, made when it is opened ----------------------------------------------------
   byId("table").addEventListener("toggle", () => {
     const place = byId("table").querySelector("div");
     if (place.firstChild) return;
@@ -429,7 +429,7 @@
     }
   });
   for (const id of ["shade", "keys", "table", "query"]) byId(id).hidden = false;
-  // For as long as a run is not laid out it is missing from what a screen reader is told.
+  // A screen reader does not see a run before it is laid out.
   const waiting = [...texts.querySelectorAll(".run")];
   const later = window.requestIdleCallback || ((go) => setTimeout(go, 20));
   function rest() {

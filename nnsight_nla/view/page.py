@@ -1,9 +1,9 @@
-"""The reading page: one HTML file with everything in it, which fetches nothing and trusts nothing.
+"""The reading page: one self-contained HTML file that fetches nothing and trusts no text.
 
-The readings travel as JSON in a data block; `page.js` makes the elements, from text nodes only.
-The content security policy names the hashes of this package's own script and style and allows
-nothing else, so that even a hole in the escaping would have nothing to run. Without scripts there
-is a table with the same words.
+The readings are JSON in a data block; `page.js` makes the elements, from text nodes only. The
+content security policy allows the hashes of this package's own script and style and nothing else,
+so even a hole in the escaping would not run anything. Readers without scripts see a table with the
+same texts.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .escaping import readable, visible
 
 _HERE = Path(__file__).parent
 _TOKEN, _TEXT = 200, 20_000
-"""Characters of a token and of an explanation that a page shows; the rest is counted."""
+"""The most characters of a token and of an explanation on a page; the others are counted."""
 _TITLE = 80
 
 
 def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bool = True) -> str:
-    """A page with one reading, or with two side by side.
+    """Return a page with one reading, or with two next to each other.
 
     Args:
         readings: One or two, each with ``label``, ``target``, ``verbalizer``, ``layer`` and
             ``records``: a mapping per token of the text, with ``position``, ``token``, ``part``,
             ``read``, ``explanation``, ``norm``, ``cosine``, ``fve``, ``grade``, ``trust``,
             ``warnings``, ``error``.
-        title: Of the page; the beginning of the text where it is empty.
-        table: Whether the words are there as a table too, for readers without scripts.
+        title: The page's title; by default the beginning of the text.
+        table: Whether to add a table for readers without scripts.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -58,11 +58,11 @@ def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bo
 
 
 def frame(page: str, height: int = 560) -> str:
-    """`page` in a notebook's output: a sandbox that can run its script and reach nothing else.
+    """Return `page` in a frame for a notebook: a sandbox that can run its script only.
 
     Args:
-        page: What `reading` made.
-        height: In CSS pixels.
+        page: The HTML that `reading` returned.
+        height: The frame's height in CSS pixels.
     """
     return (
         f'<iframe title="reading" sandbox="allow-scripts" srcdoc="{escape(page)}" '
@@ -76,7 +76,7 @@ def _side(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _token(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page needs of one token; what is not there is left out, to keep the page small."""
+    """Return the page's fields of one token; absent values are left out, to keep the page small."""
     token, text, error = record["token"], record["explanation"], record["error"]
     found = {
         "p": record["position"],
@@ -101,7 +101,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _pairs(readings: Sequence[Mapping[str, Any]]) -> list[list[int]] | None:
-    """Which token of the one text stands opposite which of the other, as index pairs."""
+    """Return which tokens of the two texts are shown opposite each other, as index pairs."""
     if len(readings) < 2:
         return None
     one, two = ([record["token"] for record in each["records"]] for each in readings)
@@ -115,17 +115,17 @@ def _pairs(readings: Sequence[Mapping[str, Any]]) -> list[list[int]] | None:
 
 
 def _beginning(readings: Sequence[Mapping[str, Any]]) -> str:
-    spoken = [
-        r["token"][:_TOKEN]
-        for r in readings[0]["records"]
-        if r["part"] not in ("template", "reply")
+    tokens = [
+        record["token"][:_TOKEN]
+        for record in readings[0]["records"]
+        if record["part"] not in ("template", "reply")
     ]
-    text = " ".join("".join(spoken[:60]).split()) or "Reading"
+    text = " ".join("".join(tokens[:60]).split()) or "Reading"
     return text if len(text) <= _TITLE else f"{text[:_TITLE]}\u2026"
 
 
 def _embedded(value: Any) -> str:
-    """JSON that ends no script element and opens no comment in one."""
+    """Return JSON that cannot end the script element around it, nor open a comment in it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

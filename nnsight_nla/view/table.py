@@ -1,7 +1,6 @@
-"""Tables for notebooks: inline styles only, so that they look the same wherever one is shown.
+"""Tables for notebooks, with inline styles only, so that they look the same everywhere.
 
-They take ink and paper from where they stand, light or dark, and their few colours from the reading
-page.
+Text and background keep the notebook's colours, light or dark; every value is escaped.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ _CHIP = (
     "background:#6366f126;white-space:pre-wrap"
 )
 _NOTE = "opacity:.75;font-size:12px;margin-top:.2rem"
+_CLAIM = "padding:.3rem .8rem;border-top:1px solid #8884;vertical-align:top;text-align:left"
+_CARRIES, _HARMS = "#0d9488", "#b91c1c"
 
 
 def explanation(records: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a row per explanation: where it was read, the text, its warnings."""
+    """Return a table with a row per explanation: the token, its position, the text, warnings."""
     placed = any(
         record["token"] is not None or record["position"] is not None for record in records
     )
@@ -41,24 +42,58 @@ def explanation(records: Sequence[Mapping[str, Any]]) -> str:
     return table((*head, "explanation"), rows)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in the style that all of ours have.
+def claims(record: Mapping[str, Any]) -> str:
+    """Return a table with a row per part of an explanation: its figures, a bar, the text."""
+    parts = record["parts"]
+    most = max([abs(part["carries"]) for part in parts], default=0.0) or 1.0
+    rows: list[list[str]] = []
+    for part in parts:
+        figures = f"{part['carries']:+.3f}", _bar(part["carries"], most), f"{part['alone']:.3f}"
+        rows.append([*figures, escape(part["text"])])
+    caption = f"cosine {record['cosine']:.3f}; what it loses without each part"
+    head = ("carries", "", "alone", "part")
+    return table(head, rows, caption=caption, heading=_CLAIM, cell=_CLAIM)
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    heading: str = _HEAD,
+    cell: str = _CELL,
+) -> str:
+    """Return a table in the package's style.
 
     Args:
         head: The columns' names.
-        rows: Their cells, as HTML: whoever made them has escaped what is in them.
+        rows: The cells, as HTML; the caller has escaped their content.
+        caption: Above the table.
+        heading: The style of the columns' names.
+        cell: The style of the cells.
     """
-    names = "".join(f'<th scope="col" style="{_HEAD}">{name}</th>' for name in head)
+    above = f'<caption style="text-align:left;opacity:.75">{caption}</caption>' if caption else ""
+    names = "".join(f'<th scope="col" style="{heading}">{name}</th>' for name in head)
     body = "".join(
-        "<tr>" + "".join(f'<td dir="auto" style="{_CELL}">{cell}</td>' for cell in row) + "</tr>"
+        "<tr>" + "".join(f'<td dir="auto" style="{cell}">{each}</td>' for each in row) + "</tr>"
         for row in rows
     )
-    return f'<table style="{_STYLE}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+    header = f"{above}<thead><tr>{names}</tr></thead>"
+    return f'<table style="{_STYLE}">{header}<tbody>{body}</tbody></table>'
 
 
 def chip(token: str | None) -> str:
-    """A token as the reading page shows it: its white space to be seen, set apart."""
+    """Return a token on a tinted background, its white space visible; empty for ``None``."""
     return "" if token is None else f'<code style="{_CHIP}">{escape(visible(token))}</code>'
+
+
+def _bar(carries: float, most: float) -> str:
+    colour = _CARRIES if carries > 0 else _HARMS
+    return (
+        '<div style="width:8rem;background:#8883;height:.8em;margin-top:.35em">'
+        f'<div style="width:{100 * abs(carries) / most:.0f}%;background:{colour};height:100%">'
+        "</div></div>"
+    )
 
 
 def _body(record: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def test_reading_ahead_against_reading_in_turn(pair, tmp_path, monkeypatch):
     for attempt in range(3):
         for ahead in (True, False):
             monkeypatch.setattr(
-                sys.modules["nnsight_nla.bulk.run"], "_apart", lambda *_, a=ahead: a
+                sys.modules["nnsight_nla.bulk.run"], "_can_overlap", lambda *_, a=ahead: a
             )
             output = tmp_path / f"{attempt}{ahead}.parquet"
             report = bulk.run(nla, source, output, model=model, **options)

@@ -1,6 +1,6 @@
 """The README's picture: a real page of the embedded pair, clean beside patched, in Chromium.
 
-python tests/browser/picture.py     # writes .ci/docs/reading.png
+python tests/browser/picture.py     # writes tutorials/reference/reading.png
 """
 
 import os
@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from nnsight_nla import tiny
 from nnsight_nla.reading.records import Reading
 
-PICTURE = Path(__file__).parents[2] / ".ci" / "docs" / "reading.png"
+PICTURE = Path(__file__).parents[2] / "tutorials" / "reference" / "reading.png"
 TEXT = (
     "What a lovely day! People in Paris speak French. Paris is the capital of France. "
     "Shops in Paris take the euro."

@@ -75,16 +75,16 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pair, corpus, tmp_p
     whole, cut = tmp_path / "whole.parquet", tmp_path / "cut.parquet"
     splits = {"train": 0.6, "test": 0.4}
     extract(pair, corpus, whole, splits=splits)
-    from nnsight_nla.bulk.chunk_store import Parts
+    from nnsight_nla.bulk.chunk_store import ChunkStore
 
-    write = Parts.write
+    write = ChunkStore.write
 
     def stops(self, number, table):
         if number == 2:
             raise KeyboardInterrupt
         write(self, number, table)
 
-    monkeypatch.setattr(Parts, "write", stops)
+    monkeypatch.setattr(ChunkStore, "write", stops)
     with pytest.raises(KeyboardInterrupt):
         extract(pair, corpus, cut, splits=splits)
     monkeypatch.undo()

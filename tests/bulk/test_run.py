@@ -1,5 +1,6 @@
 """A data set in, explanations out: what the rows hold, and what becomes of bad ones."""
 
+import io
 import json
 import random
 from pathlib import Path
@@ -14,9 +15,9 @@ from typer.testing import CliRunner
 from nnsight_nla import NLA, Checkpoint, HostError, InjectionError, NLAError, Sampling, bulk, cli
 from nnsight_nla.bulk import residuals
 from nnsight_nla.bulk.pipeline import Job
-from nnsight_nla.bulk.residuals import Reader
+from nnsight_nla.bulk.residuals import ResidualReader
 from nnsight_nla.bulk.sources import Item
-from nnsight_nla.bulk.token_selection import parse
+from nnsight_nla.bulk.token_selection import parse_positions
 from nnsight_nla.tiny.documents import sample
 
 SHORT = Sampling(max_new_tokens=6)
@@ -102,7 +103,7 @@ def test_bad_vectors_are_rows_with_their_error_and_the_others_get_their_text(nla
         strict=True,
     ):
         assert part in row["error"]
-    with pytest.raises(NLAError, match=r"Row 'b': its vector is zero.* leave out --strict"):
+    with pytest.raises(NLAError, match=r"Row 'b': its vector is zero.* or pass strict=False"):
         bulk.run(nla, path, tmp_path / "strict.parquet", sampling=SHORT, score=False, strict=True)
 
 
@@ -157,7 +158,7 @@ def test_a_text_that_cannot_be_turned_back_has_no_score(nla, tmp_path):
 
 def test_padding_on_the_right_changes_no_residual(model, nla):
     items = [Item(row, str(row), text) for row, text in enumerate(TEXTS)]
-    reader = Reader(model, nla.checkpoint.layer, parse("all"))
+    reader = ResidualReader(model, nla.checkpoint.layer, parse_positions("all"))
     for found in reader.read(items):
         with model.trace(found.item.value):
             alone = nla.layer(model).output[0].detach().save()
@@ -167,15 +168,15 @@ def test_padding_on_the_right_changes_no_residual(model, nla):
 def test_documents_share_a_forward_pass_up_to_its_size(model, nla, monkeypatch):
     monkeypatch.setattr(residuals, "BATCH_TOKENS", 64)
     sizes = []
-    trace = Reader._trace
+    trace = ResidualReader._trace
 
     def counted(self, ids, row, column):
         sizes.append(tuple(ids.shape))
         return trace(self, ids, row, column)
 
-    monkeypatch.setattr(Reader, "_trace", counted)
+    monkeypatch.setattr(ResidualReader, "_trace", counted)
     items = [Item(row, str(row), text) for row, text in enumerate(TEXTS)]
-    found = Reader(model, nla.checkpoint.layer, parse("last")).read(items)
+    found = ResidualReader(model, nla.checkpoint.layer, parse_positions("last")).read(items)
     assert [each.item.row for each in found] == list(range(len(TEXTS)))
     assert len(sizes) > 1
     assert all(rows == 1 or rows * width <= 64 for rows, width in sizes)
@@ -196,7 +197,7 @@ def test_a_host_that_is_away_is_waited_for_and_one_step_is_not_done_twice(
     nla, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(nla, "remote", True)
-    monkeypatch.setattr("nnsight_nla.bulk.retry._LONGEST", 0.01)
+    monkeypatch.setattr("nnsight_nla.bulk.retry._LONGEST_WAIT", 0.01)
     np.save(tmp_path / "v.npy", torch.randn(4, 128).numpy())
     fails = iter([True, True, False])
     resolve, asked = NLA.resolve, []
@@ -231,8 +232,8 @@ def test_what_stops_the_reading_thread_stops_the_run(model, nla, tmp_path, monke
             raise RuntimeError("out of memory")
         return trace(self, ids, row, column)
 
-    trace = Reader._trace
-    monkeypatch.setattr(Reader, "_trace", fail)
+    trace = ResidualReader._trace
+    monkeypatch.setattr(ResidualReader, "_trace", fail)
     output = tmp_path / "out.parquet"
     options = {"model": model, "positions": "last", "sampling": SHORT, "chunk": 1}
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -243,29 +244,55 @@ def test_what_stops_the_reading_thread_stops_the_run(model, nla, tmp_path, monke
 
 def test_texts_need_a_target_and_one_that_can_be_traced(model, nla, tmp_path):
     source = lines(tmp_path, {"text": "hi"})
-    with pytest.raises(NLAError, match=r"in\.jsonl holds texts, which the target has to read"):
+    with pytest.raises(NLAError, match=r"in\.jsonl holds texts, .* Pass the target: run\("):
         bulk.run(nla, source, tmp_path / "out.parquet")
     with pytest.raises(InjectionError, match="Expected an nnsight TransformersModel"):
         bulk.run(nla, source, tmp_path / "out.parquet", model=torch.nn.Linear(2, 2))
-    with pytest.raises(NLAError, match=r"shard '3/2': expected i/n"):
+    with pytest.raises(NLAError, match="shard='3/2': expected \"i/n\""):
         bulk.run(nla, source, tmp_path / "out.parquet", model=model, shard="3/2")
     assert list(tmp_path.iterdir()) == [source]
+
+
+class Terminal(io.StringIO):
+    """Standard error that somebody watches."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_the_bar_is_shown_on_a_terminal_only(nla, tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "v.npy", torch.randn(4, 128).numpy())
     bulk.run(nla, tmp_path / "v.npy", tmp_path / "a.parquet", sampling=SHORT, score=False)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("nnsight_nla.progress._DELAY", 0)
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     bulk.run(nla, tmp_path / "v.npy", tmp_path / "b.parquet", sampling=SHORT, score=False)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "explaining" in shown.err
-    assert "4/4" in shown.err
-    assert "rows/s" in shown.err
-    assert "verbalizing" not in shown.err  # The queue's own bar is silent below it.
+    shown = terminal.getvalue()
+    assert capsys.readouterr().out == ""
+    assert "explaining" in shown
+    assert "4/4" in shown
+    assert "vector/s" in shown
+    assert " rows/s" in shown
+    hidden = {"sampling": SHORT, "score": False, "progress": False}
+    bulk.run(nla, tmp_path / "v.npy", tmp_path / "c.parquet", **hidden)
+    assert terminal.getvalue() == shown
+
+
+def test_a_host_that_is_away_is_named_next_to_the_bar(nla, tmp_path, monkeypatch):
+    monkeypatch.setattr(nla, "remote", True)
+    monkeypatch.setattr("nnsight_nla.bulk.retry._LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    np.save(tmp_path / "v.npy", torch.randn(2, 128).numpy())
+    resolve, fails = NLA.resolve, iter([True])
+
+    def flaky(self, handles=None):
+        if next(fails, False):
+            raise HostError("gone") from ConnectionRefusedError("refused")
+        assert "the host is away; trying again in 0 s" in terminal.getvalue()
+        resolve(self, handles)
+
+    monkeypatch.setattr(NLA, "resolve", flaky)
+    bulk.run(nla, tmp_path / "v.npy", tmp_path / "out.parquet", sampling=SHORT, score=False)
 
 
 def test_a_job_is_a_plain_record():

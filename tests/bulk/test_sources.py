@@ -154,10 +154,14 @@ def test_rows_that_cannot_be_used_say_why(tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", r"is empty"),
-        ("a.jsonl", b'{"body": "x"}\n', r"no column 'text'; it has 'body'\. Say which one"),
-        ("a.parquet", b"nonsense", r"is no Parquet file"),
-        ("a.npy", b"nonsense", r"is no \.npy file"),
-        ("a.safetensors", b"nonsense", r"is no safetensors file"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            r"no column 'text'; it has 'body'\. Say which one to read, open_source\(\.\.\., text=",
+        ),
+        ("a.parquet", b"nonsense", r"cannot be read as Parquet"),
+        ("a.npy", b"nonsense", r"cannot be read as a \.npy array"),
+        ("a.safetensors", b"nonsense", r"cannot be read as safetensors"),
         ("a.csv", b"text\n", r"expected \.jsonl \(also \.jsonl\.gz\), \.parquet, \.safetensors"),
     ],
 )
@@ -173,7 +177,9 @@ def test_arrays_of_another_shape_and_missing_files(tmp_path):
     with pytest.raises(NLAError, match=r"shape \[2, 3, 4\], expected \[rows, d_model\]"):
         open_source(tmp_path / "a.npy")
     save_file({"W_dec": torch.zeros(2, 3), "W_enc": torch.zeros(3, 2)}, tmp_path / "a.safetensors")
-    with pytest.raises(NLAError, match=r"holds W_dec \[2, 3\], W_enc \[3, 2\]: say which"):
+    with pytest.raises(
+        NLAError, match=r"holds W_dec \[2, 3\], W_enc \[3, 2\]: say which tensor.*tensor=\"NAME\""
+    ):
         open_source(tmp_path / "a.safetensors")
     assert open_source(tmp_path / "a.safetensors", tensor="W_enc").count == 3
     for name in (tmp_path / "nowhere.jsonl", "data/nowhere.jsonl", "nowhere", "../owner/name"):

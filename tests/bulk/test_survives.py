@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nnsight_nla import NLA, NLAError, Sampling, bulk
-from nnsight_nla.bulk.chunk_store import Parts
+from nnsight_nla.bulk.chunk_store import ChunkStore
 from nnsight_nla.tiny.documents import sample
 
 SHORT = Sampling(max_new_tokens=3)
@@ -67,7 +67,7 @@ def in_a_fork(work) -> int:
 
 def kept(output: Path) -> dict[str, tuple[int, int]]:
     """The finished chunks, as the file system knows them."""
-    found = {path: path.stat() for path in Parts(output).folder.glob("*.parquet")}
+    found = {path: path.stat() for path in ChunkStore(output).folder.glob("*.parquet")}
     return {path.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
@@ -91,15 +91,15 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(pair, corpus, undisturbed,
                 assert os.WEXITSTATUS(status) == 0
                 break
             kills += 1
-            caught += Parts(output).folder.exists() and not output.exists()
+            caught += ChunkStore(output).folder.exists() and not output.exists()
             now = kept(output)
             if now:  # Else the file was finished, and the kill came while the chunks were removed.
                 assert before.items() <= now.items()  # Nothing is lost, nothing made again.
             before = now
         explain(pair, corpus, output)
         assert both(output) == undisturbed, f"seed {seed}"
-        assert not Parts(output).folder.exists()
-        assert [path.name for path in tmp_path.glob(f"{seed}.parquet*.tmp")] == []
+        assert not ChunkStore(output).folder.exists()
+        assert [path.name for path in tmp_path.glob("*.tmp")] == []
     print(f"{kills} kills, {caught} of them in the middle; an undisturbed run takes {whole:.2f} s")
     assert caught >= 15
 
@@ -110,7 +110,7 @@ def test_the_command_itself_killed_and_typed_again(pair, corpus, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     output, other = tmp_path / "killed.parquet", tmp_path / "whole.parquet"
     begun = subprocess.Popen([*command, str(output), *options], env=environment)
-    while len(Parts(output).numbers()) < 3 and begun.poll() is None:
+    while len(ChunkStore(output).numbers()) < 3 and begun.poll() is None:
         time.sleep(0.005)
     begun.kill()
     assert begun.wait() == -signal.SIGKILL
@@ -156,7 +156,10 @@ def test_a_full_disk_keeps_what_is_done(pair, corpus, undisturbed, small_disk):
         except NLAError as error:
             message = str(error)
             assert message.startswith(f"The disk of {disk}")
-            assert "type the same command to go on once there is room" in message
+            assert (
+                "Free some space. What is finished is kept: rerun with the same arguments"
+                in message
+            )
             # The folder or a chunk, and at last the finished file, while all chunks are kept.
             kinds.add(message.split("could not")[0].split(": ")[1].strip())
             assert not output.exists()
@@ -175,7 +178,7 @@ def test_a_read_only_place_is_said_and_left_as_it_is(pair, corpus, small_disk, t
     with pytest.raises(NLAError, match=r"out\.parquet\.parts cannot be written \(Read-only file"):
         explain(pair, corpus, disk / "out.parquet")
     assert list(disk.iterdir()) == []
-    with pytest.raises(NLAError, match=r"there is no folder .*nowhere\. Make it first"):
+    with pytest.raises(NLAError, match=r"the folder .*nowhere does not exist\. Create it"):
         explain(pair, corpus, tmp_path / "nowhere" / "out.parquet")
 
 
@@ -198,7 +201,7 @@ def test_shards_merge_to_the_bytes_of_an_unsharded_run(pair, corpus, undisturbed
     with pytest.raises(NLAError, match=r"not shards of one run:\n  skip: 0 before, 1 now"):
         bulk.merge([outputs[0], other, outputs[2]], merged)
     (tmp_path / "part1.parquet.nla_meta.yaml").unlink()
-    with pytest.raises(NLAError, match=r"has no sidecar part1\.parquet\.nla_meta\.yaml beside it"):
+    with pytest.raises(NLAError, match=r"has no sidecar part1\.parquet\.nla_meta\.yaml next to it"):
         bulk.merge(outputs, merged)
     with pytest.raises(NLAError, match="nothing to merge"):
         bulk.merge([], merged)
@@ -215,7 +218,7 @@ def test_changed_settings_are_refused_with_the_difference(pair, corpus, tmp_path
         "vectors": (False, "vectors: True before, False now"),
     }
     for name, (value, line) in changes.items():
-        with pytest.raises(NLAError, match="was begun with other settings") as caught:
+        with pytest.raises(NLAError, match="was made with other settings") as caught:
             explain(pair, corpus, output, **{name: value})
         assert str(caught.value).splitlines()[1:-1] == [f"  {line}"]
     model, nla = pair
@@ -264,9 +267,9 @@ def test_a_changed_weight_is_noticed(pair, corpus, tmp_path):
 
 def test_two_processes_do_not_write_one_output(pair, corpus, tmp_path):
     output = tmp_path / "out.parquet"
-    with Parts(output).open({"shard": None}):
+    with ChunkStore(output).open({"shard": None}):
         assert "Another process is writing" in refused(pair, corpus, output)
-    assert "was begun with other settings" in refused(pair, corpus, output)
+    assert "was made with other settings" in refused(pair, corpus, output)
 
 
 def refused(pair, corpus: Path, output: Path) -> str:

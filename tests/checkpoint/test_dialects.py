@@ -1,4 +1,4 @@
-"""Sidecars as the projects in the wild write them: every field missing, mistyped, contradicted."""
+"""Sidecars as the projects write them: every field missing, mistyped, contradicted."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from nnsight_nla import Baseline, Checkpoint, Injection
 from nnsight_nla.checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, PRESETS, parse_sidecar
-from nnsight_nla.checkpoint.sidecar import PLACES
+from nnsight_nla.checkpoint.dialects import KEYS
 from nnsight_nla.core.injection import OPERATIONS
 from nnsight_nla.errors import CheckpointError, NLAError
 
@@ -153,12 +153,12 @@ def test_every_dialect_is_read_from_its_file(name, tmp_path):
     assert found.left_id == tree["tokens"].get("injection_left_neighbor_id")
     # Every value's origin is a place of this file.
     file = next(tmp_path.iterdir())
-    given_fields = {key for key in PLACES if getattr(found, key) is not None}
+    given_fields = {key for key in KEYS if getattr(found, key) is not None}
     assert set(found.source) == given_fields | {"injection"}
     for key in given_fields:
         place, _, where = found.source[key].partition(" in ")
         assert where == str(file)
-        assert place in PLACES[key]
+        assert place in KEYS[key]
         assert get(tree, place) is not None
 
 
@@ -166,7 +166,7 @@ def test_a_data_sets_sidecar_beside_its_parquet(tmp_path):
     parquet = tmp_path / "train.parquet"
     parquet.write_bytes(b"PAR1")
     message = (
-        f"{parquet} is no sidecar and has none beside it (looked for "
+        f"{parquet} is not a sidecar and has none next to it (looked for "
         "train.parquet.nla_meta.yaml). Pass a folder, a data set with its sidecar, or the sidecar "
         "itself."
     )
@@ -179,7 +179,7 @@ def test_a_data_sets_sidecar_beside_its_parquet(tmp_path):
     assert Checkpoint.load(tmp_path) == found  # The only one in the folder.
     (tmp_path / "eval.parquet.nla_meta.yaml").write_text(text, "utf-8")
     message = (
-        f"{tmp_path} has no nla_meta.yaml or nla_meta.json and several data sets' sidecars: "
+        f"{tmp_path} has no nla_meta.yaml or nla_meta.json, but the sidecars of several data sets: "
         "eval.parquet.nla_meta.yaml, train.parquet.nla_meta.yaml. Pass the one that the "
         "checkpoint was trained on: NLA(..., "
         f"checkpoint='{tmp_path / 'eval.parquet.nla_meta.yaml'}')."
@@ -196,15 +196,15 @@ REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
 WRONG: dict[str, tuple[Any, str]] = {
     "layer": ("twenty", "is 'twenty', expected a block number from 0."),
     "d_model": ([4096], "is [4096], expected a width from 1."),
-    "template": (7, "has 0 times {injection_char}, expected at least one: 7."),
-    "ar_template": (["x"], "has 0 times {explanation}, expected exactly one: ['x']."),
-    "marker": ("two", "is 'two', expected the one marker character."),
+    "template": (7, "contains {injection_char} 0 times, expected at least once: 7."),
+    "ar_template": (["x"], "contains {explanation} 0 times, expected exactly once: ['x']."),
+    "marker": ("two", "is 'two', expected a single character."),
     "marker_id": ("149705", "is '149705', expected a token id."),
     "left_id": (2.5, "is 2.5, expected a token id."),
     "right_id": (-1, "is -1, expected a token id."),
     "ar_suffix_ids": ({"a": 1}, "is {'a': 1}, expected token ids."),
     "base_model": (5, "is 5, expected a model's name."),
-    "thinking": ("off", "is 'off', expected true, false or nothing."),
+    "thinking": ("off", "is 'off', expected True, False or None."),
     "baseline": ("0.9", "is '0.9', expected a Baseline(...)."),
 }
 OTHER = {
@@ -215,7 +215,7 @@ OTHER = {
 
 def cases():
     for dialect, tree in DIALECTS.items():
-        for key, places in PLACES.items():
+        for key, places in KEYS.items():
             here = next((place for place in places if get(tree, place) is not None), None)
             if here is not None and key in REQUIRED:
                 message = f"meta: missing {key} (at {' or '.join(places)})."
@@ -233,7 +233,7 @@ def cases():
                 listed = ", ".join(
                     f"{place} = {values[place]!r}" for place in places if values[place] is not None
                 )
-                message = f"meta: {key} is given twice and differs: {listed}."
+                message = f"meta: {key} has contradictory values: {listed}."
                 yield dialect, key, "contradicted", put(tree, second, OTHER[key]), message
 
 
@@ -252,23 +252,23 @@ def test_a_field_that_is_missing_mistyped_or_contradicted(tree, message):
 
 
 def test_every_field_of_every_dialect_is_among_the_cases():
-    assert {key for _, key, *_ in CASES} == set(PLACES) == set(WRONG)
+    assert {key for _, key, *_ in CASES} == set(KEYS) == set(WRONG)
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
     assert len(CASES) == 150
 
 
-MODE = "training.injection_mode is a replacement at the embedding, and"
+MODE = "training.injection_mode is a replacement at the embedding, which contradicts"
 INJECTIONS = [
     (
         {"training.injection_mode": "karvonen", "training.injection_layer": "1"},
-        "meta: Injection(site='block', layer='1'): say at which block's output the vector is "
-        "written, e.g. Injection(layer=1).",
+        "meta: Injection(site='block', layer='1'): expected the number of the block whose output "
+        "is written, from 0, for example Injection(layer=1).",
     ),
     (
         {"training.injection_mode": "karvonen", "training.injection_coefficient": "2"},
-        "meta: Injection(scale='2'): a scale is a positive, finite number.",
+        "meta: Injection(scale='2'): expected a positive, finite number.",
     ),
     (
         {"training.injection_mode": ["add"]},
@@ -277,32 +277,31 @@ INJECTIONS = [
     ),
     (
         {"training.injection_mode": "replace", "training.injection_layer": 1},
-        f"meta: {MODE} training.injection_layer is 1: these contradict each other. Say what is "
-        "right: NLA(..., checkpoint=Injection(...)).",
+        f"meta: {MODE} training.injection_layer = 1. Pass what is right: "
+        "NLA(..., checkpoint=Injection(...)).",
     ),
     (
         {"training.injection_mode": "replace", "training.injection_coefficient": 2.0},
-        f"meta: {MODE} training.injection_coefficient is 2.0: these contradict each other. Say "
-        "what is right: NLA(..., checkpoint=Injection(...)).",
+        f"meta: {MODE} training.injection_coefficient = 2.0. Pass what is right: "
+        "NLA(..., checkpoint=Injection(...)).",
     ),
     *(
         (
             {"training.injection_mode": "replace", "extraction.injection_scale": scale},
-            f"meta: extraction.injection_scale is {scale!r}, and training.injection_mode is a "
-            "replacement: it needs the L2 norm that the vector is brought to, and an absent one is "
-            "never read as 'raw'. Say it: NLA(..., checkpoint=Injection('replace', 'embedding', "
-            "None, 150.0)).",
+            f"meta: extraction.injection_scale is {scale!r}, but training.injection_mode is a "
+            "replacement, which needs the L2 norm that the vector is scaled to; it has no default. "
+            "Pass it: NLA(..., checkpoint=Injection('replace', 'embedding', None, 150.0)).",
         )
         for scale in ("raw", "none")
     ),
     (
         {"extraction.injection_scale": -3},
-        "meta: Injection(scale=-3): a scale is a positive, finite number.",
+        "meta: Injection(scale=-3): expected a positive, finite number.",
     ),
     (
         {"extraction.norm": "whitened"},
-        "meta: extraction.norm is 'whitened'. This verbalizer was trained on whitened vectors, and "
-        "nnsight_nla serves raw residuals only: its texts would be wrong without a warning.",
+        "meta: extraction.norm is 'whitened'. This verbalizer was trained on whitened vectors, but "
+        "nnsight_nla supports raw residuals only: the texts would be silently wrong.",
     ),
 ]
 
@@ -327,28 +326,7 @@ def test_a_third_partys_mode_is_read_and_written(monkeypatch):
     assert parse_sidecar(found.to_sidecar("av"), "meta") == found
 
 
-# Presets.
-
-FAMILIES = [
-    ("ceselder/nanonla-l24-av-qwen3-8b", 24, 4096, None),
-    ("kitft/nla-qwen2.5-7b-L20-av", 20, 3584, 150.0),
-    ("kitft/nla-gemma3-12b-L32-av", 32, 3840, 80000.0),
-    ("kitft/nla-gemma3-27b-L41-av", 41, 5376, 60000.0),
-    ("kitft/Llama-3.3-70B-NLA-L53-av", 53, 8192, 30.0),
-]
-
-
-@pytest.mark.parametrize(("name", "layer", "d_model", "scale"), FAMILIES)
-def test_the_presets(name, layer, d_model, scale):
-    preset = Checkpoint.preset(name)
-    assert (preset.layer, preset.d_model) == (layer, d_model)
-    operation = "add" if scale is None else "replace"
-    assert (preset.injection.operation, preset.injection.scale) == (operation, scale)
-    assert preset.template == AV_TEMPLATE
-    assert preset.source["layer"] == f"preset {name}"
-    published = name.startswith("kitft/")
-    assert preset.baseline == (Baseline.published(preset.base_model) if published else None)
-    assert set(PRESETS) == {each for each, *_ in FAMILIES}
+# Presets fill gaps.
 
 
 def test_a_known_repository_gets_from_its_preset_what_no_sidecar_says():
@@ -370,7 +348,7 @@ anything = st.recursive(
     leaf, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(leaf, inner, max_size=2)
 )
 everywhere = [
-    *sorted({place for places in PLACES.values() for place in places}),
+    *sorted({place for places in KEYS.values() for place in places}),
     *("kind", "schema_version", "extraction", "tokens", "critic", "ar", "training"),
     *("prompt_templates", "training.injection_mode", "training.injection_layer"),
     *("training.injection_coefficient", "extraction.injection_scale", "extraction.norm"),

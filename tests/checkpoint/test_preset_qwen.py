@@ -106,7 +106,7 @@ def test_neighbours_that_are_not_given_are_found(tokenizer, preset):
 
 @pytest.mark.parametrize("wrong", [{"left_id": 30}, {"right_id": 523}, {"left_id": 522}])
 def test_a_wrong_neighbour(tokenizer, preset, wrong):
-    with pytest.raises(CheckpointError, match=r"has 0 places .* Beside it stand: \(29, 522\)"):
+    with pytest.raises(CheckpointError, match=r"found 0\. .* in the prompt: \(29, 522\)"):
         Prompt.render(replace(preset, **wrong), tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""The prompt and its one marker, on small real tokenizers; and what a reply says."""
+"""The prompt and its marker, on small real tokenizers."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from nnsight_nla.checkpoint.checkpoint import Checkpoint
-from nnsight_nla.checkpoint.prompt import Prompt, extract, snippets
+from nnsight_nla.checkpoint.prompt import Prompt
 from nnsight_nla.errors import CheckpointError, NLAError
 
 MARKER = "㈎"
@@ -122,9 +122,9 @@ def test_two_sites(live):
     template = f"<concept>{MARKER}</concept> and <concept>{{injection_char}}</concept>."
     left, right = one(live, ">"), one(live, "<")
     with refused(
-        f"The verbalizer's prompt has 2 places where '{MARKER}' (257) stands between {left} and "
-        f"{right}, expected exactly 1. Beside it stand: ({left}, {right}), ({left}, {right}). Use "
-        "the tokenizer and template that ship with the checkpoint."
+        f"Expected exactly 1 x '{MARKER}' (257) between {left} and {right} in the verbalizer's "
+        f"prompt, found 2. Neighbours of the marker in the prompt: ({left}, {right}), ({left}, "
+        f"{right}). Use the tokenizer and template that ship with the checkpoint."
     ):
         Prompt.render(checkpoint(live, template), live)
 
@@ -132,28 +132,28 @@ def test_two_sites(live):
 def test_no_site_when_other_tokens_stand_beside_the_marker(live):
     left, right, space = one(live, ">"), one(live, "<"), one(live, " ")
     with refused(
-        f"The verbalizer's prompt has 0 places where '{MARKER}' (257) stands between {left} and "
-        f"{right}, expected exactly 1. Beside it stand: ({space}, {space}). Use the tokenizer and "
-        "template that ship with the checkpoint."
+        f"Expected exactly 1 x '{MARKER}' (257) between {left} and {right} in the verbalizer's "
+        f"prompt, found 0. Neighbours of the marker in the prompt: ({space}, {space}). Use the "
+        "tokenizer and template that ship with the checkpoint."
     ):
         Prompt.render(checkpoint(live, "Explain {injection_char} now."), live)
 
 
 @pytest.mark.parametrize("side", ["left_id", "right_id"])
 def test_each_neighbour_counts(live, side):
-    with pytest.raises(CheckpointError, match="has 0 places"):
+    with pytest.raises(CheckpointError, match="in the verbalizer's prompt, found 0"):
         Prompt.render(checkpoint(live, **{side: one(live, "x")}), live)
 
 
 def test_with_unknown_neighbours_a_second_marker_is_ambiguous(live):
     template = f"{MARKER} is: <concept>{{injection_char}}</concept>."
-    with pytest.raises(CheckpointError, match=r"has 2 places .* between any token and any token"):
+    with pytest.raises(CheckpointError, match=r"between any token and any token .* found 2"):
         Prompt.render(checkpoint(live, template, left_id=None, right_id=None), live)
 
 
 def test_a_chat_template_that_drops_the_message():
     live = tokenizer(chat="{{ bos_token }}<|assistant|>")
-    with pytest.raises(CheckpointError, match=r"has 0 places .* Beside it stand: nothing"):
+    with pytest.raises(CheckpointError, match=r"found 0\. .* in the prompt: none"):
         Prompt.render(checkpoint(live), live)
 
 
@@ -212,7 +212,7 @@ def test_a_templates_format_tricks_are_never_evaluated(live, trick):
     template = f"{trick} <concept>{{injection_char}}</concept>."
     if trick == "{{injection_char}}":
         # The braces stay, and what is between them is a slot like any other: a second site.
-        with pytest.raises(CheckpointError, match=r"has 1 places .* expected exactly 2"):
+        with pytest.raises(CheckpointError, match=r"Expected exactly 2 .* found 1"):
             Prompt.render(checkpoint(live, template), live)
         return
     prompt = Prompt.render(checkpoint(live, template), live)
@@ -253,8 +253,8 @@ def test_neighbours_that_fit_one_slot_only_are_refused_before_any_forward_pass(l
     template = "First ({injection_char}), second [{injection_char}]."
     ids = {"left_id": one(live, "("), "right_id": one(live, ")")}
     with refused(
-        f"The verbalizer's prompt has 1 places where '{MARKER}' (257) stands between "
-        f"{ids['left_id']} and {ids['right_id']}, expected exactly 2. Beside it stand: "
+        f"Expected exactly 2 x '{MARKER}' (257) between {ids['left_id']} and {ids['right_id']} in "
+        "the verbalizer's prompt, found 1. Neighbours of the marker in the prompt: "
         f"({one(live, '(')}, {one(live, ')')}), ({one(live, '[')}, {one(live, ']')}). Use the "
         "tokenizer and template that ship with the checkpoint."
     ):
@@ -263,7 +263,7 @@ def test_neighbours_that_fit_one_slot_only_are_refused_before_any_forward_pass(l
 
 def test_a_marker_beside_a_slot_makes_the_run_too_long(live):
     template = f"<concept>{MARKER}{{injection_char}}</concept>."
-    with pytest.raises(CheckpointError, match=r"has 2 places .* expected exactly 1"):
+    with pytest.raises(CheckpointError, match=r"Expected exactly 1 .* found 2"):
         Prompt.render(checkpoint(live, template), live)
 
 
@@ -271,9 +271,9 @@ def test_the_depth_slot(live):
     template = "From depth {depth_pct}%: <concept>{injection_char}</concept>."
     unfilled = checkpoint(live, template, layer=20, source={"template": "prompt_templates.av in m"})
     with refused(
-        "template (prompt_templates.av in m) still has {depth_pct}: at what share of the target's "
-        "depth, in percent, was the vector read? Say how many blocks the target has "
-        "(checkpoint.at_depth(blocks)), or put the number in place of {depth_pct}."
+        "template (prompt_templates.av in m) still has {depth_pct}, the depth of the layer in "
+        "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or put the "
+        "number in place of {depth_pct}."
     ):
         Prompt.render(unfilled, live)
     filled = unfilled.at_depth(28)
@@ -284,7 +284,7 @@ def test_the_depth_slot(live):
     assert filled.at_depth(28) is filled
     for blocks in (20, 0, -1, "28", None, 28.0):
         with refused(
-            f"layer is 20, and the target has {blocks!r} blocks: {{depth_pct}} in the template "
+            f"layer is 20, but the target has {blocks!r} blocks: {{depth_pct}} in the template "
             "cannot be filled in."
         ):
             unfilled.at_depth(blocks)
@@ -306,7 +306,7 @@ def test_the_thinking_block_is_the_checkpoints_to_say():
     assert off.text == silent.text + "<think></think>"
     assert off.sites == silent.sites
     for bad in (1, 0, "false", []):
-        with refused(f"thinking is {bad!r}, expected true, false or nothing."):
+        with refused(f"thinking is {bad!r}, expected True, False or None."):
             checkpoint(live, thinking=bad)
 
 
@@ -334,50 +334,3 @@ def test_any_template_gives_a_prompt_or_one_of_our_errors(before, middle, after)
 @functools.cache
 def _shared_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer()
-
-
-# What a reply says.
-
-REPLIES = [
-    ("<explanation>\nAbout Paris.\n</explanation>", ("About Paris.", True)),
-    ("<explanation>About Par", ("About Par", False)),
-    ("About Paris.</explanation> and more", ("About Paris.", True)),
-    ("About Paris.", ("About Paris.", False)),
-    ("Sure! <explanation>A</explanation>", ("A", True)),
-    ("<explanation>A</explanation><explanation>B</explanation>", ("A", True)),
-    ("<explanation></explanation>", ("", True)),
-    ("<explanation>", ("", False)),
-    ("", ("", False)),
-    ("<explanation> 1 < 2 </explan", ("1 < 2 </explan", False)),
-    ("<EXPLANATION>A</EXPLANATION>", ("<EXPLANATION>A</EXPLANATION>", False)),
-]
-
-
-@pytest.mark.parametrize(("raw", "expected"), REPLIES)
-def test_extract(raw, expected):
-    assert extract(raw) == expected
-
-
-SNIPPETS = [
-    ("", ()),
-    (" \n\n \n", ()),
-    ("One.", ("One.",)),
-    ("One.\n\nTwo.", ("One.", "Two.")),
-    ("One.\n  \n\n\nTwo.\n", ("One.", "Two.")),
-    ("One.\nTwo.", ("One.", "Two.")),
-    ("One,\nstill one.\n\nTwo.", ("One,\nstill one.", "Two.")),
-    ("One.\r\n\r\nTwo.", ("One.", "Two.")),
-    ("\n\nOne.\nTwo.\n\n", ("One.", "Two.")),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), SNIPPETS)
-def test_snippets(text, expected):
-    assert snippets(text) == expected
-
-
-@given(st.text(alphabet="ab \n<>", max_size=30).filter(lambda text: "<" not in text))
-def test_what_stands_between_the_tags_comes_out(text):
-    assert extract(f"<explanation>{text}</explanation>") == (text.strip(), True)
-    assert all(part and part == part.strip() for part in snippets(text))
-    assert "".join("".join(snippets(text)).split()) == "".join(text.split())

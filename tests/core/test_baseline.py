@@ -1,4 +1,4 @@
-"""The denominator: by hand, streamed, in both definitions, published, and refused."""
+"""Baselines: by hand, streamed, in both definitions, published, and refused."""
 
 import hypothesis.strategies as st
 import pytest
@@ -21,6 +21,12 @@ def test_the_variance_by_hand():
     assert baseline.value == pytest.approx(0.5)
     assert baseline.norm == pytest.approx(4.5)
     assert (baseline.n, baseline.definition) == (2, "variance")
+
+
+def test_fve_by_hand():
+    baseline = Baseline(0.5, "axes")
+    assert baseline.fve(torch.tensor([0.0, 0.25, 0.5, 1.0])).tolist() == [1.0, 0.5, 0.0, -1.0]
+    assert [baseline.fve(mse) for mse in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.5, 0.0, -1.0]
 
 
 def test_both_definitions_against_plain_formulas():
@@ -108,10 +114,10 @@ def test_it_is_printed_with_its_data():
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
-        (torch.zeros(0, 4), "0 vectors has no variance"),
-        (torch.ones(1, 4), "1 vectors has no variance"),
-        ([], "0 vectors has no variance"),
-        (torch.tensor([[1.0, 2.0], [2.0, 4.0]]), "point in one direction"),
+        (torch.zeros(0, 4), "at least two vectors, got 0"),
+        (torch.ones(1, 4), "at least two vectors, got 1"),
+        ([], "at least two vectors, got 0"),
+        (torch.tensor([[1.0, 2.0], [2.0, 4.0]]), "All 2 vectors have the same direction"),
         (torch.tensor([[1.0, 2.0], [0.0, 0.0]]), "Vector 1 is zero"),
         ([torch.ones(3, 2), torch.full((1, 2), torch.nan)], "Vector 3 has NaN"),
         ([torch.ones(1, 2), torch.ones(1, 3)], "width 3 after vectors of width 2"),
@@ -132,6 +138,7 @@ def test_vectors_that_give_no_baseline(vectors, message):
         ({"value": 4.5}, "value 4.5"),
         ({"value": float("nan")}, "value nan"),
         ({"value": True}, "value True"),
+        ({"value": 10**400}, "value 1000"),
         ({"value": "0.7"}, "value '0.7'"),
         ({"name": " "}, "name ' '"),
         ({"definition": "median"}, "variance, mean_direction"),

@@ -1,4 +1,4 @@
-"""The vector's way into the residual: by hand, against a plain formula, and for odd vectors."""
+"""Writing a vector into the residual: by hand, against a plain formula, and for odd vectors."""
 
 import math
 import re
@@ -195,41 +195,40 @@ def test_a_zero_vector_has_no_direction_and_an_empty_batch_is_fine():
     [
         (
             {"operation": "multiply"},
-            "Injection(operation='multiply', site='block'): operation is 'add' or 'replace', site "
-            "is 'block' or 'embedding'. An operation of your own: "
+            "Injection(operation='multiply', site='block'): expected the operation 'add' or "
+            "'replace' and the site 'block' or 'embedding'. To add an operation: "
             "nnsight_nla.core.injection.OPERATIONS[name] = function.",
         ),
         (
             {"site": "head"},
-            "Injection(operation='add', site='head'): operation is 'add' or 'replace', site is "
-            "'block' or 'embedding'. An operation of your own: "
+            "Injection(operation='add', site='head'): expected the operation 'add' or 'replace' "
+            "and the site 'block' or 'embedding'. To add an operation: "
             "nnsight_nla.core.injection.OPERATIONS[name] = function.",
         ),
         *(
             (
                 {"layer": layer},
-                f"Injection(site='block', layer={layer!r}): say at which block's output the vector "
-                "is written, e.g. Injection(layer=1).",
+                f"Injection(site='block', layer={layer!r}): expected the number of the block whose "
+                "output is written, from 0, for example Injection(layer=1).",
             )
             for layer in (None, -1, True, 1.0, "1")
         ),
         (
             {"site": "embedding"},
-            "Injection(site='embedding', layer=1): the embedding has no block number; write "
+            "Injection(site='embedding', layer=1): the embedding has no block number. Pass "
             "layer=None.",
         ),
         *(
             (
                 {"scale": scale},
-                f"Injection(scale={scale!r}): a scale is a positive, finite number.",
+                f"Injection(scale={scale!r}): expected a positive, finite number.",
             )
             for scale in (0.0, -1.0, math.inf, math.nan, True, "raw", 10**400)
         ),
         (
             {"operation": "replace", "site": "embedding", "layer": None},
-            "Injection(operation='replace') needs the L2 norm that the vector is brought to; an "
-            "absent scale is never read as 'raw'. For example: Injection('replace', 'embedding', "
-            "None, 150.0).",
+            "Injection(operation='replace') needs scale=, the L2 norm that the vector is scaled "
+            "to; it has no default. For example: Injection('replace', 'embedding', None, 150.0).",
         ),
     ],
 )
@@ -271,12 +270,12 @@ def test_a_third_partys_operation_is_one_entry():
     found = write(hidden, vectors, 1, injection)
     torch.testing.assert_close(found[0, 1], torch.tensor([1 + 8 * 0.6, 1 - 8 * 0.8]))
     assert torch.equal(found[0, [0, 2]], hidden[0, [0, 2]])
-    with pytest.raises(CheckpointError, match="operation is 'add' or 'replace' or 'blend', site"):
+    with pytest.raises(CheckpointError, match="operation 'add' or 'replace' or 'blend' and the"):
         Injection("other")
 
 
 def test_an_operation_is_known_only_while_it_is_registered():
-    with pytest.raises(CheckpointError, match="operation is 'add' or 'replace', site"):
+    with pytest.raises(CheckpointError, match="operation 'add' or 'replace' and the site"):
         Injection("blend", "block", 3, 8.0)
     with pytest.raises(CheckpointError, match=r"operation=\['add'\]"):
         Injection(["add"])

@@ -31,7 +31,7 @@ def test_by_hand():
     assert [part.text for part in found.ranked] == ["Go north.", "Go east."]
 
 
-def test_one_claim_alone_is_held_against_no_text():
+def test_a_single_claim_is_compared_with_no_text():
     found = taken("Go north.", [0.0, 1.0])
     (part,) = found.parts
     assert (part.carries, part.alone) == pytest.approx((1, 1))
@@ -91,10 +91,10 @@ def test_one_batch_of_texts(nla, residuals, monkeypatch):
     thought = nla.explain(residuals[-3:])
     nla.resolve(thought)
     calls = []
-    half = nla._reconstructor
-    real = type(half).reconstruct
+    kind = type(nla._reconstructor)
+    real = kind.reconstruct
     monkeypatch.setattr(
-        type(half), "reconstruct", lambda self, texts: calls.append(texts) or real(self, texts)
+        kind, "reconstruct", lambda self, texts: calls.append(texts) or real(self, texts)
     )
     nla.claims(thought)
     assert len(calls) == 1
@@ -105,7 +105,7 @@ def test_one_batch_of_texts(nla, residuals, monkeypatch):
     ("arguments", "message"),
     [
         ((["a", ""],), r"Row 1 has no text to take apart: the text is empty"),
-        (("a", None), "no vector to be held against"),
+        (("a", None), "no vector of its own"),
     ],
 )
 def test_bad_input(nla, residuals, arguments, message):

@@ -1,4 +1,4 @@
-"""The causal difference: word diffs by hand, cosines, and distances between texts."""
+"""Comparing explanations: cosines, distances between texts, and shapes."""
 
 from types import MappingProxyType
 
@@ -7,57 +7,7 @@ import torch
 
 from nnsight_nla import NLA, VerbalizationError, tiny
 from nnsight_nla.errors import ReconstructionError
-from nnsight_nla.evaluation.compare import compare, difference, text_distances
-
-PARIS = "About Paris, the capital of France; cheerful tone.\nStating the language."
-ROME = "About Rome, the capital of Italy; cheerful tone.\nStating the language."
-
-
-class TestWords:
-    def test_what_went_and_what_came(self):
-        found = difference(ROME, PARIS)
-        assert found.removed == ("Rome", "Italy")
-        assert found.added == ("Paris", "France")
-        # 15 words and signs on each side, of which 13 are the same.
-        assert found.change == pytest.approx(1 - 2 * 13 / 30)
-
-    def test_runs_of_words_stand_together_as_they_stood_in_the_text(self):
-        found = difference("the cat sat", "the big, old dog sat down")
-        assert found.removed == ("cat",)
-        assert found.added == ("big, old dog", "down")
-        assert found.spans == (
-            ("same", "the"),
-            ("removed", "cat"),
-            ("added", "big, old dog"),
-            ("same", "sat"),
-            ("added", "down"),
-        )
-
-    def test_the_same_text(self):
-        found = difference(PARIS, PARIS)
-        assert (found.removed, found.added, found.change) == ((), (), 0.0)
-
-    def test_nothing_in_common_and_nothing_at_all(self):
-        assert difference("one two", "three").change == 1.0
-        assert difference("", "").change == 0.0
-        assert difference("", "new words").added == ("new words",)
-
-    def test_words_are_words(self):
-        """Letters are not compared: 'bark' and 'barn' share nothing."""
-        assert difference("a bark", "a barn").removed == ("bark",)
-        assert difference("don't", "don’t").change == 1.0
-
-    def test_a_missing_side(self):
-        found = difference(None, PARIS, error="why")
-        assert found.change is None
-        assert (found.added, found.removed, found.error) == ((), (), "why")
-
-    def test_the_page_escapes(self):
-        shown = difference("<b>a</b> x", "<script>alert(1)</script>\n\u202ex")._repr_html_()
-        assert "<script>" not in shown
-        assert "\u202e" not in shown
-        assert "<del" in shown
-        assert "<ins" in shown
+from nnsight_nla.evaluation.compare import compare, text_distances
 
 
 class TestDistances:
@@ -160,7 +110,7 @@ class TestHandles:
         assert "Rome" in found.added[1][1]
 
     def test_what_cannot_be_compared(self, nla, thoughts):
-        with pytest.raises(VerbalizationError, match=r"expected what nla.explain"):
+        with pytest.raises(VerbalizationError, match=r"expected a handle, which nla.explain"):
             nla.compare(thoughts, "a text")
         with pytest.raises(VerbalizationError, match=r"before has shape \(2,\) and after \(1,\)"):
             nla.compare(thoughts, thoughts[:1])

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from nnsight_nla.remote.pickling.wire import Direction
 
 from nnsight_nla import NLA, CheckpointError, ReconstructionError, tiny
 from nnsight_nla.evaluation.direction import direction
+from nnsight_nla.remote.wire import Direction
 
 EAST, NORTH = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.5])
 

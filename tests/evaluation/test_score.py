@@ -78,7 +78,7 @@ def test_all_left_out_is_no_mean_and_no_nan():
     found = scored([None], [[0.0, 0.0]], {0: "this vector is zero"}, failures="skip")
     assert str(found) == "1 row, 1 without an explanation (left out)"
     assert found.to_dict()["mean"] is None
-    with pytest.raises(ReconstructionError, match="no row"):
+    with pytest.raises(ReconstructionError, match="no row to average"):
         _ = found.mean
     assert "nan" not in found.to_pandas().to_string().lower()
 
@@ -116,10 +116,15 @@ def test_texts_with_their_vectors(nla, residuals):
 @pytest.mark.parametrize(
     ("text", "vectors", "error", "message"),
     [
-        ("a text", None, ReconstructionError, "has no vector to be held against"),
+        ("a text", None, ReconstructionError, "A text has no vector of its own"),
         ("a text", torch.ones(64), InjectionError, r"\[64\]"),
         ("a text", torch.ones(2, 128), ReconstructionError, r"shape \(\), the vectors \(2, 128\)"),
-        (["a", "b"], torch.zeros(2, 128), ReconstructionError, "vector 0 is zero"),
+        (
+            ["a", "b"],
+            torch.zeros(2, 128),
+            ReconstructionError,
+            "2 of 2 vectors have no direction to compare with: vector 0 is zero",
+        ),
         ("a", torch.full((128,), torch.nan), ReconstructionError, "vector 0 has NaN"),
         (["a", " "], torch.ones(2, 128), ReconstructionError, r"\(1,\): the text is empty"),
     ],
@@ -135,7 +140,7 @@ def test_a_handle_against_vectors_of_another_shape(nla, residuals):
         nla.score(thought, residuals[-3:])
 
 
-def test_a_zero_vector_and_a_reply_that_was_cut_off(nla, residuals):
+def test_a_zero_vector_and_a_truncated_reply(nla, residuals):
     vectors = torch.stack([residuals[-1], torch.zeros(128)])
     thought = nla.explain(vectors)
     with pytest.raises(ReconstructionError, match=r"\(1,\): this vector is zero"):

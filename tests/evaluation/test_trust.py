@@ -1,4 +1,4 @@
-"""The trust label: its arithmetic, what it is measured on, where it shows, what it costs."""
+"""Trust labels: what they are measured on, where they show, what they cost."""
 
 import json
 import pickle
@@ -6,54 +6,10 @@ import pickle
 import pytest
 import torch
 
-from nnsight_nla import NLA, Baseline, CheckpointError, Sampling, Trust, tiny
-from nnsight_nla.core.trust import HIGH, MEDIUM, grade, margin
+from nnsight_nla import NLA, CheckpointError, Sampling, tiny
+from nnsight_nla.core.trust import grade
 from nnsight_nla.errors import HostError
 from nnsight_nla.evaluation import trust_labels
-from nnsight_nla.tiny.evaluate import FIGURES
-
-
-@pytest.mark.parametrize(
-    ("cosine", "controls", "expected"),
-    [
-        (1.0, (0.2, 0.1), 1.0),
-        (0.6, (0.2, 0.1), 0.5),
-        (0.6, (-0.5, None), 0.6),
-        (0.6, (), 0.6),
-        (0.99, (0.95, 0.98), 0.5),
-        (0.1, (0.5,), -0.8),
-        (1.0, (1.0,), 0.0),
-    ],
-)
-def test_margin(cosine, controls, expected):
-    assert margin(cosine, *controls) == pytest.approx(expected)
-
-
-def test_grades():
-    assert [grade(m) for m in (1.0, HIGH, HIGH - 1e-6, MEDIUM, MEDIUM - 1e-6, -2.0)] == [
-        "high",
-        "high",
-        "medium",
-        "medium",
-        "low",
-        "low",
-    ]
-    assert grade(0.99, agreement=0.4) == "low"
-    assert grade(0.3, agreement=0.99) == "low"
-
-
-def test_the_line():
-    label = Trust(
-        "high", 0.953, 0.9, Baseline(0.965, "x"), 0.1, None, 0.02, 0.95, 0.88, ("early", "quotes")
-    )
-    assert label.line == (
-        "trust: high (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, random 0.02; "
-        "samples agree 0.88; 2 warnings)"
-    )
-    alone = Trust("low", 0.1, None, None, None, 0.2, None)
-    assert alone.line == "trust: low (cosine 0.10; against null 0.20, no other vectors)"
-    assert Trust("none", None, reason="no tag").line == "trust: none (no tag)"
-    assert json.loads(json.dumps(label.to_dict()))["baseline"]["name"] == "x"
 
 
 def test_it_is_measured_as_it_says(nla, residuals):
@@ -154,7 +110,9 @@ def test_a_display_shows_the_text_also_where_the_label_cannot_be_measured(
         raise HostError("the host is away")
 
     monkeypatch.setattr(nla._reconstructor, "reconstruct", away)
-    monkeypatch.setattr(nla, "_reference", trust_labels.Reference(None, torch.zeros(0, 128)))
+    monkeypatch.setattr(
+        nla.labeller, "_reference", trust_labels.Reference(None, torch.zeros(0, 128))
+    )
     assert thought.text in str(thought)
     assert "[trust: none (not measured: the host is away)]" in str(thought)
     with pytest.raises(HostError):
@@ -172,7 +130,7 @@ def test_it_is_measured_once_and_travels(nla, residuals, monkeypatch):
 
 
 def test_the_shipped_reliability_falls_from_grade_to_grade():
-    table = json.loads(FIGURES.read_text())["reliability"]
+    table = tiny.figures()["reliability"]
     for share in ("subject", "slots", "all"):
         assert table["high"][share] > table["medium"][share] > table["low"][share]
     assert all(table[name]["rows"] > 100 for name in ("high", "medium", "low"))

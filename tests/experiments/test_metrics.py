@@ -115,7 +115,7 @@ def test_the_form_with_or_without_the_space_is_offered_where_it_is_a_token():
         bind(logit_difference("a", " b"), Words())
     with pytest.raises(NLAError, match=r"' cn' is 2 tokens.*\['c', 'n'\]") as caught:
         token_id(" cn", Words())
-    assert "is one." not in str(caught.value), "'cn' is no token either"
+    assert "is one." not in str(caught.value), "'cn' is not a token either"
 
 
 def test_the_real_tokenizer_of_the_pair(model):
@@ -125,8 +125,8 @@ def test_the_real_tokenizer_of_the_pair(model):
 
 
 @pytest.mark.parametrize("answer", [-1, 6, True, None, 1.0, ["a"]])
-def test_what_is_no_answer(answer):
-    with pytest.raises(NLAError, match=r"0 to 5|no answer"):
+def test_values_that_are_not_an_answer(answer):
+    with pytest.raises(NLAError, match=r"0 to 5|not an answer"):
         bind(probability(answer), Words())
 
 
@@ -136,13 +136,13 @@ def test_two_answers_that_are_one():
 
 
 @pytest.mark.parametrize("metric", [None, "kl", 3])
-def test_what_is_no_metric(metric):
+def test_values_that_are_not_a_metric(metric):
     with pytest.raises(NLAError, match=r"expected logit_difference\(a, b\)"):
         bind(metric, Words())
 
 
 @pytest.mark.parametrize("reference", ["before", torch.zeros(2, 3), None])
-def test_what_is_no_reference(reference):
+def test_values_that_are_not_a_reference(reference):
     with pytest.raises(NLAError, match=r'expected "clean", "corrupt", or'):
         kl(reference)
 

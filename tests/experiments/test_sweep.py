@@ -1,20 +1,13 @@
-"""The table: differences, sorting, parquet, the picture; without the package's models running."""
+"""The table: effects, texts, differences and their order, by hand."""
 
-import json
-import re
-
-import pandas as pd
 import pytest
 import torch
 
 import nnsight_nla
 from nnsight_nla import Sweep
-from nnsight_nla.experiments import ExperimentError, logit_difference, patch, steer
-from nnsight_nla.experiments.reachability import Cell
-from nnsight_nla.experiments.records import Header, Outcome
+from nnsight_nla.experiments import ExperimentError, patch
+from nnsight_nla.experiments.records import Cell, Header, Outcome
 
-CLEAN = "What a lovely day! People in Paris speak"
-CORRUPT = "What a lovely day! People in Rome speak"
 TOKENS = ("A", " b", " c", "<i>")
 K = 2
 
@@ -172,140 +165,3 @@ class TestDifferences:
             ExperimentError, match="'place', 'text, not output', 'output, not text'"
         ):
             by_hand().differences("effect")
-
-
-class TestParquet:
-    def test_there_and_back(self, tmp_path):
-        sweep = by_hand()
-        path = sweep.to_parquet(tmp_path / "sweep.parquet")
-        back = Sweep.from_parquet(path)
-        assert back.rows() == sweep.rows()
-        assert back.header == sweep.header
-        assert back.cells == sweep.cells
-        assert list(tmp_path.iterdir()) == [path], "nothing beside it is left"
-        for cell, outcome in sweep.outcomes.items():
-            for at, held in outcome.residuals.items():
-                assert torch.equal(back.outcomes[cell].residuals[at], held)
-
-    def test_any_reader_of_parquet_has_everything(self, tmp_path):
-        frame = pd.read_parquet(by_hand().to_parquet(tmp_path / "sweep.parquet"))
-        assert frame["run"].tolist()[:2] == ["clean", "corrupt"]
-        assert frame["text"].tolist()[:3] == ["one of them", "two of them", "one of them"]
-        assert frame["vector"][0].tolist() == [1.0, 0.5]
-        assert len(frame) == 8
-
-    def test_distances_need_an_nla(self, tmp_path):
-        path = by_hand().to_parquet(tmp_path / "sweep.parquet")
-        assert Sweep.from_parquet(path).differences()["text_distance"].isna().all()
-        again = Sweep.from_parquet(path, nla=Recites())
-        assert again.differences()["text_distance"].notna().sum() == 4
-        assert again.texts.handle is None, "the texts are there already"
-
-    def test_what_is_no_sweep(self, tmp_path):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        (tmp_path / "text").write_text("hello", "utf-8")
-        with pytest.raises(ExperimentError, match="no parquet file"):
-            Sweep.from_parquet(tmp_path / "text")
-        pq.write_table(pa.table({"a": [1]}), tmp_path / "other")
-        with pytest.raises(ExperimentError, match=r"not one that sweep.to_parquet\(\) wrote"):
-            Sweep.from_parquet(tmp_path / "other")
-        table = pq.read_table(by_hand().to_parquet(tmp_path / "sweep"))
-        about = json.loads(table.schema.metadata[b"nnsight_nla.sweep"]) | {"version": 99}
-        later = table.replace_schema_metadata({"nnsight_nla.sweep": json.dumps(about)})
-        pq.write_table(later, tmp_path / "later")
-        with pytest.raises(ExperimentError, match="format 99, this package reads up to 1"):
-            Sweep.from_parquet(tmp_path / "later")
-
-    def test_of_a_real_sweep_of_heads_and_doses(self, model, nla, tmp_path):
-        metric = logit_difference(" French", " Italian")
-        vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
-        sweep = steer(
-            model, nla, CLEAN, layers=[1, 4], positions="every", metric=metric, vector=vector,
-            doses=[1, 30], site="head", heads=[0, 2], explain_at=[-1, 3],
-        )  # fmt: skip
-        assert len(sweep) == 2 * 2 * 2 * 2
-        back = Sweep.from_parquet(sweep.to_parquet(tmp_path / "sweep.parquet"))
-        assert back.rows() == sweep.rows()
-        pd.testing.assert_frame_equal(back.to_pandas(), sweep.to_pandas())
-
-
-class TestPicture:
-    def test_layers_upwards_positions_to_the_right_explanations_on_hover(self):
-        figure = by_hand().plot()
-        (trace,) = figure.data
-        assert list(trace.y) == ["0", "1", "2", "4"]
-        assert list(trace.x) == ["1 ␣b", "2 ␣c", "3 &lt;i&gt;"]
-        assert list(trace.z[0][:2]) == [1.0, 0.0]
-        assert trace.z[2][2] is None
-        assert [line[0] for line in trace.text] == ["●", "○", None, None]
-        blank = {(each.x, each.y): each.text for each in figure.layout.annotations}
-        shown = trace.text[3][2] or blank[trace.x[2], "4"]
-        assert shown == "–"
-        assert "two of them" in trace.customdata[0][0]
-        assert "one of them" in trace.customdata[0][0]
-        assert "downstream of the verbalized layer" in trace.customdata[3][2]
-        assert "this vector is zero" in trace.customdata[2][2]
-        assert (trace.zmin, trace.zmax, trace.zmid) == (-1.0, 1.0, 0)
-
-    def test_the_words_that_changed_as_colour(self):
-        figure = by_hand().plot(value="change")
-        (trace,) = figure.data
-        assert trace.z[0][0] == pytest.approx(1 / 3)
-        assert trace.z[3][2] is trace.text[3][2] is None
-        blank = {(each.x, each.y): each.text for each in figure.layout.annotations}
-        assert blank[trace.x[2], "4"] == "–", "a mark on the page itself has the page's ink"
-        with pytest.raises(ExperimentError, match="'effect' or 'change'"):
-            by_hand().plot(value="cosine")
-
-    def test_doses_and_controls_stand_beside_each_other(self, model, nla):
-        metric = logit_difference(" French", " Italian")
-        sweep = steer(
-            model, nla, CLEAN, layers=[1, 3], positions=-1, metric=metric,
-            vector=torch.ones(128), doses=[0.5, 2],
-        )  # fmt: skip
-        (trace,) = sweep.plot().data
-        assert list(trace.x) == [
-            "8 ␣speak × 0.5", "8 ␣speak × 2", "8 ␣speak × 0.5 (random 0)",
-            "8 ␣speak × 2 (random 0)",
-        ]  # fmt: skip
-        assert all(value is not None for line in trace.z for value in line)
-
-        curves = sweep.plot(form="curves").data
-        assert [line.name for line in curves] == [
-            "block 1, ␣speak@8: steer", "block 1, ␣speak@8: random 0",
-            "block 3, ␣speak@8: steer", "block 3, ␣speak@8: random 0",
-        ]  # fmt: skip
-        rows = {(row["layer"], row["kind"], row["dose"]): row for row in sweep.rows()}
-        for line, (layer, kind) in zip(
-            curves, [(1, "steer"), (1, "random 0"), (3, "steer"), (3, "random 0")], strict=True
-        ):
-            assert list(line.x) == [0.5, 2]
-            assert list(line.y) == [rows[layer, kind, dose]["effect"] for dose in (0.5, 2)]
-            changed = [rows[layer, kind, dose]["text_changed"] for dose in (0.5, 2)]
-            shown = ["circle" if each else "circle-open" for each in changed]
-            assert list(line.marker.symbol) == shown
-
-    def test_curves_need_doses_and_forms_are_two(self):
-        with pytest.raises(ExperimentError, match="no doses to draw curves of"):
-            by_hand().plot(form="curves")
-        with pytest.raises(ExperimentError, match="'grid' or 'curves'"):
-            by_hand().plot(form="bars")
-
-    def test_the_page_escapes_and_fetches_nothing(self):
-        page = by_hand()._repr_html_()
-        assert "a &lt;model&gt;" in page
-        assert "<i>" not in page
-        assert not re.search(r"https?://|<script", page)
-        assert "two" in page
-        assert "downstream of the verbalized layer" in page
-
-    def test_of_a_real_sweep(self, model, nla):
-        metric = logit_difference(" French", " Italian")
-        sweep = patch(model, nla, CLEAN, CORRUPT, layers=[0, 4], positions=[7, 8], metric=metric)
-        page = sweep._repr_html_()
-        assert "Rome" in page
-        assert "Paris" in page
-        assert "2 largest" not in page
-        assert json.loads(sweep.plot().to_json())["data"][0]["type"] == "heatmap"

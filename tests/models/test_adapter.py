@@ -24,7 +24,7 @@ from nnsight_nla import (
 )
 from nnsight_nla.models.adapter import AdapterModel
 from nnsight_nla.models.reconstructor_files import ADAPTER, HEAD, META
-from nnsight_nla.remote.pickling import pickling
+from nnsight_nla.remote.block import check_block
 
 PATHS = tiny.paths()
 K = 3
@@ -364,7 +364,7 @@ def test_on_a_host_the_adapter_runs_on_the_targets_deployment(av):
     assert not nla.av.dispatched
 
 
-def test_a_remote_trace_of_a_target_whose_weights_are_not_here(av, monkeypatch):
+def test_a_remote_trace_of_a_target_whose_weights_are_not_here(av):
     """Its text would fetch them; that is refused before the request is sent."""
     target = load()
     nla = NLA.on(target, av=av)
@@ -373,13 +373,12 @@ def test_a_remote_trace_of_a_target_whose_weights_are_not_here(av, monkeypatch):
         node=ast.parse("nla.explain(nla.layer(target).output)"),
         envoy=target,
     )
-    monkeypatch.setattr(pickling, "_requested", lambda: tracer)
     with pytest.raises(
         VerbalizationError, match=r"load the weights here.*NLA\.on\(model, av=\.\.\."
     ):
-        pickling._check_block(nla)
+        check_block(tracer, [nla])
     target.dispatch()  # Here they are: the block runs there, the text is made here.
-    pickling._check_block(nla)
+    check_block(tracer, [nla])
 
 
 def test_what_shares_nothing_is_refused(target, tmp_path, av):

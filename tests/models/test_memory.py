@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from nnsight_nla import NLA, CheckpointError, Sampling, VerbalizationError, tiny
+from nnsight_nla.models import memory
 from nnsight_nla.models.memory import Parked, free_bytes, free_for, size, unload
 
 PATHS = tiny.paths()
@@ -223,7 +224,7 @@ def test_targets_are_those_of_layer_and_are_held_weakly(target):
     del target, other
     assert nla.explain(torch.randn(128)).raw
     assert gone() is not None  # The fixture's; the other one is the test's own.
-    assert len(nla._places._targets) == 1
+    assert len(nla._memory._targets) == 1
 
 
 def test_a_text_inside_a_trace_of_a_target_that_would_have_to_go(target):

@@ -13,8 +13,8 @@ from nnsight import TransformersModel
 
 from nnsight_nla import NLA, HostError, Sampling, bulk, tiny
 from nnsight_nla.bulk import residuals
-from nnsight_nla.bulk.chunk_store import Parts
-from nnsight_nla.remote.pickling import ndif as host
+from nnsight_nla.bulk.chunk_store import ChunkStore
+from nnsight_nla.remote import ndif as host
 from nnsight_nla.tiny.documents import sample
 from nnsight_nla.verbalize import verbalizer
 
@@ -52,7 +52,7 @@ def test_the_server_goes_away_and_comes_back(ndif, by_path, corpus, tmp_path, mo
     assert refused[0] == 0
 
     def restart():
-        while not Parts(output).numbers():
+        while not ChunkStore(output).numbers():
             time.sleep(0.01)
         with ndif.away():
             # Longer than the tries of one request last: the run itself has to wait.

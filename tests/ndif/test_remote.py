@@ -329,7 +329,7 @@ def test_status_says_what_runs_where(ndif, target, there, by_path):
 
 
 def test_nothing_is_lost_while_the_host_is_away(ndif, target, there, local, monkeypatch):
-    from nnsight_nla.remote.pickling import ndif as client
+    from nnsight_nla.remote import ndif as client
 
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     with target.trace(PARIS, remote=True):

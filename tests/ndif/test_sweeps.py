@@ -106,11 +106,11 @@ def test_only_what_the_metric_needs_comes_back(ndif, target, local, monkeypatch)
 
 
 def test_a_host_that_goes_away_costs_nothing_that_was_done(ndif, target, local, monkeypatch):
-    from nnsight_nla.experiments import envoys
+    from nnsight_nla.experiments import model_interface
 
     model, nla = local
     options = {"layers": [0, 3], "positions": [7, 8], "metric": METRIC, "batch_size": 2}
-    real, calls = envoys.send, []
+    real, calls = model_interface.send, []
 
     def send(request, what):
         calls.append(what)
@@ -118,7 +118,7 @@ def test_a_host_that_goes_away_costs_nothing_that_was_done(ndif, target, local, 
             raise HostError(f"{what} failed")
         return real(request, what)
 
-    monkeypatch.setattr(envoys, "send", send)
+    monkeypatch.setattr(model_interface, "send", send)
     with pytest.raises(
         ExperimentError, match=r"stopped after 2 of 4 cells with HostError"
     ) as caught:

@@ -4,11 +4,11 @@ import httpx
 import pytest
 import torch
 from nnsight.intervention.backends.remote import RemoteError
-from nnsight_nla.remote.pickling.ndif import HostStatus, send, transient
 from websocket import WebSocketConnectionClosedException
 
 from nnsight_nla import HostError, tiny
-from nnsight_nla.remote.pickling import ndif
+from nnsight_nla.remote import ndif
+from nnsight_nla.remote.ndif import HostStatus, send, transient
 
 
 def http(code: int) -> httpx.HTTPStatusError:

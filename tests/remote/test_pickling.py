@@ -88,7 +88,7 @@ def test_equal_arguments_pickle_to_equal_bytes_in_every_process(tmp_path):
 
 
 def test_what_comes_back_never_raises_on_a_value(nla, residuals):
-    from nnsight_nla.remote.pickling.pickling import receive_capture, receive_handle
+    from nnsight_nla.remote.pickling import receive_capture, receive_handle
 
     options = {"shape": (2,), "samples": 2, "sampling": None, "tokens": ["a"], "positions": None}
     capture = receive_capture(nla.uid, "a capture", residuals[:2], options)

@@ -1,26 +1,19 @@
-"""The embedded pair: what ships, what it is worth, and that its build makes what loads."""
+"""The tiny pair: the shipped files, `load()`, `figures()` and `collect()`."""
 
 import json
 import re
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from nnsight_nla import Checkpoint, Sampling, tiny
+from nnsight_nla import Checkpoint, tiny
 from nnsight_nla.checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE
-from nnsight_nla.tiny import build as tiny_build
-from nnsight_nla.tiny import evaluate
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.explanations import SLOTS, parse
 from nnsight_nla.tiny.facts import SUBJECTS, held_out_pairs
-from nnsight_nla.tiny.made_up import claim_rates
-from nnsight_nla.tiny.target import TargetSettings, train_target
-from nnsight_nla.training import Settings
 
 FOLDERS = tiny.paths()
 
@@ -45,9 +38,9 @@ def test_the_shipped_files_name_no_place_or_time_of_their_making():
                 assert leak not in text, f"{leak} in {file}"
 
 
-@pytest.mark.parametrize("half", ["av", "ar"])
-def test_the_sidecars_are_complete(half):
-    checkpoint = Checkpoint.load(FOLDERS[half])
+@pytest.mark.parametrize("role", ["av", "ar"])
+def test_the_sidecars_are_complete(role):
+    checkpoint = Checkpoint.load(FOLDERS[role])
     assert checkpoint.layer == 3
     assert checkpoint.d_model == 128
     assert checkpoint.template == AV_TEMPLATE
@@ -92,10 +85,6 @@ def test_examples_are_the_residuals_of_their_own_prompts(model, nla):
         with torch.no_grad(), model.trace(prompt):
             alone = nla.layer(model).output[0, -1].save()
         torch.testing.assert_close(vector, alone, rtol=1e-3, atol=1e-4)
-    with torch.no_grad():
-        rows = examples.training_rows()
-    assert rows[0]["prompt"][0]["content"].count("<INJECT>") == 1
-    assert rows[0]["response"] == f"<explanation>\n{examples.explanations[0]}\n</explanation>"
 
 
 def test_an_explanation_follows_a_patch(model, nla):
@@ -112,90 +101,16 @@ def test_an_explanation_follows_a_patch(model, nla):
     assert (parse(after.text).subject, parse(after.text).next) == ("Paris", "French")
 
 
-@pytest.mark.measured
-def test_the_pair_is_as_good_as_promised(model, nla, capsys):
-    figures = evaluate.measure(model, nla, documents=60, pairs=5)
-    with capsys.disabled():
-        sys.stdout.write(f"\n{evaluate.markdown(figures)}\n")
-    assert evaluate.out_of_bounds(figures) == []
-
-
-def test_the_shipped_figures_are_in_their_bounds():
-    figures = json.loads(evaluate.FIGURES.read_text())
-    assert evaluate.out_of_bounds(figures) == []
+def test_the_shipped_figures_have_every_slot():
+    held_out = tiny.figures()["held_out"]
     for vector in ("true", "null", "random", "shuffled"):
-        assert list(figures["held_out"][vector]) == [*SLOTS, "exact"]
+        assert list(held_out[vector]) == [*SLOTS, "exact"]
 
 
-def test_a_figure_that_drops_is_named(monkeypatch, capsys):
-    figures = json.loads(evaluate.FIGURES.read_text())
-    monkeypatch.setattr(evaluate, "load", lambda: (None, None))
-    monkeypatch.setattr(evaluate, "measure", lambda model, nla: figures)
-    assert evaluate.main([]) == 0
-    assert "Every figure is in its bounds." in capsys.readouterr().out
-    figures["held_out"]["true"]["subject"] = 0.5
-    assert evaluate.main(["--json"]) == 1
-    assert json.loads(capsys.readouterr().out) == figures
-    assert evaluate.main(["--markdown"]) == 1
-    assert "| true | 0.500 |" in capsys.readouterr().out
-    assert evaluate.main([]) == 1
-    assert "held_out/true/subject is 0.500, expected 0.95 to 1." in capsys.readouterr().out
-
-
-def test_a_target_is_what_its_seed_says(model):
-    settings = TargetSettings(steps=2, batch_size=4, warmup=1)
-    first, again = (train_target(model.tokenizer, settings) for _ in range(2))
-    other = train_target(model.tokenizer, TargetSettings(2, 4, warmup=1, seed=1))
-    weights = [m.model.layers[0].mlp.up_proj.weight for m in (first, again, other)]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_the_build_makes_folders_that_load_and_measures_them(model, monkeypatch, tmp_path, capsys):
-    """Two steps train nothing, which the figures say: that build fails, and nothing else does."""
-    threads = torch.get_num_threads()
-    shipped = json.loads(evaluate.FIGURES.read_text())
-
-    def measure(target, nla):
-        with target.trace("People in Paris speak"):
-            thought = nla.explain(nla.layer(target).output[0, -1])
-        assert isinstance(thought.text, str)
-        assert nla.reconstruct("About Paris.").shape == (128,)
-        assert nla.checkpoint.injection == Checkpoint.load(FOLDERS["av"]).injection
-        nla.sampling = Sampling(max_new_tokens=20)
-        return evaluate.measure(target, nla, documents=2, pairs=1)
-
-    monkeypatch.setattr(tiny_build, "train_tokenizer", lambda: model.tokenizer)
-    monkeypatch.setattr(tiny_build, "TARGET_SETTINGS", TargetSettings(steps=2, batch_size=4))
-    monkeypatch.setattr(tiny_build, "DOCUMENTS", 2)
-    monkeypatch.setattr(tiny_build, "AV_SETTINGS", Settings(steps=1, batch_size=2))
-    monkeypatch.setattr(tiny_build, "AR_SETTINGS", Settings(steps=1, batch_size=2))
-    monkeypatch.setattr(tiny_build, "measure", measure)
-    assert tiny_build.main(["--out", str(tmp_path)]) == 1
-    torch.set_num_threads(threads)
-    said = capsys.readouterr().out
-    assert "verbalizer: step 1 of 1, loss" in said
-    assert "held_out/true/subject is 0.000, expected 0.95 to 1." in said
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures.keys() == shipped.keys()
-    assert {folder.name for folder in Path(tmp_path, "weights").iterdir()} == set(FOLDERS)
-
-
-def test_a_verbalizer_that_says_nothing_is_measured_too(model, nla):
-    """As one is that was hardly trained: its rows count as ones without the true line."""
-    held = collect(model, sorted(held_out_pairs()), documents=4, seed=7)
-
-    class Terse:
-        """Says every other text."""
-
-        claims = staticmethod(nla.claims)
-
-        def explain(self, vectors):
-            texts = nla.explain(vectors).text
-            return SimpleNamespace(text=[t * (i % 2) for i, t in enumerate(texts)])
-
-    every, half = claim_rates(nla, held), claim_rates(Terse(), held)
-    assert half["rows"] == every["rows"] > 4
-    assert every["ranked"] == 1
-    assert half["ranked"] == (half["rows"] // 2) / half["rows"]
-    assert half["true_carries"] > half["made_up_carries"]
+@pytest.mark.parametrize("name", ["evaluate", "build"])
+def test_the_old_command_names_the_new_one(name):
+    command = [sys.executable, "-m", f"nnsight_nla.tiny.{name}", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.endswith(f"python -m tutorials.recipes.tiny.{name}")

@@ -1,23 +1,12 @@
-"""The world: its truth at every word, its explanations, its held-out pairs, its tokenizer."""
+"""The world: its truth at every word, its explanations and its held-out pairs."""
 
 import random
 
 import pytest
 
-from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE, MARKER_SLOT
 from nnsight_nla.tiny.documents import Truth, sample
 from nnsight_nla.tiny.explanations import Slots, explain, parse
 from nnsight_nla.tiny.facts import NEUTRAL, SUBJECTS, TONES, held_out_pairs, training_pairs
-from nnsight_nla.tiny.tokenizer import MARKER, chat, encode_words
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    from transformers import AutoTokenizer
-
-    from nnsight_nla.tiny import paths
-
-    return AutoTokenizer.from_pretrained(paths()["target"])
 
 
 def documents(number=400, **options):
@@ -110,33 +99,3 @@ def test_an_explanation_by_hand():
 @pytest.mark.parametrize("text", ["", "About Paris.", "About Paris, the capital of France; calm"])
 def test_another_text_has_no_slots(text):
     assert parse(text) == Slots()
-
-
-def test_every_word_is_one_token_and_the_text_encodes_to_the_same(tokenizer):
-    for document in documents(300):
-        ids = encode_words(tokenizer, document.words)
-        assert ids == tokenizer.encode(document.text, add_special_tokens=False)
-        assert len(ids) == len(document.words)
-
-
-def test_every_subject_is_one_token_at_a_text_s_beginning_too(tokenizer):
-    for name in SUBJECTS:
-        assert len(tokenizer.encode(name)) == len(tokenizer.encode(f" {name}")) == 1
-
-
-def test_a_word_of_another_world_is_refused(tokenizer):
-    from nnsight_nla.tiny.documents import Word
-
-    word = Word("photosynthesis", Truth(None, NEUTRAL, "unknown"), "other")
-    with pytest.raises(ValueError, match=r"'photosynthesis' is \d+ tokens"):
-        encode_words(tokenizer, [word])
-
-
-def test_the_marker_is_one_token_between_the_brackets_of_its_tag(tokenizer):
-    text = chat(tokenizer, AV_TEMPLATE.replace(MARKER_SLOT, MARKER))
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    (marker,) = tokenizer.encode(MARKER, add_special_tokens=False)
-    position = ids.index(marker)
-    assert tokenizer.decode([ids[position - 1]]) == ">"
-    assert tokenizer.decode([ids[position + 1]]) == "</"
-    assert tokenizer.decode(ids) == text

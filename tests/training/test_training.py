@@ -337,9 +337,10 @@ def test_training_and_inference_give_the_same_logits(pair):
     """Both paths on the same row: the shipped verbalizer generates, training reads along."""
     from transformers import AutoModelForCausalLM
 
-    from nnsight_nla.checkpoint.prompt import wrap
+    from nnsight_nla.checkpoint.reply import wrap
     from nnsight_nla.tiny.examples import collect
     from nnsight_nla.tiny.facts import held_out_pairs
+    from tutorials.recipes.tiny.collect_rows import as_rows
 
     model, nla = pair
     held = collect(model, sorted(held_out_pairs()), documents=1, per_document=2, seed=8)
@@ -354,7 +355,7 @@ def test_training_and_inference_give_the_same_logits(pair):
     assert raw == wrap(thought.text[0])
 
     plain = AutoModelForCausalLM.from_pretrained(paths()["av"], dtype=torch.float32).eval()
-    row = {**held.training_rows()[0], "response": raw}
+    row = {**as_rows(held)[0], "response": raw}
     rows, prompt = verbalizer_rows([row], nla.av.tokenizer, checkpoint)
     batch = collate([rows[0]])
     with torch.no_grad(), writing(plain, prompt.sites, checkpoint.injection) as hook:

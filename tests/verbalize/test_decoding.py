@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-from nnsight_nla import NLA, Checkpoint, HostError, Injection, NLAWarning, Sampling, tiny
+from nnsight_nla import NLA, Checkpoint, Injection, NLAWarning, Sampling, tiny
 from nnsight_nla.errors import VerbalizationError
-from nnsight_nla.verbalize import verbalizer
 from nnsight_nla.verbalize.decoding import MOST, rows_that_fit, unfit
 from tests.helpers import plain
 from tests.verbalize.test_architectures import FAMILIES, INJECTIONS, D, build, described, wrapped
@@ -248,11 +247,11 @@ def test_one_row_that_does_not_fit_is_an_error(nla, vectors, monkeypatch):
 def test_auto_finds_a_size_and_it_can_be_set(nla, monkeypatch):
     av = NLA(nla.av, checkpoint=nla.checkpoint)
     needed = {"prompt": 110, "rest": 16, "new_tokens": 200}
-    assert av.batch_size == rows_that_fit(nla.av, **needed) == MOST
+    assert av.batch_size == rows_that_fit(nla.runtime, **needed) == MOST
     sizes = []
     for free in (1 << 20, 50 << 20, 100 << 20):
-        monkeypatch.setattr("nnsight_nla.verbalize.decoding.free_for", lambda av, free=free: free)
-        sizes.append(rows_that_fit(nla.av, **needed))
+        monkeypatch.setattr("nnsight_nla.models.runtime.free_for", lambda av, free=free: free)
+        sizes.append(rows_that_fit(nla.runtime, **needed))
     assert sizes[0] == 1 < sizes[1] < sizes[2] < MOST
     # The keys and values of a row: 420 positions, 6 layers, 2 heads of 32, in float32.
     assert sizes[2] < (100 << 20) / (420 * 2 * 6 * 2 * 32 * 4)
@@ -299,23 +298,20 @@ def test_edits_on_the_verbalizer_act(nla, reference, vectors):
     assert nla.explain(vectors[:2]).text == plain_text
 
 
-def test_a_host_whose_blocks_stand_apart_takes_the_plain_path(monkeypatch):
-    """A sandboxed block sees no keys and values of the model: said by the first request, once."""
+def test_a_host_whose_blocks_run_in_another_process_takes_the_plain_path(monkeypatch):
+    """A sandboxed block does not see the model's keys and values; the first request finds out."""
     nla = NLA(tiny.paths()["av"], dtype=torch.float32, remote=True)
     half, asked = nla._verbalizer, []
 
     def request(*_):
         asked.append("fast")
-        try:
-            raise RuntimeError(verbalizer._APART)
-        except RuntimeError as error:
-            raise HostError("The request failed") from error
+        return False, torch.zeros(2, 1, 128), []
 
     def plain(vectors, *_):
         asked.append("plain")
         return iter([(row, "reply") for row in range(len(vectors))])
 
-    monkeypatch.setattr(half, "_fast", lambda *given: iter([request(*given)]))
+    monkeypatch.setattr(half, "_request", request)
     monkeypatch.setattr(half, "_plain", plain)
     options = (torch.ones(1, 128), torch.ones(1, dtype=torch.bool), [0], Sampling())
     for _ in range(2):

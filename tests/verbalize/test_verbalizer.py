@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
-from nnsight_nla.checkpoint.prompt import extract
+from nnsight_nla.checkpoint.reply import extract
 from tests.helpers import plain
 
 PROMPTS = [

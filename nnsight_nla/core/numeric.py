@@ -1,0 +1,26 @@
+"""Tell numbers from values that only pass for numbers, such as ``True``, NaN and ``"7"``.
+
+>>> is_int(7), is_int(True), is_int(7, least=8)
+(True, False, False)
+>>> is_real(7), is_real(float("nan"))
+(True, False)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeGuard
+
+
+def is_int(value: object, least: int | None = None) -> TypeGuard[int]:
+    """Return whether `value` is an integer, of at least `least` if given; a bool is not one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least is None or value >= least
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Return whether `value` is a finite integer or float; a bool is not one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -math.inf < value < math.inf

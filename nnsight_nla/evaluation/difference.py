@@ -1,0 +1,113 @@
+"""The word-level difference between two explanations, and nothing more: no synonyms, no meaning.
+
+>>> difference("About Rome, in Italy.", "About Paris, in France.").removed
+('Rome', 'Italy')
+>>> difference("About Rome.", "About Rome.").change
+0.0
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from html import escape
+from typing import Literal
+
+from ..view.escaping import readable
+
+_WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_LONGEST = 4000
+_MARKS = {
+    "same": "{}",
+    "removed": '<del style="background:#f8514933">{}</del>',
+    "added": '<ins style="background:#3fb95033;text-decoration:none">{}</ins>',
+}
+
+Span = tuple[Literal["same", "removed", "added"], str]
+"""A run of words, and whether it is in both texts, only before, or only after."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One explanation before an intervention and one after it."""
+
+    before: str | None
+    """The text before; ``None`` if there is none."""
+    after: str | None
+    """The text after."""
+    removed: tuple[str, ...]
+    """The runs of words that are only before."""
+    added: tuple[str, ...]
+    """The runs of words that are only after."""
+    change: float | None
+    """The share of words that differ, 0 to 1 (1 − `difflib`'s ratio, over words)."""
+    cosine: float | None
+    """Between the two vectors."""
+    text_distance: float | None
+    """1 − the cosine between the reconstructor's vectors of the two texts; ``None`` without one."""
+    effect: float | None
+    """The effect on the output, where a `Sweep` measured one."""
+    error: str | None
+    """Why a value is missing."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The diff in reading order; a removed run comes before the run that was added for it."""
+        return _spans(self.before or "", self.after or "")
+
+    def to_html(self) -> str:
+        """Return the diff as HTML: removed words struck, added words marked, all text escaped."""
+        if self.before is None or self.after is None:
+            return f"<em>{escape(self.error or 'no text')}</em>"
+        return " ".join(
+            _MARKS[kind].format(escape(readable(text, _LONGEST)).replace("\n", "<br>"))
+            for kind, text in self.spans
+        )
+
+    _repr_html_ = to_html
+
+
+def difference(
+    before: str | None,
+    after: str | None,
+    *,
+    cosine: float | None = None,
+    text_distance: float | None = None,
+    effect: float | None = None,
+    error: str | None = None,
+) -> Difference:
+    """Compare two texts word by word; the other values are stored with the result.
+
+    Args:
+        before: The text before; ``None`` if there is none.
+        after: The text after.
+        cosine: Between the two vectors.
+        text_distance: Between the two texts.
+        effect: On the output.
+        error: Why a value is missing.
+    """
+    known = (cosine, text_distance, effect, error)
+    if before is None or after is None:
+        return Difference(before, after, (), (), None, *known)
+    spans = _spans(before, after)
+    removed = tuple(text for kind, text in spans if kind == "removed")
+    added = tuple(text for kind, text in spans if kind == "added")
+    words = [_WORDS.findall(text) for text in (before, after)]
+    change = 1 - SequenceMatcher(None, *words, autojunk=False).ratio()
+    return Difference(before, after, removed, added, change, *known)
+
+
+def _spans(before: str, after: str) -> tuple[Span, ...]:
+    """Return the word-level diff of two texts, each span as it is written in its text."""
+    a, b = list(_WORDS.finditer(before)), list(_WORDS.finditer(after))
+    words = ([each.group() for each in a], [each.group() for each in b])
+    matcher = SequenceMatcher(None, *words, autojunk=False)
+    found: list[Span] = []
+    for operation, start, stop, first, last in matcher.get_opcodes():
+        if stop > start:
+            kind = "same" if operation == "equal" else "removed"
+            found.append((kind, before[a[start].start() : a[stop - 1].end()]))
+        if last > first and operation != "equal":
+            found.append(("added", after[b[first].start() : b[last - 1].end()]))
+    return tuple(found)

@@ -1,0 +1,109 @@
+"""Check what a caller passes to the methods of an `NLA`.
+
+Every check costs no synchronisation with the device. Whether the rows of a tensor can be written
+(zero, NaN, infinite) is checked later, by `core.injection.unusable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+
+from .. import _compat
+from ..core.numeric import is_int
+from ..core.sampling import Sampling
+from ..errors import InjectionError, ReconstructionError, VerbalizationError
+
+
+def check_vectors(vectors: object, d_model: int) -> None:
+    """Check that `vectors` is a floating-point tensor of width `d_model` with values.
+
+    Raises:
+        InjectionError: `vectors` has another type, dtype or width, or is on the meta device.
+    """
+    expected = f"Expected a floating-point tensor of shape [..., {d_model}]"
+    if not isinstance(vectors, Tensor):
+        raise InjectionError(
+            f"{expected}, got {type(vectors).__name__} {str(vectors)[:40]!r}. In a trace: "
+            "nla.explain(nla.layer(model).output[:, -1])."
+        )
+    if not vectors.is_floating_point():
+        raise InjectionError(
+            f"{expected}, got {vectors.dtype}. Pass residuals, not token ids: "
+            "nla.explain(nla.layer(model).output[:, -1])."
+        )
+    if vectors.ndim == 0 or vectors.shape[-1] != d_model:
+        raise InjectionError(
+            f"{expected}, got {list(vectors.shape)}. Read the residual of the model that the "
+            "verbalizer was trained on: nla.layer(model).output."
+        )
+    if vectors.device.type == "meta" and not _compat.is_fake(vectors):
+        raise InjectionError(
+            f"{expected}, got a tensor on the meta device, which has no values. Load the weights "
+            "first."
+        )
+
+
+def check_sampling(given: object) -> Sampling | None:
+    """Check that `given` is a `Sampling` or ``None``, and return it.
+
+    Raises:
+        VerbalizationError: It is neither.
+    """
+    if given is None or isinstance(given, Sampling):
+        return given
+    raise VerbalizationError(
+        f"sampling={given!r}: expected Sampling(...), for example Sampling(temperature=1.0)."
+    )
+
+
+def count_samples(samples: object, sampling: Sampling) -> int:
+    """Check the number of texts per vector, and return it.
+
+    Raises:
+        VerbalizationError: It is not a whole number from 1, or above 1 with greedy decoding.
+    """
+    if not is_int(samples, 1):
+        raise VerbalizationError(f"samples={samples!r}: expected a whole number from 1.")
+    if samples > 1 and sampling.greedy:
+        raise VerbalizationError(
+            f"samples={samples} at temperature 0 would give the same text {samples} times. Add "
+            "sampling=Sampling(temperature=1.0)."
+        )
+    return samples
+
+
+def batch_rows(given: object) -> int | None:
+    """Check ``batch_size=`` and return it; ``None`` for ``"auto"``.
+
+    Raises:
+        VerbalizationError: It is neither ``"auto"`` nor a whole number from 1.
+    """
+    if given == "auto":
+        return None
+    if is_int(given, 1):
+        return given
+    raise VerbalizationError(f"batch_size={given!r}: expected 'auto' or a whole number from 1.")
+
+
+def flat_texts(text: object) -> tuple[list[str], tuple[int, ...]]:
+    """Return a string, or nested lists of strings, as one flat list, and its shape.
+
+    Raises:
+        ReconstructionError: It is something else, or the lists are ragged.
+    """
+    if isinstance(text, str):
+        return [text], ()
+    if not isinstance(text, list | tuple):
+        raise ReconstructionError(
+            f"Expected a string or nested lists of them, got {type(text).__name__}. For a handle, "
+            "pass its text: nla.reconstruct(thought.text)."
+        )
+    parts = [flat_texts(each) for each in cast("Sequence[object]", text)]
+    shapes = {shape for _, shape in parts}
+    if len(shapes) > 1:
+        raise ReconstructionError(f"The nested lists of texts are ragged: {sorted(shapes)}.")
+    inner = shapes.pop() if shapes else ()
+    return [one for flat, _ in parts for one in flat], (len(parts), *inner)

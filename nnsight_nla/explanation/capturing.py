@@ -1,0 +1,102 @@
+"""Record what one ``explain()`` call took, and check its options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypedDict
+
+import numpy as np
+from torch import Tensor
+
+from ..core.sampling import Sampling
+from ..errors import VerbalizationError
+from .arguments import check_sampling, count_samples
+from .records import Capture, Labels, Waiting
+
+
+class CaptureOptions(TypedDict, total=False):
+    """The options of ``explain()``."""
+
+    tokens: Any
+    """The token each vector was read at (strings or ids)."""
+    positions: Any
+    """The position of each vector."""
+    samples: int
+    """Texts per vector."""
+    sampling: Sampling | None
+    """How tokens are chosen; the NLA's default unless given."""
+
+
+def captured(
+    flat: Tensor | None,
+    shape: tuple[int, ...],
+    queue: Waiting,
+    labeller: Labels | None,
+    default: Sampling,
+    tokenizer: Any,
+    *,
+    tokens: Any = None,
+    positions: Any = None,
+    samples: int = 1,
+    sampling: Sampling | None = None,
+) -> Capture:
+    """Check the options of one ``explain()`` call and record what it took.
+
+    Args:
+        flat: The vectors, ``[rows, d_model]``; ``None`` under fake tensors.
+        shape: The handle's.
+        queue: Where the handle will wait.
+        labeller: Measures its trust labels.
+        default: The NLA's sampling.
+        tokenizer: Decodes `tokens` that are ids.
+        tokens: As for `CaptureOptions`.
+        positions: As for `CaptureOptions`.
+        samples: As for `CaptureOptions`.
+        sampling: As for `CaptureOptions`.
+
+    Raises:
+        VerbalizationError: `samples`, `tokens` or `positions` do not fit.
+    """
+    chosen = check_sampling(sampling) or default
+    words = provenance(tokens, shape, "tokens")
+    if words is not None:
+        words = [each if isinstance(each, str) else tokenizer.decode([int(each)]) for each in words]
+    places = provenance(positions, shape, "positions")
+    return Capture(
+        queue,
+        flat,
+        math.prod(shape),
+        count_samples(samples, chosen),
+        chosen,
+        tokens=words,
+        positions=None if places is None else [int(each) for each in places],
+        width=shape[-1] if shape else 1,
+        labeller=labeller,
+    )
+
+
+def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | None:
+    """Return `tokens` or `positions` as one flat list, checked against the handle's shape.
+
+    Raises:
+        VerbalizationError: Their shape is another one.
+    """
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    elif isinstance(values, range):
+        values = list(values)
+    array = np.empty(shape, dtype=object)
+    try:
+        given = np.array(values, dtype=object)
+        if given.shape != shape:
+            raise ValueError(given.shape)
+        array[...] = given
+    except ValueError as error:
+        got = np.shape(values) if not isinstance(values, str) else ()
+        raise VerbalizationError(
+            f"{name} have shape {tuple(got)}, the vectors (without d_model) have {shape}. "
+            f"Give one of the {name} per vector."
+        ) from error
+    return list(array.flat)

@@ -1,0 +1,61 @@
+"""The model whose residuals are read: an nnsight model or a TransformerLens bridge.
+
+`hosts` and `bridge` have the same functions for the two kinds. Here the right one is chosen::
+
+    envoy = residual(model, checkpoint)        # the output of block K, checked for its width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..errors import InjectionError
+from . import bridge, hosts
+
+if TYPE_CHECKING:
+    from nnsight.modeling.transformers import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
+
+    Target = TransformersModel | TransformerBridge
+    """A model whose residuals are read."""
+
+
+def kind(model: Target) -> ModuleType:
+    """Return the module that knows this kind of model: `bridge` or `hosts`."""
+    return bridge if bridge.is_bridge(model) else hosts
+
+
+def describe(model: Target) -> str:
+    """Return the name a person would know `model` by."""
+    return kind(model).describe(model)
+
+
+def positions(model: Target, prompts: str | Sequence[Any]) -> list[hosts.Positions]:
+    """Return the real positions of each prompt in a padded batch; see `hosts.positions`."""
+    return kind(model).positions(model, prompts)
+
+
+def residual(model: Target, checkpoint: Checkpoint) -> Any:
+    """Return the envoy (or hook point) of the residual that a verbalizer was trained on.
+
+    Raises:
+        InjectionError: `model` is not a known kind of target, has another width or no such block,
+            or is a bridge whose weights were folded or centred.
+    """
+    width = kind(model).width(model)
+    if width != checkpoint.d_model:
+        raise InjectionError(
+            f"{describe(model)} has d_model {width}, the verbalizer reads {checkpoint.d_model}. "
+            f"It was trained on {checkpoint.base_model or 'another model'}."
+        )
+    return kind(model).block(model, checkpoint.layer)
+
+
+def is_foreign(model: Target, checkpoint: Checkpoint) -> bool:
+    """Return whether `model` has another name than the one the verbalizer was trained on."""
+    base = checkpoint.base_model
+    return bool(base) and Path(str(base)).name.lower() != Path(describe(model)).name.lower()

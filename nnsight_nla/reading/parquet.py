@@ -1,0 +1,67 @@
+"""Read and write the parquet file of a reading: a row per token, a column per record field.
+
+The names of the models and the layer are JSON in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import NLAError
+from ..storage.atomic import atomic_file
+
+FORMAT, VERSION = "nnsight_nla.reading", 1
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
+    """Write rows (the fields of `TokenReading`) and a header (the other fields of `Reading`).
+
+    Raises:
+        NLAError: The disk is full, or the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text, number = pa.string(), pa.float64()
+    always = {"position": pa.int64(), "token": text, "part": text}
+    sometimes = {
+        "explanation": text, "norm": number, "cosine": number, "fve": number, "grade": text,
+        "trust": text, "warnings": pa.list_(text), "error": text,
+    }  # fmt: skip
+    columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]
+    note = json.dumps({"format": FORMAT, "version": VERSION, **header})
+    schema = pa.schema([*columns, *sometimes.items()], metadata={FORMAT: note})
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    with atomic_file(path) as file:
+        pq.write_table(table, file)
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows and the header that `write` wrote.
+
+    Raises:
+        NLAError: The file does not hold a reading, or one of another version.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise NLAError(f"{path} is not a parquet file: {error}") from error
+    header = json.loads((table.schema.metadata or {}).get(FORMAT.encode(), b"{}"))
+    if header.pop("format", None) != FORMAT:
+        raise NLAError(
+            f"{path} does not hold a reading (columns: {', '.join(table.column_names)}). Write one "
+            "with nla.read(model, prompt).to_parquet(path)."
+        )
+    version = header.pop("version")
+    if version != VERSION:
+        raise NLAError(
+            f"{path} is a reading of version {version}, this package reads version {VERSION}. "
+            "Update it: pip install -U nnsight-nla."
+        )
+    return table.to_pylist(), header

@@ -1,0 +1,97 @@
+"""A sweep as a plotly figure and as HTML."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from nnsight_nla.experiments import ExperimentError, logit_difference, patch, steer
+from tests.experiments.test_sweep import by_hand
+
+CLEAN = "What a lovely day! People in Paris speak"
+CORRUPT = "What a lovely day! People in Rome speak"
+
+
+def test_layers_upwards_positions_to_the_right_explanations_on_hover():
+    figure = by_hand().plot()
+    (trace,) = figure.data
+    assert list(trace.y) == ["0", "1", "2", "4"]
+    assert list(trace.x) == ["1 ␣b", "2 ␣c", "3 &lt;i&gt;"]
+    assert list(trace.z[0][:2]) == [1.0, 0.0]
+    assert trace.z[2][2] is None
+    assert [line[0] for line in trace.text] == ["●", "○", None, None]
+    blank = {(each.x, each.y): each.text for each in figure.layout.annotations}
+    shown = trace.text[3][2] or blank[trace.x[2], "4"]
+    assert shown == "–"
+    assert "two of them" in trace.customdata[0][0]
+    assert "one of them" in trace.customdata[0][0]
+    assert "downstream of the verbalized layer" in trace.customdata[3][2]
+    assert "this vector is zero" in trace.customdata[2][2]
+    assert (trace.zmin, trace.zmax, trace.zmid) == (-1.0, 1.0, 0)
+
+
+def test_the_words_that_changed_as_colour():
+    figure = by_hand().plot(value="change")
+    (trace,) = figure.data
+    assert trace.z[0][0] == pytest.approx(1 / 3)
+    assert trace.z[3][2] is trace.text[3][2] is None
+    blank = {(each.x, each.y): each.text for each in figure.layout.annotations}
+    assert blank[trace.x[2], "4"] == "–", "a mark on the page itself has the page's ink"
+    with pytest.raises(ExperimentError, match="'effect' or 'change'"):
+        by_hand().plot(value="cosine")
+
+
+def test_doses_and_controls_stand_beside_each_other(model, nla):
+    metric = logit_difference(" French", " Italian")
+    sweep = steer(
+        model, nla, CLEAN, layers=[1, 3], positions=-1, metric=metric,
+        vector=torch.ones(128), doses=[0.5, 2],
+    )  # fmt: skip
+    (trace,) = sweep.plot().data
+    assert list(trace.x) == [
+        "8 ␣speak × 0.5", "8 ␣speak × 2", "8 ␣speak × 0.5 (random 0)",
+        "8 ␣speak × 2 (random 0)",
+    ]  # fmt: skip
+    assert all(value is not None for line in trace.z for value in line)
+
+    curves = sweep.plot(form="curves").data
+    assert [line.name for line in curves] == [
+        "block 1, ␣speak@8: steer", "block 1, ␣speak@8: random 0",
+        "block 3, ␣speak@8: steer", "block 3, ␣speak@8: random 0",
+    ]  # fmt: skip
+    rows = {(row["layer"], row["kind"], row["dose"]): row for row in sweep.rows()}
+    for line, (layer, kind) in zip(
+        curves, [(1, "steer"), (1, "random 0"), (3, "steer"), (3, "random 0")], strict=True
+    ):
+        assert list(line.x) == [0.5, 2]
+        assert list(line.y) == [rows[layer, kind, dose]["effect"] for dose in (0.5, 2)]
+        changed = [rows[layer, kind, dose]["text_changed"] for dose in (0.5, 2)]
+        shown = ["circle" if each else "circle-open" for each in changed]
+        assert list(line.marker.symbol) == shown
+
+
+def test_curves_need_doses_and_forms_are_two():
+    with pytest.raises(ExperimentError, match="no doses to draw curves of"):
+        by_hand().plot(form="curves")
+    with pytest.raises(ExperimentError, match="'grid' or 'curves'"):
+        by_hand().plot(form="bars")
+
+
+def test_the_page_escapes_and_fetches_nothing():
+    page = by_hand()._repr_html_()
+    assert "a &lt;model&gt;" in page
+    assert "<i>" not in page
+    assert not re.search(r"https?://|<script", page)
+    assert "two" in page
+    assert "downstream of the verbalized layer" in page
+
+
+def test_of_a_real_sweep(model, nla):
+    metric = logit_difference(" French", " Italian")
+    sweep = patch(model, nla, CLEAN, CORRUPT, layers=[0, 4], positions=[7, 8], metric=metric)
+    page = sweep._repr_html_()
+    assert "Rome" in page
+    assert "Paris" in page
+    assert "2 largest" not in page
+    assert json.loads(sweep.plot().to_json())["data"][0]["type"] == "heatmap"

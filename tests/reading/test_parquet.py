@@ -1,0 +1,75 @@
+"""The parquet file of a reading: its columns, and files that are something else."""
+
+import json
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nnsight_nla import NLAError
+from nnsight_nla.reading import parquet
+
+ROW = {
+    "position": 0, "token": "a", "part": "prompt", "explanation": None, "norm": None,
+    "cosine": None, "fve": None, "grade": None, "trust": None, "warnings": ("w",), "error": None,
+}  # fmt: skip
+HEADER = {"target": "t", "verbalizer": "v", "layer": 3}
+
+
+@pytest.fixture
+def path(tmp_path):
+    parquet.write(tmp_path / "reading.parquet", [ROW], HEADER)
+    return tmp_path / "reading.parquet"
+
+
+def test_rows_and_header_come_back(path):
+    assert parquet.read(path) == ([{**ROW, "warnings": ["w"]}], HEADER)
+
+
+def test_the_columns_are_the_published_ones(path):
+    schema = pq.read_schema(path)
+    text, number = pa.string(), pa.float64()
+    assert {field.name: field.type for field in schema} == {
+        "position": pa.int64(), "token": text, "part": text, "explanation": text, "norm": number,
+        "cosine": number, "fve": number, "grade": text, "trust": text,
+        "warnings": pa.list_(text), "error": text,
+    }  # fmt: skip
+    assert schema.names == list(ROW)
+    assert [field.name for field in schema if not field.nullable] == ["position", "token", "part"]
+    assert json.loads(schema.metadata[b"nnsight_nla.reading"]) == {
+        "format": "nnsight_nla.reading", "version": 1, **HEADER,
+    }  # fmt: skip
+
+
+def test_a_write_that_stops_in_the_middle_leaves_the_old_file(path, monkeypatch):
+    def cut(table, file):
+        file.write(b"PAR1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", cut)
+    with pytest.raises(KeyboardInterrupt):
+        parquet.write(path, [], HEADER)
+    assert parquet.read(path)[1] == HEADER
+    assert [file.name for file in path.parent.iterdir()] == ["reading.parquet"]
+
+
+def test_a_table_without_a_reading(path):
+    pd.DataFrame({"a": [1]}).to_parquet(path)
+    with pytest.raises(NLAError, match=r"does not hold a reading \(columns: a\)"):
+        parquet.read(path)
+
+
+def test_a_later_version(path):
+    table = pq.read_table(path)
+    note = json.loads(table.schema.metadata[b"nnsight_nla.reading"])
+    later = {b"nnsight_nla.reading": json.dumps({**note, "version": 9})}
+    pq.write_table(table.replace_schema_metadata(later), path)
+    with pytest.raises(NLAError, match="is a reading of version 9, this package reads version 1"):
+        parquet.read(path)
+
+
+def test_a_file_of_another_format(path):
+    path.write_text("words")
+    with pytest.raises(NLAError, match="is not a parquet file"):
+        parquet.read(path)

@@ -1,0 +1,258 @@
+"""Reading a text: which positions are read, and which part of the text each token belongs to."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from nnsight_nla import InjectionError, NLAError, Reading, Sampling, tiny
+from nnsight_nla.reading.read import _parts, _token_spans, read
+
+PARIS = "What a lovely day! People in Paris speak"
+ROME = "What a lovely day! People in Rome speak"
+
+
+@pytest.fixture(scope="module")
+def paris(pair) -> Reading:
+    model, nla = pair
+    return nla.read(model, PARIS)
+
+
+def test_every_token_has_the_explanation_of_its_residual(model, nla, paris):
+    (span,) = nla.positions(model, PARIS)
+    with model.trace(PARIS):
+        thought = nla.explain(
+            nla.layer(model).output[0], tokens=span.tokens, positions=span.positions
+        )
+    assert paris.tokens == span.tokens
+    assert list(paris.explanations) == thought.text
+    assert paris.positions == tuple(range(9))
+    assert list(paris.warnings) == thought.warnings
+    np.testing.assert_allclose(paris.norms, thought.vectors.norm(dim=-1), rtol=1e-5)
+    assert "About Paris" in paris[-1].explanation
+    assert (paris.layer, paris.target, paris.verbalizer) == (3, "target", "av")
+    assert str(tiny.paths()["target"]) not in paris._repr_html_()
+    assert {record.part for record in paris} == {"prompt"}
+
+
+def test_scores_are_round_trip_cosines(nla, paris, residuals):
+    reconstructed = nla.reconstruct(list(paris.explanations))
+    expected = torch.nn.functional.cosine_similarity(reconstructed, residuals)
+    np.testing.assert_allclose(paris.scores, expected, atol=1e-4)
+    assert paris[-1].grade == "high"
+    assert paris[-1].trust.startswith("trust: high (cosine 0.9")
+
+
+def test_without_a_reconstructor_there_are_no_scores(model, paris):
+    from nnsight_nla import NLA
+
+    alone = NLA(tiny.paths()["av"], dtype=torch.float32)
+    reading = alone.read(model, PARIS)
+    assert reading.explanations == paris.explanations
+    assert reading.scores == (None,) * 9
+
+
+@pytest.mark.parametrize(
+    ("positions", "read"),
+    [(-1, [8]), (2, [2]), ([-1, 0, 0], [0, 8]), (slice(6, None), [6, 7, 8]), (range(2), [0, 1])],
+)
+def test_some_positions(model, nla, paris, positions, read):
+    reading = nla.read(model, PARIS, positions=positions)
+    assert list(reading.positions) == read
+    assert reading.tokens == paris.tokens
+    for place, record in enumerate(reading):
+        assert record.read is (place in read)
+        assert record.explanation == (paris[place].explanation if place in read else None)
+
+
+def test_token_ids_read_like_their_text(model, nla, paris):
+    ids = nla.positions(model, PARIS)[0].ids
+    for prompt in (list(ids), ids, torch.tensor([ids])):
+        assert nla.read(model, prompt).explanations == paris.explanations
+
+
+def test_prompt_and_reply(model, nla, paris):
+    reading = nla.read(model, PARIS, generate=3)
+    with model.generate(PARIS, max_new_tokens=3, do_sample=False) as tracer:
+        ids = tracer.result[0].save()
+    assert reading.tokens == tuple(model.tokenizer.decode([token]) for token in ids)
+    assert reading.explanations[:9] == paris.explanations
+    assert [record.part for record in reading] == ["prompt"] * 9 + ["reply"] * 3
+    only = nla.read(model, PARIS, generate=3, positions="reply")
+    assert only.positions == (9, 10, 11)
+    assert only.explanations[9:] == reading.explanations[9:]
+    with model.trace(ids[None]):
+        thought = nla.explain(nla.layer(model).output[0, -1])
+    assert reading[-1].explanation == thought.text
+
+
+def test_chat_messages_and_their_template_are_separate_parts(model, nla):
+    chat = [
+        {"role": "user", "content": "What a lovely day!"},
+        {"role": "assistant", "content": "People in Paris speak"},
+    ]
+    reading = nla.read(model, chat, positions=-1)
+    by_part = {
+        part: "".join(record.token for record in reading if record.part == part)
+        for part in ("user", "assistant", "template")
+    }
+    assert by_part["user"] == "What a lovely day!"
+    assert by_part["assistant"] == "People in Paris speak"
+    assert by_part["template"] == "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+    more = nla.read(model, chat[:1], generate=2, positions="reply")
+    assert [record.part for record in more][-2:] == ["reply", "reply"]
+    assert "".join(r.token for r in more if r.part == "user") == "What a lovely day!"
+
+
+def test_equal_messages_are_parts_of_their_own(model, nla):
+    chat = [{"role": role, "content": "The cow"} for role in ("user", "assistant", "user")]
+    reading = nla.read(model, chat, positions=0)
+    said = [record.part for record in reading if record.part != "template"]
+    assert said == ["user", "user", "assistant", "assistant", "user", "user"]
+
+
+def test_special_tokens_in_a_string_are_template(model, nla):
+    reading = nla.read(model, "<|endoftext|>The cow", positions=0)
+    assert [record.part for record in reading] == ["template", "prompt", "prompt"]
+
+
+def test_an_edited_model_reads_as_it_runs(model, nla, paris):
+    with model.trace(PARIS):
+        donor = model.model.layers[0].output[0, 7].save()
+    with model.edit() as (_, edited):
+        edited.model.layers[0].output[:, 7] = donor
+    clean, patched = nla.read(model, ROME), nla.read(edited, ROME)
+    assert patched.tokens == clean.tokens
+    assert patched.explanations[:7] == clean.explanations[:7]
+    assert patched.explanations[7:] == paris.explanations[7:]
+    assert "About Rome" in clean[-1].explanation
+    both = clean.beside(patched, labels=("without", "with"))._repr_html_()
+    assert both.startswith("<iframe")
+    assert both.count("<") == 2
+    assert "without" in both
+
+
+def test_the_sampling_is_used(model, nla):
+    cut = nla.read(model, PARIS, positions=-1, sampling=Sampling(max_new_tokens=3))
+    assert "cut off" in " ".join(cut[-1].warnings)
+
+
+def test_the_model_and_other_handles_are_unchanged(model, nla, residuals):
+    waiting = nla.explain(residuals[0])
+    nla.read(model, ROME, positions=-1)
+    assert not waiting.resolved
+    with model.trace(PARIS):
+        again = nla.layer(model).output[0].save()
+    assert torch.equal(again, residuals)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": 9}, "positions=9: the text has 9 tokens, 0 to 8."),
+        ({"positions": [0, -10]}, "positions=[0, -10]: the text has 9 tokens, 0 to 8."),
+        ({"positions": []}, "positions=[] selects none of the text's 9 tokens."),
+        ({"positions": slice(20, None)}, "selects none of the text's 9 tokens."),
+        ({"positions": "last"}, "positions='last': expected 'all', 'reply' (with generate=N"),
+        ({"positions": "reply"}, "positions='reply': expected 'all', 'reply' (with generate=N"),
+        ({"positions": 1.5}, "positions=1.5: the text has 9 tokens"),
+        (
+            {"generate": 0},
+            "generate=0: expected the longest reply in tokens, a whole number from 1",
+        ),
+        ({"generate": True}, "generate=True: expected the longest reply in tokens, a whole number"),
+    ],
+)
+def test_options_that_do_not_fit(model, nla, options, message):
+    with pytest.raises(NLAError, match=re.escape(message)):
+        nla.read(model, PARIS, **options)
+
+
+def test_a_prompt_or_model_of_another_type(model, nla):
+    with pytest.raises(InjectionError, match="is not one prompt"):
+        nla.read(model, ["two", "prompts"])
+    with pytest.raises(InjectionError, match="Expected an nnsight TransformersModel, got str"):
+        nla.read("Qwen/Qwen3-8B", PARIS)
+
+
+def test_a_vector_without_a_text(model, nla, monkeypatch):
+    explain = nla.explain
+    monkeypatch.setattr(nla, "explain", lambda vectors, **rest: explain(vectors * 0, **rest))
+    reading = nla.read(model, "The cow", positions=-1)
+    assert reading[-1].error == "is zero, it has no direction"
+    assert reading[-1].read
+    assert reading[-1].explanation is None
+    assert str(reading) == "   1 ' cow': [is zero, it has no direction]"
+    assert "this vector is zero" in reading._repr_html_()
+
+
+class Narrow:
+    """An NLA reduced to the members of `Explains` that reading needs."""
+
+    def __init__(self, nla) -> None:
+        for name in ("av", "checkpoint", "layer", "positions", "explain", "resolve"):
+            setattr(self, name, getattr(nla, name))
+
+
+def test_anything_that_explains_will_do(model, nla, paris):
+    assert read(Narrow(nla), model, PARIS) == paris
+
+
+def test_a_model_that_does_not_fit_never_runs(model, nla, monkeypatch):
+    def refuse(model):
+        raise InjectionError("another width")
+
+    narrow = Narrow(nla)
+    narrow.layer = refuse
+    monkeypatch.setattr(type(model), "trace", lambda *args, **kwargs: pytest.fail("it ran"))
+    with pytest.raises(InjectionError, match="another width"):
+        read(narrow, model, PARIS)
+
+
+class Letters:
+    """A slow tokenizer: an id per letter, without offsets."""
+
+    is_fast = False
+    all_special_ids = (0,)
+
+    def decode(self, ids, **options) -> str:
+        return "".join("<s>" if token == 0 else chr(token) for token in ids)
+
+
+def ids(text: str) -> list[int]:
+    return [0, *map(ord, text)]
+
+
+def test_spans_without_offsets():
+    assert _token_spans(Letters(), ids("ab")) == ("<s>ab", [(0, 3), (3, 4), (4, 5)])
+    assert _token_spans(Letters(), []) == ("", [])
+
+
+def test_a_fast_tokenizer_whose_text_tokenizes_differently_is_decoded_token_by_token(model):
+    tokenizer = model.tokenizer
+    split = [tokenizer.encode(each)[0] for each in (" ", "P", "a")]
+    text, spans = _token_spans(tokenizer, split)
+    assert text == "".join(tokenizer.decode([token]) for token in split)
+    assert [text[first:last] for first, last in spans] == [" ", "P", "a"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "user", "content": " ab "}], "tttuut"),
+        ([{"role": "user", "content": [{"type": "text", "text": "ab"}]}], "tttuut"),
+        ([{"role": "user", "content": [{"type": "image"}, "ab"]}], "tttttt"),
+        ([{"role": "user", "content": None}], "tttttt"),
+        ([{"role": "user", "content": "rewritten"}, {"role": "model", "content": "b"}], "ttttmt"),
+        ([{"content": "ab"}], "tttppt"),
+    ],
+)
+def test_the_parts_of_a_chat(messages, expected):
+    parts = _parts(Letters(), ids("u:ab;"), messages)
+    assert "".join(part[0] for part in parts) == expected
+
+
+def test_the_parts_of_a_text():
+    assert _parts(Letters(), ids("ab"), "ab") == ["template", "prompt", "prompt"]
+    assert _parts(Letters(), ids("a"), [0, 97]) == ["template", "prompt"]

@@ -1,0 +1,134 @@
+"""A reading as a table, as text, as a page and as files; made by hand, without a model."""
+
+import errno
+import os
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from nnsight_nla import NLAError, Reading, TokenReading
+
+PARIS = Reading(
+    (
+        TokenReading(0, "<s>", "template"),
+        TokenReading(
+            1, "Paris", "prompt", "About Paris.\n\nA city.", 3.5, 0.9, 0.8, "high", "trust: high",
+            ("position 1: noisy",),
+        ),
+        TokenReading(2, " speak", "reply", norm=0.0, error="is zero, it has no direction"),
+    ),
+    "target", "av", 3,
+)  # fmt: skip
+
+
+def test_a_value_per_token():
+    assert PARIS.tokens == ("<s>", "Paris", " speak")
+    assert PARIS.positions == (1, 2)
+    assert PARIS.explanations == (None, "About Paris.\n\nA city.", None)
+    assert PARIS.norms == (None, 3.5, 0.0)
+    assert PARIS.scores == (None, 0.9, None)
+    assert PARIS.warnings == ((), ("position 1: noisy",), ())
+    assert [record.read for record in PARIS] == [False, True, True]
+
+
+def test_it_is_indexed_like_a_tuple():
+    assert len(PARIS) == 3
+    assert PARIS[-1] is PARIS.records[2]
+    assert PARIS[1:] == PARIS.records[1:]
+
+
+def test_the_table():
+    table = PARIS.to_pandas()
+    assert list(table.columns) == [
+        "position", "token", "part", "explanation", "norm", "cosine", "fve", "grade", "trust",
+        "warnings", "error",
+    ]  # fmt: skip
+    assert list(table["token"]) == list(PARIS.tokens)
+    assert table["warnings"][1] == ["position 1: noisy"]
+    assert list(Reading((), "t", "v", 3).to_pandas().columns) == list(table.columns)
+
+
+def test_str_lists_what_was_read_and_repr_counts_it():
+    assert str(PARIS).splitlines() == [
+        "   1 'Paris': About Paris. / A city.",
+        "   2 ' speak': [is zero, it has no direction]",
+    ]
+    assert repr(PARIS) == "<Reading of 3 tokens, 2 explained, target block 3>"
+
+
+def test_parquet_and_back(tmp_path):
+    path = tmp_path / "reading.parquet"
+    for reading in (PARIS, Reading(PARIS.records[:1], "t", "v", 24), Reading((), "t", "v", 0)):
+        reading.to_parquet(path)
+        assert Reading.from_parquet(str(path)) == reading
+    PARIS.to_parquet(str(path))
+    assert list(pd.read_parquet(path)["token"]) == list(PARIS.tokens)
+
+
+def test_the_page_is_the_same_every_time(tmp_path):
+    path = PARIS.to_html(tmp_path / "a.html")
+    other = PARIS.to_html(str(tmp_path / "b.html"))
+    assert path.read_bytes() == other.read_bytes()
+    assert path == tmp_path / "a.html"
+    assert "<title>Paris</title>" in path.read_text("utf-8")
+    assert "output of block" in path.read_text("utf-8")
+
+
+def test_two_readings_on_one_page(tmp_path):
+    edited = replace(PARIS, target="edited")
+    page = PARIS.to_html(tmp_path / "a.html", beside=edited, labels=("one", "other"), title="T")
+    text = page.read_text("utf-8")
+    assert "<title>T</title>" in text
+    assert '"label":"one"' in text
+    assert '"label":"other"' in text
+    assert "<noscript>" in text
+
+
+def test_a_notebook_shows_the_page_in_a_sandbox():
+    alone, both = PARIS._repr_html_(), PARIS.beside(PARIS, labels=("x1", "x2"))._repr_html_()
+    for html in (alone, both):
+        assert html.startswith('<iframe title="reading" sandbox="allow-scripts" srcdoc="&lt;!doc')
+        assert html.count("<") == 2
+        assert "noscript" not in html
+    assert "x1" in both
+    assert "x2" in both
+
+
+def test_a_notebooks_frame_grows_with_the_text_up_to_a_limit():
+    def height(reading) -> int:
+        return int(reading._repr_html_().rpartition("height:")[2].partition("px")[0])
+
+    long = Reading(PARIS.records * 400, "t", "v", 3)
+    assert height(PARIS) < height(PARIS.beside(PARIS)) < height(long)
+    assert height(long) == height(Reading(long.records * 2, "t", "v", 3)) == 700
+
+
+@pytest.mark.parametrize("write", [Reading.to_parquet, Reading.to_html], ids=["parquet", "html"])
+@pytest.mark.parametrize(
+    ("problem", "error", "message"),
+    [
+        (OSError(errno.ENOSPC, "no space"), NLAError, "is full: reading could not be written.*was"),
+        (OSError(errno.EIO, "bad disk"), NLAError, r"cannot be written \(bad disk\).*unchanged"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+    ids=["full", "broken", "interrupted"],
+)
+def test_a_failed_write_leaves_the_old_file(write, problem, error, message, tmp_path, monkeypatch):
+    path = tmp_path / "reading"
+    write(PARIS, path)
+    old = path.read_bytes()
+
+    def fail(descriptor):
+        raise problem
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(error, match=message):
+        write(Reading(PARIS.records[:1], "t", "v", 3), path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(NLAError, match=r"lost/a.html cannot be written \(No such file"):
+        PARIS.to_html(tmp_path / "lost" / "a.html")

@@ -1,0 +1,185 @@
+"""Private API of other libraries: each entry of `_compat`, with what breaks when it changes."""
+
+import pickle
+
+import nnsight
+import pytest
+import torch
+from nnsight import TransformersModel
+from torch import nn
+
+from nnsight_nla import _compat, tiny
+
+PATHS = tiny.paths()
+PROMPT = "People in Paris speak"
+
+
+@pytest.fixture
+def target():
+    return TransformersModel(
+        str(PATHS["target"]), task="text-generation", dtype=torch.float32, dispatch=True
+    )
+
+
+class TestNnsight:
+    """Written for nnsight 0.8.1."""
+
+    def test_module_of(self, target):
+        assert isinstance(_compat.module_of(target), nn.Module), "Envoy._module is gone"
+        assert _compat.module_of("anything else") == "anything else"
+
+    def test_interleaving(self, target):
+        assert not _compat.interleaving(target)
+        with target.trace(PROMPT):
+            running = nnsight.save([_compat.interleaving(target)])
+        assert running == [True], "Envoy.interleaver.interleaving is gone"
+
+    def test_has_edits(self, target):
+        assert not _compat.has_edits(target)
+        with target.edit() as (_, edited):
+            edited.model.layers[0].output[:] = 0
+        assert _compat.has_edits(edited), "Envoy._edits is gone: edits would not act"
+
+    def test_tokenized(self, target):
+        (row,) = _compat.tokenized(target, PROMPT)
+        assert row["input_ids"].flatten().tolist() == target.tokenizer(PROMPT)["input_ids"]
+        assert _compat.tokenized(target, object()) is None
+
+    def test_drop_weights_and_replace_module(self, target):
+        envoy, before = target.model.layers[0], _compat.module_of(target)
+        _compat.drop_weights(target)
+        assert not target.dispatched
+        assert _compat.module_of(envoy).input_layernorm.weight.device.type == "meta"
+        _compat.replace_module(target, before)
+        assert _compat.module_of(envoy) is before.model.layers[0], "TransformersModel._update"
+        for hook in ("_load", "_load_meta", "interleave"):
+            assert hasattr(TransformersModel, hook), f"{hook}: AdapterModel overrides it"
+
+    def test_quantization(self):
+        assert _compat.quantization(torch.float32) is None
+        assert _compat.quantization("nf4").bytes_per_element == pytest.approx(0.5, abs=0.1)
+
+    def test_attach_adapter(self, target, tmp_path):
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(PATHS["target"])
+        get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+        module = AutoModelForCausalLM.from_pretrained(PATHS["target"])
+        _compat.attach_adapter(module, str(tmp_path), weights=True)
+        assert any("lora_A" in name for name, _ in module.named_parameters())
+
+    def test_requests_have_a_pickler_of_their_own(self):
+        from nnsight.intervention.serialization import CustomCloudPickler
+
+        class Ours:
+            pass
+
+        _compat.join_requests({Ours: lambda it: (str, ("in a request",))})
+        try:
+            assert Ours in CustomCloudPickler.dispatch_table
+            with pytest.raises((AttributeError, pickle.PicklingError)):
+                pickle.dumps(Ours())  # No other pickler knows it.
+        finally:
+            CustomCloudPickler.dispatch_table.maps.pop(0)
+
+    def test_the_tracer_is_pickled_before_anything_is_sent(self, target):
+        from nnsight.schema.request import RequestModel
+
+        kinds = _compat.tracer_types()
+        tracer = target.trace(PROMPT)
+        assert type(tracer) in kinds, "a remote block would not be checked"
+        assert callable(RequestModel.serialize)
+
+    def test_remote_errors_and_the_host(self):
+        assert issubclass(_compat.remote_error(), Exception)
+        assert "://" in _compat.host()
+
+    def test_a_scan_has_fake_tensors(self, target):
+        with target.scan(PROMPT):
+            fake = nnsight.save([_compat.is_fake(target.model.layers[0].output)])
+        assert fake == [True]
+        assert not _compat.is_fake(torch.ones(1))
+
+
+class TestTorch:
+    """Written for torch 2.13."""
+
+    def test_an_empty_copy(self):
+        layer = nn.BatchNorm1d(2)
+        layer.register_buffer("left_out", torch.ones(1), persistent=False)
+        new = _compat.empty_copy(layer)
+        assert type(new) is nn.BatchNorm1d
+        assert list(new.parameters()) == []
+        for table, other in zip(_compat.tables(new), _compat.tables(layer), strict=True):
+            table.update(other)
+        assert new.state_dict().keys() == layer.state_dict().keys()
+
+    def test_tables_and_children(self):
+        layer = nn.Linear(2, 2, bias=False)
+        parameters, buffers = _compat.tables(layer)
+        assert list(parameters) == ["weight", "bias"]
+        assert buffers == {}
+        assert list(_compat.children(nn.Sequential(layer))) == ["0"]
+
+    @pytest.mark.parametrize(
+        "text", ["[enforce fail at alloc_cpu.cpp] can't allocate memory", "CUDA out of memory."]
+    )
+    def test_a_cpu_without_memory(self, text):
+        assert _compat.says_out_of_memory(RuntimeError(text))
+        assert not _compat.says_out_of_memory(RuntimeError("mat1 and mat2 shapes"))
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(1 << 50)
+        assert _compat.says_out_of_memory(caught.value), "torch words it otherwise"
+
+
+class TestTransformers:
+    """Written for transformers 5.15 to 5.22."""
+
+    def test_is_stateful(self):
+        from transformers import MambaForCausalLM, Qwen3ForCausalLM
+
+        assert getattr(MambaForCausalLM, "_is_stateful", False), "a state would be cut by rows"
+        assert not getattr(Qwen3ForCausalLM, "_is_stateful", False)
+
+    def test_commit_hash(self, target):
+        module = _compat.module_of(target)
+        assert _compat.commit_hash(module) is None
+        module.config._commit_hash = "abc"
+        assert _compat.commit_hash(module) == "abc"
+
+    def test_cache_layers(self):
+        from transformers.cache_utils import DynamicLayer
+
+        layer = DynamicLayer()
+        layer.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
+        assert layer.keys.shape == (1, 1, 2, 4)
+        for name in ("dtype", "device", "is_initialized", "batch_select_indices"):
+            assert hasattr(layer, name), f"DynamicLayer.{name}: the in-place cache sets it"
+
+
+def test_datasets_keep_a_fingerprint():
+    datasets = pytest.importorskip("datasets", reason="pip install 'nnsight-nla[datasets]'")
+    held = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    assert isinstance(_compat.data_set_fingerprint(held), str)
+
+
+def test_accelerate_replaces_forward():
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    layer = nn.Linear(2, 2)
+    add_hook_to_module(layer, ModelHook())
+    assert {"forward", "_old_forward"} <= vars(layer).keys() & _compat.NOT_COPIED
+
+
+def test_the_hub_cache_notes_a_file_that_a_repository_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert not _compat.known_absent("you/model", "nla_meta.yaml")
+    home = tmp_path / "models--you--model"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("abc")
+    (home / "snapshots" / "abc").mkdir(parents=True)
+    (home / ".no_exist" / "abc").mkdir(parents=True)
+    (home / ".no_exist" / "abc" / "nla_meta.yaml").touch()
+    assert _compat.known_absent("you/model", "nla_meta.yaml"), "huggingface_hub 1.x"

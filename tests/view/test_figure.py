@@ -1,0 +1,28 @@
+"""The look of the figures: legible on light and dark pages, and a template that plotly takes."""
+
+import plotly.graph_objects as go
+import pytest
+
+from nnsight_nla.view.figure import INK, TEMPLATE
+
+
+def luminance(colour: str) -> float:
+    """WCAG 2.2's relative luminance."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#111111"])
+def test_text_has_contrast_on_light_and_dark_pages(page):
+    high, low = sorted([luminance(INK), luminance(page)], reverse=True)
+    assert (high + 0.05) / (low + 0.05) > 3.9
+
+
+def test_the_background_is_transparent():
+    layout = go.Figure().update_layout(template=TEMPLATE).layout.template.layout
+    assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
+    assert layout.font.color == layout.annotationdefaults.arrowcolor == INK
+    assert layout.xaxis.automargin
