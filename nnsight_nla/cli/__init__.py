@@ -1,8 +1,8 @@
-"""The command line: ``nnsight-nla COMMAND``, a module for each group of commands.
+"""The command line: ``nnsight-nla COMMAND``, one module per group of commands.
 
-Every command takes ``--json`` and then prints one JSON document on standard output, nothing else.
-Exit codes: 0 done, 1 something you passed cannot be used (the message says what to type), 2 the
-command line itself is wrong, 130 interrupted.
+Every command takes ``--json`` and then prints one JSON document, and nothing else, on standard
+output. Exit codes: 0 success, 1 an input cannot be used (the message says what to type), 2 the
+command line is wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import sys
 from rich.text import Text
 
 from ..errors import NLAError
-from .app import app, err
+from .app import app, err, in_flags
 
-# A group of commands adds itself to the application; `--help` lists them in this order.
+# Importing a group of commands adds it to the application; `--help` lists them in this order.
 # isort: off
 from . import inspect
 from . import doctor
@@ -26,11 +26,12 @@ __all__ = ["app", "data", "doctor", "inspect", "main", "training"]
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error, not a stack trace."""
+    """Run the command line; print a user's mistake as one message, without a traceback."""
     try:
         app()
     except NLAError as error:
-        err.print(Text(f"{type(error).__name__}: {error}", style="red"))
+        message = in_flags(str(error), sys.argv[1])
+        err.print(Text(f"{type(error).__name__}: {message}", style="red"))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,82 +1,91 @@
-"""What every command has: the application, where it prints, how it loads the models."""
+"""The application, its consoles, and what all commands share: loading, JSON, flags in messages."""
 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
-from typing import Annotated, Any
+import re
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer import Option
+from typer.main import get_group
 
+from .._version import __version__
 from ..errors import VerbalizationError
+
+if TYPE_CHECKING:
+    from nnsight.modeling.transformers import TransformersModel
+
+    from ..nla import NLA
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Natural Language Autoencoders as ordinary values of an nnsight experiment.",
+    help="Natural Language Autoencoders: explain activations of language models in words, turn "
+    "explanations back into vectors, and train both directions.",
 )
 out = Console()
 err = Console(stderr=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+# Calls in messages that a flag replaces.
+_CALLS = {"Settings(precision='float32')": "--no-bf16"}
+_PYTHON = re.compile(r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False|(?=[\w'\"\[/.]))?")
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Print the version."""
+    if version:
+        out.print(f"nnsight-nla {__version__}", highlight=False)
+        raise typer.Exit
 
 
 def load(
-    av: str | None,
-    ar: str | None,
-    target: str | None,
-    dtype: str,
-    device_map: str | None,
-    *,
+    av: str | None, ar: str | None, target: str | None, dtype: str, device_map: str | None, *,
     remote: bool = False,
-    reads: bool = True,
-) -> Any:
-    """The target and the NLA: the embedded pair, unless `av` says another.
-
-    Args:
-        av: The verbalizer, and so on as the options of these names.
-        ar: The reconstructor.
-        target: The target.
-        dtype: Of all.
-        device_map: Of all.
-        remote: Verbalizer and reconstructor are on the host.
-        reads: Whether the target is needed; else it is ``None`` beside an `av`.
-    """
-    from .. import tiny
-
-    if av is None and remote:
-        raise VerbalizationError(
-            "--remote needs the verbalizer's name on the host: --av ID --target ID."
-        )
+) -> tuple[TransformersModel, NLA]:  # fmt: skip
+    """Load the target and the NLA; the embedded pair without `av`."""
     if av is None:
+        if remote:
+            raise VerbalizationError(
+                "--remote needs the verbalizer's name on the host: --av ID --target ID."
+            )
         for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
             if given is not None:
                 raise VerbalizationError(
                     f"--{option} {given} needs the verbalizer that was trained {how} it: "
                     "--av PATH_OR_ID."
                 )
-        return tiny.load()
-    from ..nla import NLA
+        from .. import tiny
 
-    options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
-    nla = NLA(av, ar=ar, remote=remote, **options)
-    if not reads:
-        return None, nla
+        return tiny.load()
+    nla = load_nla(av, ar, dtype, device_map, remote=remote)
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
     return load_target(base, dtype, device_map), nla
 
 
-def load_target(name: str, dtype: str, device_map: str | None) -> Any:
-    """A target by folder or Hub id; its weights load when it first runs."""
+def load_nla(
+    av: str, ar: str | None, dtype: str, device_map: str | None, *, remote: bool = False
+) -> NLA:
+    """Load an NLA without its target."""
+    from ..nla import NLA
+
+    return NLA(av, ar=ar, remote=remote, **_options(dtype, device_map))
+
+
+def load_target(name: str, dtype: str, device_map: str | None) -> TransformersModel:
+    """Load a target by folder or Hub id; its weights load when it first runs."""
     from nnsight import TransformersModel
 
-    options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
     try:
-        return TransformersModel(name, task="text-generation", **options)
+        return TransformersModel(name, task="text-generation", **_options(dtype, device_map))
     except OSError as error:
         raise VerbalizationError(
             f"The target {name!r} could not be read: {str(error).splitlines()[0]} "
@@ -84,15 +93,37 @@ def load_target(name: str, dtype: str, device_map: str | None) -> Any:
         ) from error
 
 
-def print_json(value: Any) -> None:
+def _options(dtype: str, device_map: str | None) -> dict[str, Any]:
+    return {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
+
+
+def print_json(value: object) -> None:
     """Print `value` as the one document that ``--json`` promises."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))  # noqa: T201
 
 
-def working(what: str) -> Any:
-    """A spinner on standard error, where a person watches; the host's own bars are switched off."""
+def spinner(what: str) -> AbstractContextManager[object]:
+    """Show a spinner on standard error if that is a terminal; silence transformers' own bars."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     return err.status(what) if err.is_terminal else nullcontext()
+
+
+def in_flags(message: str, command: str) -> str:
+    """Name flags of `command` where a message of the library names Python arguments.
+
+    ``held_out=0.2`` becomes ``--held-out 0.2``; calls such as ``NLA(..., dtype='float32')`` stay.
+    """
+    options = {option.name: option for option in get_group(app).commands[command].params}
+
+    def flag(match: re.Match[str]) -> str:
+        option = options.get(match["name"])
+        if option is None:
+            return _CALLS.get(match[0], match[0])
+        if match["value"] == "False":
+            return option.secondary_opts[0] if option.secondary_opts else match[0]
+        return option.opts[0] + (" " if match["value"] == "" else "")
+
+    return _PYTHON.sub(flag, message)

@@ -1,92 +1,73 @@
-"""Whole data sets: ``nnsight-nla run | merge | extract | label``."""
+"""Process data sets: ``nnsight-nla run | merge | extract | label``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from ..errors import NLAError
-from .app import AsJson, app, load, load_target, out, print_json, working
+from . import options
+from .app import app, load, load_nla, load_target, out, print_json, spinner
 
-Positions = Annotated[
-    str,
-    typer.Option(
-        help="Which tokens: all, last, every:N, random:N, regex:PATTERN (where each match ends), "
-        "or class:word, capital, number, punctuation, sentence, newline."
-    ),
-]
-Skip = Annotated[int, typer.Option(min=0, help="Leave out positions below this.")]
-MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Read only so many tokens of each document.")
-]
-Chunk = Annotated[
-    int | None, typer.Option(min=1, help="Rows of INPUT between two points of resumption.")
-]
-Shard = Annotated[
-    str | None, typer.Option(help="i/n: do only part i of n; put them together with merge.")
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="End at the first bad row; else it is recorded.")
-]
-TextColumn = Annotated[str | None, typer.Option(help="The column of the texts.")]
-IdColumn = Annotated[str | None, typer.Option(help="The column of the rows' names.")]
-Split = Annotated[str | None, typer.Option(help="Of a Hugging Face data set.")]
-Dtype = Annotated[str, typer.Option(help="Of the models, with --av.")]
-DeviceMap = Annotated[str | None, typer.Option(help="As in transformers, with --av.")]
+if TYPE_CHECKING:
+    from nnsight.modeling.transformers import TransformersModel
+
+    from ..bulk.pipeline import Report
+    from ..checkpoint.checkpoint import Checkpoint
 
 
 @app.command()
 def run(
     source: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="INPUT",
             help="Texts (.jsonl, .parquet, a Hugging Face data set's folder or name) or vectors "
             "(.parquet with activation_vector, .safetensors, .npy).",
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
-    positions: Positions = "all",
-    skip: Skip = 0,
-    max_tokens: MaxTokens = None,
-    av: Annotated[str | None, typer.Option(help="The verbalizer: a folder or a Hub id.")] = None,
-    ar: Annotated[str | None, typer.Option(help="The reconstructor, likewise: for scores.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
-    remote: Annotated[bool, typer.Option("--remote", help="Run all on the NDIF host.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest explanation.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
-    samples: Annotated[int, typer.Option(min=1, help="Explanations per vector.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    score: Annotated[bool, typer.Option(help="Turn texts back into vectors, with --ar.")] = True,
-    vectors: Annotated[bool, typer.Option("--vectors", help="Write the vectors too.")] = False,
+    output: options.Output,
+    positions: options.Positions = "all",
+    skip: options.Skip = 0,
+    max_tokens: options.MaxTokens = None,
+    av: options.Av = None,
+    ar: options.Ar = None,
+    target: options.Target = None,
+    remote: options.Remote = False,
+    max_new_tokens: options.MaxNewTokens = 200,
+    temperature: Annotated[float, Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    top_p: Annotated[float, Option(help="Nucleus sampling, with a temperature.")] = 1.0,
+    samples: Annotated[int, Option(min=1, help="Explanations per vector.")] = 1,
+    seed: Annotated[int, Option(help="The seed of the sampling.")] = 0,
+    score: Annotated[bool, Option(help="Score each explanation with the AR.")] = True,
+    vectors: Annotated[bool, Option("--vectors", help="Write the vectors too.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Vectors per batch; found and recorded unless given.")
+        int | None, Option(min=1, help="Vectors per batch. Default: what fits in memory.")
     ] = None,
-    chunk: Chunk = None,
-    shard: Shard = None,
-    strict: Strict = False,
-    text_column: TextColumn = None,
-    id_column: IdColumn = None,
-    split: Split = None,
-    tensor: Annotated[str | None, typer.Option(help="Of a .safetensors file.")] = None,
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    as_json: AsJson = False,
+    chunk: options.Chunk = None,
+    shard: options.Shard = None,
+    strict: options.Strict = False,
+    text: options.TextColumn = None,
+    doc_id: options.IdColumn = None,
+    split: options.Split = None,
+    tensor: Annotated[str | None, Option(help="The tensor of a .safetensors file.")] = None,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Explain a data set; the same command goes on where it was interrupted."""
-    with working("loading"):
+    """Explain a data set. Rerun the same command to resume."""
+    with spinner("loading"):
         from .. import bulk
         from ..core.sampling import Sampling
 
-        rows = bulk.open_source(
-            source, text=text_column, doc_id=id_column, split=split, tensor=tensor
-        )
-        reads = rows.kind == "texts"
-        model, nla = load(av, ar, target, dtype, device_map, remote=remote, reads=reads)
+        rows = bulk.open_source(source, text=text, doc_id=doc_id, split=split, tensor=tensor)
+        if rows.kind == "texts" or av is None:
+            model, nla = load(av, ar, target, dtype, device_map, remote=remote)
+        else:
+            model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
     report = bulk.run(
         nla,
         rows,
@@ -110,12 +91,12 @@ def run(
 
 @app.command()
 def merge(
-    inputs: Annotated[list[Path], typer.Argument(help="The outputs of all shards.")],
-    output: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
-    as_json: AsJson = False,
+    inputs: Annotated[list[Path], Argument(metavar="SHARDS", help="The outputs of all shards.")],
+    output: options.Output,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Put the outputs of all shards together, as one run would have written them."""
-    with working("merging"):
+    """Combine the outputs of all shards into the file that one run would have written."""
+    with spinner("merging"):
         from .. import bulk
 
         rows, errors = bulk.merge(inputs, output)
@@ -128,41 +109,41 @@ def merge(
 @app.command()
 def extract(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Texts: a file, or a Hugging Face data set.")
+        str, Argument(metavar="INPUT", help="Texts: a file, or a Hugging Face data set.")
     ],
-    output: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
-    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
+    output: options.Output,
+    target: options.Target = None,
     layer: Annotated[
-        int | None, typer.Option(min=0, help="K: the output of this block, counted from 0.")
+        int | None, Option(min=0, help="The block whose output is read, counted from 0.")
     ] = None,
     av: Annotated[
         str | None,
-        typer.Option(help="A verbalizer to train further: its layer, template and marker."),
+        Option(help="A verbalizer whose layer, template and marker the rows are made for."),
     ] = None,
-    positions: Positions = "random:10",
-    skip: Skip = 0,
-    seed: Annotated[int, typer.Option(help="Of random positions and splits.")] = 0,
-    max_tokens: MaxTokens = None,
+    positions: options.Positions = "random:10",
+    skip: options.Skip = 0,
+    seed: Annotated[int, Option(help="The seed of random positions and splits.")] = 0,
+    max_tokens: options.MaxTokens = None,
     splits: Annotated[
-        str | None, typer.Option(help="By document: train=0.9,test=0.1; a file for each.")
+        str | None, Option(help="Split by document into one file each: train=0.9,test=0.1.")
     ] = None,
-    remote: Annotated[bool, typer.Option("--remote", help="Run it on the NDIF host.")] = False,
-    chunk: Chunk = None,
-    shard: Shard = None,
-    strict: Strict = False,
-    text_column: TextColumn = None,
-    id_column: IdColumn = None,
-    split: Split = None,
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    as_json: AsJson = False,
+    remote: options.Remote = False,
+    chunk: options.Chunk = None,
+    shard: options.Shard = None,
+    strict: options.Strict = False,
+    text: options.TextColumn = None,
+    doc_id: options.IdColumn = None,
+    split: options.Split = None,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Read a target's activations over a corpus, to train on; resumable as run is."""
-    with working("loading"):
+    """Extract a target's activations over a corpus, to train on. Rerun to resume."""
+    with spinner("loading"):
         from .. import bulk
 
-        rows = bulk.open_source(source, text=text_column, doc_id=id_column, split=split)
-        model, checkpoint = _described(target, layer, av, dtype, device_map)
+        rows = bulk.open_source(source, text=text, doc_id=doc_id, split=split)
+        model, checkpoint = _target_and_checkpoint(target, layer, av, dtype, device_map)
     report = bulk.extract(
         model,
         rows,
@@ -172,7 +153,7 @@ def extract(
         skip=skip,
         seed=seed,
         max_tokens=max_tokens,
-        splits=_shares(splits),
+        splits=_parse_splits(splits),
         chunk=chunk,
         shard=shard,
         remote=remote,
@@ -183,32 +164,34 @@ def extract(
 
 @app.command()
 def label(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="What extract wrote.")],
-    output: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    source: Annotated[Path, Argument(metavar="INPUT", help="A file that extract wrote.")],
+    output: options.Output,
     by: Annotated[
         str,
-        typer.Option(
-            help="module:function (a row in, its explanation or None out), or a .parquet with "
+        Option(
+            help="module:function, from a row to its explanation or None; or a .parquet file with "
             "doc_id, n_raw_tokens and api_explanation, response or text."
         ),
     ],
-    workers: Annotated[int, typer.Option(min=1, help="Calls at a time.")] = 1,
-    chunk: Annotated[int, typer.Option(min=1, help="Rows between points of resumption.")] = 64,
-    strict: Strict = False,
-    as_json: AsJson = False,
+    workers: Annotated[int, Option(min=1, help="The number of calls at a time.")] = 1,
+    chunk: Annotated[
+        int, Option(min=1, help="Rows per chunk; finished chunks are not done again.")
+    ] = 64,
+    strict: options.Strict = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Give extracted rows their explanations, to train on; resumable as run is."""
+    """Label extracted rows with explanations, to train on. Rerun to resume."""
     from .. import bulk
 
-    made_by = by if by.endswith(".parquet") else _function(by)
+    made_by = by if by.endswith(".parquet") else _import_function(by)
     report = bulk.label(source, output, by=made_by, workers=workers, chunk=chunk, strict=strict)
     _report(report, as_json)
 
 
-def _described(
+def _target_and_checkpoint(
     target: str | None, layer: int | None, av: str | None, dtype: str, device_map: str | None
-) -> Any:
-    """The target, and what the rows are rows of."""
+) -> tuple[TransformersModel, Checkpoint]:
+    """Load the target, and the checkpoint that the rows are made for."""
     from .. import tiny
     from ..checkpoint.checkpoint import Checkpoint
     from ..models import hosts
@@ -224,7 +207,9 @@ def _described(
     model = load_target(name, dtype, device_map)
     if checkpoint is None:
         if layer is None:
-            raise NLAError("Which layer? Add --layer K, or --av for the layer of a verbalizer.")
+            raise NLAError(
+                "No layer is given. Add --layer K, or --av for the layer of a verbalizer."
+            )
         width = hosts.width(model)
         checkpoint = describe(model.tokenizer, layer=layer, d_model=width, base_model=name)
     elif layer not in (None, checkpoint.layer):
@@ -232,7 +217,7 @@ def _described(
     return model, checkpoint
 
 
-def _shares(splits: str | None) -> dict[str, float] | None:
+def _parse_splits(splits: str | None) -> dict[str, float] | None:
     if splits is None:
         return None
     try:
@@ -244,7 +229,7 @@ def _shares(splits: str | None) -> dict[str, float] | None:
         ) from error
 
 
-def _function(name: str) -> Any:
+def _import_function(name: str) -> Any:
     import importlib
 
     module, _, function = name.partition(":")
@@ -252,12 +237,12 @@ def _function(name: str) -> Any:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise NLAError(
-            f"--by {name}: expected module:function of a module that Python finds from here "
+            f"--by {name}: expected module:function of a module that can be imported from here "
             f"({error}), or a .parquet file."
         ) from error
 
 
-def _report(report: Any, as_json: bool) -> None:
+def _report(report: Report, as_json: bool) -> None:
     if as_json:
         print_json({**asdict(report), "outputs": list(map(str, report.outputs))})
     else:

@@ -1,14 +1,15 @@
-"""``nnsight-nla doctor``: every setting of a checkpoint against its neighbours."""
+"""``nnsight-nla doctor``: try every setting of a checkpoint against its neighbours."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from .app import AsJson, app, load, out, print_json, working
+from . import options
+from .app import app, load, out, print_json, spinner
 
 if TYPE_CHECKING:
     from ..doctor.report import Diagnosis
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 @app.command()
 def doctor(
-    av: Annotated[str, typer.Argument(help="The verbalizer: a folder or a Hub id.")],
-    ar: Annotated[str | None, typer.Option(help="The reconstructor, to judge by.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
-    remote: Annotated[bool, typer.Option("--remote", help="Run all on the NDIF host.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 200,
-    dtype: Annotated[str, typer.Option(help="Of target and verbalizer.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
-    as_json: AsJson = False,
+    av: options.AvArgument,
+    ar: options.Ar = None,
+    target: options.Target = None,
+    remote: options.Remote = False,
+    max_new_tokens: options.MaxNewTokens = 200,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Try each setting that AV declares against others; exit code 1 when a declared one loses."""
-    with working("examining"):
+    """Test the settings of a checkpoint against alternatives; exit code 1 if one is wrong."""
+    with spinner("examining"):
         from ..core.sampling import Sampling
         from ..doctor.precheck import check
         from ..doctor.report import Diagnosis

@@ -1,4 +1,4 @@
-"""To look at a few vectors: ``nnsight-nla demo | explain | read | info``."""
+"""Inspect a few vectors or a checkpoint: ``nnsight-nla demo | explain | read | info``."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from ..errors import NLAError, VerbalizationError
-from .app import AsJson, app, load, out, print_json, working
+from . import options
+from .app import app, load, out, print_json, spinner
 from .tables import explanation_table, patch_table, reading_table, sentence_table
 
 
 @app.command()
 def demo(
-    sentences: Annotated[int, typer.Option(min=1, help="How many sentences to read.")] = 2,
-    seed: Annotated[int, typer.Option(help="Which sentences.")] = 3,
-    as_json: AsJson = False,
+    sentences: Annotated[int, Option(min=1, help="The number of sentences to read.")] = 2,
+    seed: Annotated[int, Option(help="The seed that chooses the sentences.")] = 3,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Read a few sentences with the embedded pair, patch one fact, show the truth beside it.
+    """Explain a few sentences with the embedded pair and patch one fact, next to the truth.
 
     Needs no network and no GPU.
     """
-    with working("loading the embedded pair"):
+    with spinner("loading the embedded pair"):
         from .. import tiny
         from ..tiny.demo import patch_fact, read_sentences
 
         model, nla = tiny.load()
-    with working("verbalizing"):
+    with spinner("verbalizing"):
         read = read_sentences(model, nla, sentences, seed)
         patched = patch_fact(model, nla)
     if as_json:
@@ -44,36 +45,36 @@ def demo(
     slots = [row.slots_right for each in read for row in each]
     out.print(
         f"{sum(slots)} of {6 * len(slots)} slots are right, on combinations of subject and tone "
-        "that no training has seen. The state was put into this small target on purpose; outside "
-        "its world of facts the pair confabulates. The measured accuracy and the controls: "
-        "nnsight_nla.tiny.figures()"
+        "that were not in any training. The state was put into this small target on purpose; "
+        "outside its world of facts the pair confabulates. The measured accuracy and the "
+        "controls: nnsight_nla.tiny.figures()"
     )
 
 
 @app.command()
 def explain(
-    text: Annotated[str, typer.Argument(help="The text that the target reads.")],
+    text: options.Text,
     position: Annotated[
         str,
-        typer.Option(help="Which token: an index (-1 is the last), several (0,3,-1), or 'all'."),
+        Option(help="Which token: an index (-1 is the last), several (0,3,-1), or 'all'."),
     ] = "-1",
-    av: Annotated[str | None, typer.Option(help="The verbalizer: a folder or a Hub id.")] = None,
-    ar: Annotated[str | None, typer.Option(help="The reconstructor, likewise: for trust.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 200,
-    dtype: Annotated[str, typer.Option(help="Of target and verbalizer, with --av.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, with --av.")] = None,
-    as_json: AsJson = False,
+    av: options.Av = None,
+    ar: options.Ar = None,
+    target: options.Target = None,
+    max_new_tokens: options.MaxNewTokens = 200,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Explain the residual of TEXT at a token; with the embedded pair unless --av says another."""
-    with working("loading"):
+    """Explain the residual of TEXT at one token or several."""
+    with spinner("loading"):
         from ..core.sampling import Sampling
 
         model, nla = load(av, ar, target, dtype, device_map)
         (span,) = nla.positions(model, text)
-        wanted = _wanted(position, len(span.ids))
+        wanted = _positions(position, len(span.ids))
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    with working("verbalizing"):
+    with spinner("verbalizing"):
         with model.trace(text):
             residual = nla.layer(model).output[0, span.slice]
             thoughts = nla.explain(
@@ -91,38 +92,41 @@ def explain(
 
 @app.command()
 def read(
-    text: Annotated[str, typer.Argument(help="The text that the target reads.")],
+    text: options.Text,
     html: Annotated[
-        Path | None, typer.Option(help="Write the reading page, one file, for a browser.")
+        Path | None, Option(help="Write the reading as one HTML file for a browser.")
     ] = None,
-    position: Annotated[
+    positions: Annotated[
         str,
-        typer.Option(help="Which tokens: 'all', 'reply', an index (-1 is the last), or several."),
+        Option(
+            "--position",
+            help="Which tokens: 'all', 'reply', an index (-1 is the last), or several.",
+        ),
     ] = "all",
     generate: Annotated[
-        int | None, typer.Option(min=1, help="Let the target write up to so many tokens first.")
+        int | None, Option(min=1, help="Let the target write up to this many tokens first.")
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="TEXT is a user's message.")] = False,
-    av: Annotated[str | None, typer.Option(help="The verbalizer: a folder or a Hub id.")] = None,
-    ar: Annotated[str | None, typer.Option(help="The reconstructor, likewise: for trust.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target: a folder or a Hub id.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest explanation.")] = 200,
-    dtype: Annotated[str, typer.Option(help="Of target and verbalizer, with --av.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers, with --av.")] = None,
-    as_json: AsJson = False,
+    chat: Annotated[bool, Option("--chat", help="TEXT is a user message of a chat.")] = False,
+    av: options.Av = None,
+    ar: options.Ar = None,
+    target: options.Target = None,
+    max_new_tokens: options.MaxNewTokens = 200,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Explain every token of TEXT: a table here, or a page with --html."""
+    """Explain every token of TEXT in a table, or on a page with --html."""
     if html is not None and not html.parent.is_dir():
         raise NLAError(f"--html {html}: there is no folder {html.parent}.")
-    with working("loading"):
+    with spinner("loading"):
         from ..core.sampling import Sampling
 
         model, nla = load(av, ar, target, dtype, device_map)
-    with working("reading"):
+    with spinner("reading"):
         found = nla.read(
             model,
             [{"role": "user", "content": text}] if chat else text,
-            positions=position if position in ("all", "reply") else _indices(position),
+            positions=positions if positions in ("all", "reply") else _indices(positions),
             generate=generate,
             sampling=Sampling(max_new_tokens=max_new_tokens),
         )
@@ -139,10 +143,12 @@ def read(
 
 @app.command()
 def info(
-    checkpoint: Annotated[str, typer.Argument(help="A folder, a sidecar file or a Hub id.")],
-    as_json: AsJson = False,
+    checkpoint: Annotated[
+        str, Argument(metavar="CHECKPOINT", help="A folder, a sidecar file or a Hub id.")
+    ],
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show what a checkpoint was trained with, and where each value was found."""
+    """Show the settings of a checkpoint, and where each value was found."""
     from ..checkpoint.checkpoint import Checkpoint
 
     found = Checkpoint.load(checkpoint)
@@ -157,8 +163,8 @@ def info(
     out.print(table)
 
 
-def _wanted(position: str, length: int) -> list[int]:
-    """The positions that were asked for, counted from the left."""
+def _positions(position: str, length: int) -> list[int]:
+    """Return the requested positions, counted from the left."""
     if position == "all":
         return list(range(length))
     given = _indices(position)

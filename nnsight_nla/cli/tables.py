@@ -1,4 +1,4 @@
-"""What `demo`, `explain` and `read` print: records as tables for a terminal."""
+"""Format what `demo`, `explain` and `read` print as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
+
+from ..core.baseline import Baseline
 
 if TYPE_CHECKING:
     from ..explanation.handle import Explanation
@@ -16,7 +18,7 @@ _GRADES = {"high": "green", "medium": "yellow", "low": "red", "none": "red"}
 
 
 def sentence_table(rows: list[Read]) -> Table:
-    """A sentence, a row per token: what was said of it beside the truth."""
+    """Format a sentence, one row per token: its explanation next to the truth."""
     table = Table(title=" ".join(row.token for row in rows), title_justify="left", pad_edge=False)
     for name in ("token", "expects", "explanation of the residual", "truth", "right"):
         table.add_column(name, overflow="fold")
@@ -31,7 +33,7 @@ def sentence_table(rows: list[Read]) -> Table:
 
 
 def patch_table(patched: Patched) -> Table:
-    """What one patched residual did to the target and to the explanation."""
+    """Format what one patched residual did to the target and to the explanation."""
     table = Table(
         "",
         "target's next word",
@@ -47,11 +49,11 @@ def patch_table(patched: Patched) -> Table:
 
 
 def explanation_table(thoughts: Explanation) -> Table:
-    """The explanations of a few vectors, with their labels where there are any."""
+    """Format the explanations of a few vectors, with their trust labels if there are any."""
     records = thoughts.to_dict()["explanations"]
     labels = [record["trust"] for record in records]
     columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
-    over = [str(label.baseline) for label in thoughts.trust or [] if label.baseline]
+    over = [Baseline(**label["baseline"]) for label in labels if label and label["baseline"]]
     table = Table(*columns, caption=f"FVE over {over[0]}" if over else None, caption_justify="left")
     for record, label in zip(records, labels, strict=True):
         table.add_row(
@@ -65,14 +67,14 @@ def explanation_table(thoughts: Explanation) -> Table:
 
 
 def _label(label: dict[str, Any]) -> Text:
-    """A trust label with a figure a line, in its grade's colour."""
+    """Format a trust label, one figure per line, in the colour of its grade."""
     grade, _, figures = label["line"].removeprefix("trust: ").partition(" ")
     shown = Text(grade, style=_GRADES[label["grade"]])
     return shown.append("\n" + figures[1:-1].replace("; ", "\n"), style="default")
 
 
 def reading_table(reading: Reading) -> Table:
-    """A text, a row per token that was read."""
+    """Format a reading, one row per token."""
     scored = any(record.grade for record in reading)
     table = Table("position", "token", "explanation", *(["trust"] if scored else []))
     for record in reading:

@@ -1,71 +1,78 @@
-"""Making checkpoints and measuring them: ``nnsight-nla train av|ar | evaluate``."""
+"""Train checkpoints and measure them: ``nnsight-nla train av|ar | evaluate``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option
 
 from ..errors import NLAError
-from .app import AsJson, app, err, load, out, print_json, working
+from . import options
+from .app import app, err, load_nla, print_json, spinner
+from .app import out as console
 
-HeldOut = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="The share of documents that is not trained on.")
-]
+if TYPE_CHECKING:
+    from ..nla import NLA
 
 
 @app.command()
 def train(
-    half: Annotated[Literal["av", "ar"], typer.Argument(help="Verbalizer or reconstructor.")],
-    rows: Annotated[Path, typer.Argument(help="Labelled rows: Parquet, its sidecar beside it.")],
-    base: Annotated[str, typer.Option(help="The model to start from: a folder or a Hub id.")],
-    output: Annotated[Path, typer.Option("--out", help="The checkpoint's folder.")],
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 64,
-    accumulation: Annotated[int, typer.Option(min=1, help="Forward passes a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="The cosine's peak.")] = 3e-5,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps up to the peak.")] = 50,
+    role: Annotated[
+        Literal["av", "ar"],
+        Argument(metavar="MODEL", help="av, a verbalizer, or ar, a reconstructor."),
+    ],
+    rows: options.LabelledRows,
+    base: Annotated[str, Option(help="The model to start from: a folder or a Hub id.")],
+    out: Annotated[Path, Option(help="The folder of the new checkpoint.")],
+    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 1000,
+    batch_size: Annotated[int, Option(min=1, help="Rows per forward pass, on each device.")] = 64,
+    accumulation: Annotated[int, Option(min=1, help="Forward passes per step.")] = 1,
+    learning_rate: Annotated[float, Option(min=0.0, help="The peak learning rate.")] = 3e-5,
+    warmup: Annotated[int, Option(min=0, help="Steps of linear warm-up.")] = 50,
     lora: Annotated[
-        int | None, typer.Option(min=1, help="Train adapters of this rank; else all weights.")
+        int | None,
+        Option(min=1, help="Train LoRA adapters of this rank. Default: all weights."),
     ] = None,
-    lora_alpha: Annotated[int, typer.Option(min=1, help="Their scale.")] = 16,
-    rslora: Annotated[bool, typer.Option(help="Divide it by the rank's root, not the rank.")] = (
-        True
-    ),
+    lora_alpha: Annotated[int, Option(min=1, help="The scale of the adapters.")] = 16,
+    rslora: Annotated[
+        bool, Option(help="Divide the scale by the root of the rank, not the rank.")
+    ] = True,
     bf16: Annotated[
-        bool | None, typer.Option(help="Compute in bfloat16; unless said, where a GPU does.")
+        bool | None, Option(help="Compute in bfloat16. Default: if the GPU supports it.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="What the weights are loaded in.")] = None,
+    dtype: Annotated[str | None, Option(help="The dtype to load the weights in.")] = None,
     recompute: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Slower, in far less memory.")
+        bool, Option("--gradient-checkpointing", help="Use less memory, more slowly.")
     ] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    layer: Annotated[int | None, typer.Option(min=0, help="K, without a sidecar.")] = None,
+    seed: Annotated[int, Option(help="The seed of rows and adapters.")] = 0,
+    layer: Annotated[
+        int | None, Option(min=0, help="The layer of the vectors, if ROWS has no sidecar.")
+    ] = None,
     base_name: Annotated[
-        str | None, typer.Option(help="What the rows' sidecar calls --base.")
+        str | None, Option(help="The name of --base in the sidecar of ROWS, if it differs.")
     ] = None,
-    held_out: HeldOut = 0.05,
+    held_out: options.HeldOut = 0.05,
     every: Annotated[
-        int, typer.Option(min=1, help="Steps between measurements and points of resumption.")
+        int, Option(min=1, help="Steps between two measurements, and two saved states.")
     ] = 100,
-    measured: Annotated[int, typer.Option(min=0, help="Held-out rows that are measured.")] = 64,
+    measured: Annotated[int, Option(min=0, help="The number of held-out rows to measure.")] = 64,
     ar: Annotated[
-        str | None, typer.Option(help="A reconstructor that judges the verbalizer: the FVE.")
+        str | None, Option(help="A reconstructor, to measure the verbalizer's FVE.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest measured reply.")] = 200,
-    tensorboard: Annotated[Path | None, typer.Option(help="A folder for its events.")] = None,
-    as_json: AsJson = False,
+    max_new_tokens: options.MaxNewTokens = 200,
+    tensorboard: Annotated[Path | None, Option(help="The folder for TensorBoard's events.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Train a half of an NLA on published rows; the same command goes on where it was killed."""
-    if half == "ar" and ar is not None:
-        raise NLAError("--ar judges a verbalizer; train ar has none. Leave it out.")
-    with working("reading the rows"):
+    """Train a verbalizer or a reconstructor from labelled rows. Rerun the command to resume."""
+    if role == "ar" and ar is not None:
+        raise NLAError("--ar measures a verbalizer, and this trains a reconstructor. Remove --ar.")
+    with spinner("reading the rows"):
         from ..training import Lora, Settings, Watching
         from ..training import train as run
-        from ..training.run import leads
+        from ..training.run import is_main_process
         from ..training.trainer import has_bfloat16
 
         narrow = has_bfloat16() if bf16 is None else bf16
@@ -73,10 +80,10 @@ def train(
     if lora is not None:
         adapters = Lora(lora, lora_alpha, "rslora" if rslora else "lora")
     trained = run(
-        half,
+        role,
         rows,
         base=base,
-        out=output,
+        out=out,
         settings=Settings(
             steps=steps,
             batch_size=batch_size,
@@ -95,50 +102,48 @@ def train(
         dtype=dtype,
         report=lambda line: err.print(Text(line)),
     )
-    if not leads():
+    if not is_main_process():
         return
     if as_json:
         print_json({"folder": str(trained.folder), "log": trained.log})
     else:
-        out.print(f"{trained.folder}: NLA('{output}') loads it.", highlight=False)
+        console.print(f"{trained.folder}: NLA('{out}') loads it.", highlight=False)
 
 
 @app.command()
 def evaluate(
-    av: Annotated[str, typer.Argument(help="The verbalizer: a folder or a Hub id.")],
-    rows: Annotated[Path, typer.Argument(help="Labelled rows: Parquet, its sidecar beside it.")],
-    ar: Annotated[
-        str | None, typer.Option(help="The reconstructor: for FVE and retrieval.")
-    ] = None,
+    av: options.AvArgument,
+    rows: options.LabelledRows,
+    ar: options.Ar = None,
     against: Annotated[
-        str | None, typer.Option(help="Another verbalizer, measured on the same rows.")
+        str | None, Option(help="Another verbalizer, measured on the same rows.")
     ] = None,
-    held_out: HeldOut = 0.05,
-    limit: Annotated[int, typer.Option(min=2, help="The most rows.")] = 200,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the controls.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the models.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
-    as_json: AsJson = False,
+    held_out: options.HeldOut = 0.05,
+    limit: Annotated[int, Option(min=2, help="The largest number of rows.")] = 200,
+    max_new_tokens: options.MaxNewTokens = 200,
+    seed: Annotated[int, Option(help="The seed of the controls.")] = 0,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Measure a verbalizer on held-out rows, beside controls that know nothing of the vectors."""
-    with working("measuring"):
+    """Evaluate a verbalizer on held-out rows, against null, random and shuffled controls."""
+    with spinner("measuring"):
         from ..core.sampling import Sampling
         from ..training.measuring import measure
 
-        pairs: dict[str, Any] = {}
+        pairs: dict[str, NLA] = {}
         for name in filter(None, (av, against)):
-            _, pairs[name] = load(name, ar, None, dtype, device_map, reads=False)
+            pairs[name] = load_nla(name, ar, dtype, device_map)
             pairs[name].sampling = Sampling(max_new_tokens=max_new_tokens)
         figures = measure(rows, pairs, held_out=held_out, limit=limit, seed=seed)
     if as_json:
         print_json({"rows": str(rows), "checkpoints": figures})
     else:
-        out.print(_table(figures, str(rows)))
+        console.print(_table(figures, str(rows)))
 
 
 def _table(figures: dict[str, dict[str, Any]], rows: str) -> Table:
-    """A row per figure, a column per checkpoint."""
+    """Format figures: one row per figure, one column per checkpoint."""
     from ..core.baseline import Baseline
 
     columns = list(figures.values())

@@ -1,6 +1,6 @@
 """The supervised warm start of a verbalizer and a reconstructor, for any causal language model.
 
-Both halves of an NLA start from the target itself and learn from the same rows,
+Both models of an NLA start from the target itself and learn from the same rows,
 ``(activation_vector, explanation)``, in the published schema (`Row`)::
 
     AV   vector -> text    next-token loss on the response alone; the vector is written at
@@ -9,15 +9,15 @@ Both halves of an NLA start from the target itself and learn from the same rows,
                            identity, read at the last token; mean squared error between
                            L2-normalised vectors
 
-A training from rows to folders that ``NLA(av, ar=ar)`` loads::
+Train on rows and save a folder that ``NLA(av)`` loads::
 
     model = AutoModelForCausalLM.from_pretrained(base)
     checkpoint = describe(tokenizer, layer=24, d_model=4096, base_model=base)
     av = train_verbalizer(model, tokenizer, rows, checkpoint, Settings(steps=1000, batch_size=64))
     save_verbalizer("av", av, tokenizer, checkpoint)
 
-The same from a published file, as the command ``nnsight-nla train`` does it: resumable, measured on
-held-out documents as it goes, and nothing under the final name before it is complete::
+Do the same from a file of rows, as the command ``nnsight-nla train`` does: it can be resumed, is
+measured on held-out documents while it runs, and writes the final folder only when it is complete::
 
     train("av", "rows.parquet", base="Qwen/Qwen3-8B", out="checkpoints/av")
 

@@ -15,14 +15,14 @@ from .settings import Lora
 
 
 def with_adapters(model: Any, lora: Lora, seed: int) -> Any:
-    """Put adapters on every linear layer inside `model`'s blocks and freeze all else.
+    """Add adapters to every linear layer inside `model`'s blocks and freeze everything else.
 
-    Not on an image tower beside them, which no text runs through.
+    An image tower next to the blocks gets none: text does not run through it.
 
     Args:
         model: A causal language model; changed in place.
         lora: Rank and scale.
-        seed: Of the adapters' initial weights.
+        seed: Seed of the adapters' initial weights.
 
     Raises:
         TrainingError: PEFT is not installed.
@@ -38,7 +38,7 @@ def with_adapters(model: Any, lora: Lora, seed: int) -> Any:
     hosts.text_config(model)
     path, blocks = find_blocks(model)
     kinds = (nn.Linear, Conv1D)
-    # By number, so that what was trained on a cut model fits the whole one that a host has.
+    # By number, so that an adapter trained on a truncated model fits the complete one on a host.
     numbers = "|".join(map(str, range(len(blocks))))
     names = {name.rpartition(".")[2] for name, each in blocks.named_modules() if _is(each, kinds)}
     config = LoraConfig(

@@ -1,12 +1,13 @@
-"""Whether a file of rows and a base model belong together, before any weights are loaded.
+"""Check that a file of rows and a base model belong together, before any weights are loaded.
 
-The rows' sidecar says which model and layer they were read from, and which token ids its tokenizer
-gave the marker and its neighbours. A tokenizer that has moved since writes the vector elsewhere,
-without an error: so all of it is held against the live one.
+The sidecar of the rows says which model and layer they were read from, and which token ids its
+tokenizer gave the marker and the tokens around it. A tokenizer that has changed since would write
+the vector elsewhere, without an error; so the live tokenizer is compared with the sidecar.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +19,54 @@ from .rows import TrainingError
 from .saving import describe
 
 _IDS = {
+    "marker_id": "injection_token_id",
     "left_id": "injection_left_neighbor_id",
     "right_id": "injection_right_neighbor_id",
     "ar_suffix_ids": "critic_suffix_ids",
 }
 
 
-def described(
+def compatible_checkpoint(
     rows: Published,
     base: str | Path,
     layer: int | None = None,
     base_name: str | None = None,
     injection: Injection | None = None,
 ) -> tuple[Any, Checkpoint]:
-    """The base's tokenizer, and the checkpoint that training it on `rows` will make.
+    """Return the base's tokenizer, and the checkpoint that training the base on `rows` will make.
 
     Args:
-        rows: With their sidecar, whose word is taken for what it says.
+        rows: The rows; their sidecar has precedence over the defaults.
         base: The model to train, a folder or a Hub id.
         layer: K, where there is no sidecar.
-        base_name: What the sidecar calls `base`.
+        base_name: The name of `base` in the sidecar.
         injection: How vectors are written.
 
     Raises:
         TrainingError: Base, layer, width or token ids are not those of the rows.
     """
+    from transformers import AutoConfig, AutoTokenizer
+
     meta, file = rows.meta, rows.file
     found = meta.get("layer", layer)
     if found is None:
         raise TrainingError(
-            f"{file} has no sidecar beside it ({file.name}{DATASET_SUFFIX}) that says which layer "
-            "its vectors are from. Say it: --layer K, the block whose output they are, from 0."
+            f"{file} has no sidecar ({file.name}{DATASET_SUFFIX}) that names the layer of its "
+            "vectors. Pass layer=K: the block whose output they are, counted from 0."
         )
     if layer not in (None, found):
         raise TrainingError(
-            f"--layer {layer}, but the vectors of {file} are from layer {found}, its sidecar says."
+            f"layer={layer}, but the vectors of {file} are from layer {found} (by its sidecar)."
         )
     name = base_name or str(base)
     rows_of = meta.get("base_model")
     if rows_of is not None and Path(rows_of).name.lower() != Path(name).name.lower():
         raise TrainingError(
-            f"The vectors of {file} are {rows_of}'s, its sidecar says; --base is {name}. Train "
-            f"from --base {rows_of}, or, where this is the same model under another name, add "
-            f"--base-name {rows_of}."
+            f"The vectors of {file} were read from {rows_of} (by its sidecar), not from {name}. "
+            f"Pass base={rows_of!r}; or, if this is the same model under another name, "
+            f"base_name={rows_of!r}."
         )
-    config = check_base(base)
+    config = read_base("configuration", base, AutoConfig.from_pretrained).get_text_config()
     if config.num_hidden_layers <= found:
         raise TrainingError(
             f"The vectors of {file} are from layer {found}; {base} has blocks 0 to "
@@ -71,70 +75,53 @@ def described(
     width = config.hidden_size
     if meta.get("d_model", width) != width:
         raise TrainingError(
-            f"The vectors of {file} have width {meta['d_model']}, its sidecar says; {base} has "
+            f"The vectors of {file} have width {meta['d_model']} (by its sidecar); {base} has "
             f"d_model {width}."
         )
-    tokenizer = _tokenizer(base)
-    _check_marker(rows, tokenizer, base)
+    tokenizer = read_base("tokenizer", base, AutoTokenizer.from_pretrained)
+    marker = meta.get("marker", "㈎")
+    if "marker" in meta:
+        _check_ids(rows, base, "marker_id", tokenizer.encode(marker, add_special_tokens=False))
     live = describe(
         tokenizer,
         layer=found,
         d_model=width,
         base_model=rows_of or name,
-        marker=meta.get("marker", "㈎"),
+        marker=marker,
         injection=injection or meta.get("injection") or Injection(),
         template=meta.get("template", AV_TEMPLATE),
         ar_template=meta.get("ar_template", AR_TEMPLATE),
     )
-    for field, key in _IDS.items():
-        here, there = getattr(live, field), meta.get(field)
-        there = tuple(there) if isinstance(there, list) else there
-        if there is not None and here != there:
-            raise _drifted(rows, key, there, base, here)
+    for field in ("left_id", "right_id", "ar_suffix_ids"):
+        _check_ids(rows, base, field, getattr(live, field))
     return tokenizer, live
 
 
-def check_base(base: str | Path) -> Any:
-    """The text configuration of the model to train.
-
-    Raises:
-        TrainingError: There is none.
-    """
-    from transformers import AutoConfig
-
+def read_base(what: str, base: str | Path, load: Callable[..., Any], **options: Any) -> Any:
+    """Call ``load(base, **options)``; turn a failure into an error that says what to do."""
     try:
-        return AutoConfig.from_pretrained(base).get_text_config()
+        return load(base, **options)
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"--base {base}: its configuration could not be read: {str(error).splitlines()[0]} "
-            "With no network, download the model elsewhere and give its folder."
+            f"The {what} of base={str(base)!r} cannot be read: {str(error).splitlines()[0]} "
+            "With no network, download the model elsewhere and pass its folder."
         ) from error
 
 
-def _tokenizer(base: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"--base {base}: its tokenizer could not be read: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _check_marker(rows: Published, tokenizer: Any, base: str | Path) -> None:
-    marker, there = rows.meta.get("marker"), rows.meta.get("marker_id")
-    if marker is None or there is None:
+def _check_ids(rows: Published, base: str | Path, field: str, live: Any) -> None:
+    """Compare token ids with those of the sidecar, where it has some."""
+    if rows.meta.get(field) is None:
         return
-    here = list(tokenizer.encode(marker, add_special_tokens=False))
-    if here != [there]:
-        raise _drifted(rows, "injection_token_id", there, base, here[0] if len(here) == 1 else here)
+    here, there = (_plain(each) for each in (live, rows.meta[field]))
+    if here != there:
+        raise TrainingError(
+            f"{rows.file}{DATASET_SUFFIX}: tokens.{_IDS[field]} is {there}, the tokenizer of "
+            f"{base} gives {here}. The rows were made with another tokenizer: train from the "
+            "version of the model that they were read from, or make the rows again."
+        )
 
 
-def _drifted(rows: Published, key: str, there: Any, base: Any, here: Any) -> TrainingError:
-    there, here = (list(each) if isinstance(each, tuple) else each for each in (there, here))
-    return TrainingError(
-        f"{rows.file}{DATASET_SUFFIX}: tokens.{key} is {there}, the tokenizer of {base} gives "
-        f"{here}. The rows were made with another tokenizer: train from the model, in the version, "
-        "that they were read from, or make the rows anew."
-    )
+def _plain(ids: Any) -> Any:
+    """Return one id as a number and several as a list, as a sidecar has them."""
+    ids = list(ids) if isinstance(ids, tuple | list) else ids
+    return ids[0] if isinstance(ids, list) and len(ids) == 1 else ids

@@ -1,9 +1,9 @@
-"""Figures on rows that are not trained on, while a training runs.
+"""Measure a model on held-out rows while it trains.
 
-A falling loss says that the verbalizer writes like its rows; whether it writes about *its vector*
-is another question, which held-out rows answer: how often a reply is a proper explanation, and how
-much of the vector a reconstructor finds in it. For a reconstructor: how close it comes. Decoding is
-greedy and by `transformers` alone, so that nothing of a run depends on having been looked at.
+A falling loss shows that the verbalizer writes like its rows. Held-out rows show whether it writes
+about *its vector*: how often a reply is a proper explanation, and how much of the vector a
+reconstructor recovers from it. A reconstructor is measured by how close it comes. Decoding is
+greedy and done by `transformers` alone, so that measuring does not change the training.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from .rows import Rows, RowsLike, collate
 
 Figures = dict[str, float]
 LossOf = Callable[[Any, dict[str, Tensor]], Tensor]
-Judge = Callable[[list[str], list[str], Tensor], float]
-"""A figure of texts (empty where there is no proper one), their labels and their vectors."""
+Metric = Callable[[list[str], list[str], Tensor], float]
+"""A figure from texts (empty where the reply is not proper), their labels and their vectors."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a training is measured on, and how often."""
+    """The held-out rows that a training is measured on, and how often."""
 
     rows: RowsLike
-    """A few dozen rows; all of them are read at each measurement."""
+    """A few dozen rows; each measurement uses all of them."""
     every: int
     """Steps between two measurements."""
     baseline: Baseline | None = None
     """The denominator of the FVE."""
-    judges: Mapping[str, Judge] = field(default_factory=dict[str, "Judge"])
-    """For a verbalizer: more figures of its texts, by name."""
+    judges: Mapping[str, Metric] = field(default_factory=dict[str, "Metric"])
+    """More metrics of a verbalizer's texts, by name."""
     max_new_tokens: int = 200
-    """The longest reply."""
+    """The longest reply, in tokens."""
     batch_size: int = 32
-    """Rows of one forward pass."""
+    """Rows per forward pass."""
 
 
 def verbalizer_figures(
     held_out: HeldOut, rows: Rows, tokenizer: Any, loss_of: LossOf
 ) -> Callable[[nn.Module], Figures]:
-    """Loss, extraction rate, and what the judges make of the texts.
+    """Return a function that measures loss, extraction rate and the metrics of the texts.
 
     Args:
-        held_out: What is measured, and by what.
-        rows: Its rows, tokenized.
-        tokenizer: The verbalizer's.
-        loss_of: The loss of a batch; the vectors it writes stay written until the next one's.
+        held_out: Metrics and sizes.
+        rows: The held-out rows, tokenized.
+        tokenizer: The verbalizer's tokenizer.
+        loss_of: The loss of a batch; it also sets the vectors that the generation after it writes.
     """
     learned = [rows[i]["input_ids"][len(rows.prompt) :] for i in range(len(rows))]
     labels = [extract(each)[0] for each in tokenizer.batch_decode(learned)]
@@ -66,8 +66,8 @@ def verbalizer_figures(
         good = [proper(reply) is None for reply in replies]
         figures = {"loss": sum(losses) / len(rows), "extraction": sum(good) / len(good)}
         texts = [extract(r)[0] if ok else "" for r, ok in zip(replies, good, strict=True)]
-        for name, judge in held_out.judges.items():
-            figures[name] = judge(texts, labels, rows.vectors)
+        for name, metric in held_out.judges.items():
+            figures[name] = metric(texts, labels, rows.vectors)
         return figures
 
     return measure
@@ -76,7 +76,7 @@ def verbalizer_figures(
 def reconstructor_figures(
     held_out: HeldOut, rows: Rows, loss_of: LossOf
 ) -> Callable[[nn.Module], Figures]:
-    """Loss (the mean squared error), cosine, and FVE where there is a baseline."""
+    """Return a function that measures loss, cosine, and FVE if there is a baseline."""
 
     def measure(model: Any) -> Figures:
         losses = [
@@ -105,7 +105,7 @@ def _generate(model: Any, tokenizer: Any, prompts: Tensor, longest: int) -> list
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=longest,
         do_sample=False,
-        # What a base model's own settings would add to greedy decoding, or warn of.
+        # Override a base model's own settings, which would change greedy decoding or warn.
         repetition_penalty=1.0,
         temperature=None,
         top_p=None,

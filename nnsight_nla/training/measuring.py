@@ -1,13 +1,13 @@
-"""Checkpoints measured on the held-out rows of a published file, one or two side by side.
+"""Measure checkpoints on the held-out rows of a published file.
 
-Held out means: of documents that the checkpoint's own training did not see. Its sidecar says of
-which file it held out what share; measuring a larger share of the same file is refused.
+Held-out rows are of documents that the training of the checkpoint did not see. Its sidecar records
+the file and the share of documents that were held out; measuring a larger share is refused.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -17,33 +17,36 @@ from ..checkpoint.reply import extract
 from ..checkpoint.sidecar import SIDECARS
 from ..evaluation.evaluate import Figures, evaluate
 from .published import HELD_OUT, Published
-from .rows import TrainingError, checked
+from .rows import TrainingError, checked_batches
+
+if TYPE_CHECKING:
+    from ..nla import NLA
 
 
 def measure(
     rows: str | Path,
-    pairs: dict[str, Any],
+    pairs: dict[str, NLA],
     *,
     held_out: float = HELD_OUT,
     limit: int | None = 200,
     seed: int = 0,
 ) -> dict[str, Figures]:
-    """Measure each pair on the same rows.
+    """Measure each NLA on the same rows.
 
     Args:
         rows: A published file.
-        pairs: The verbalizer's folder or id to its `NLA`.
-        held_out: The share of documents that was held out in training; 1 is all of the file.
-        limit: The most rows.
-        seed: Of the controls.
+        pairs: The `NLA` of each verbalizer, by the verbalizer's folder or Hub id.
+        held_out: The share of documents that training held out; 1 measures the whole file.
+        limit: The largest number of rows.
+        seed: Seed of the controls.
 
     Returns:
-        Name to the figures of `evaluate.evaluate`.
+        The figures of `evaluate.evaluate`, by name.
 
     Raises:
         TrainingError: The rows do not fit a pair, or it was trained on some of them.
     """
-    part: Any = "all" if held_out >= 1 else "held out"
+    part = "all" if held_out >= 1 else "held out"
     source = Published(rows, part=part, held_out=held_out, limit=limit)
     figures: dict[str, Figures] = {}
     for name, nla in pairs.items():
@@ -53,30 +56,30 @@ def measure(
     return figures
 
 
-def _rows(source: Published, nla: Any) -> tuple[Tensor, list[str]]:
-    batches = list(checked(source, nla.checkpoint, prompts=False))
+def _rows(source: Published, nla: NLA) -> tuple[Tensor, list[str]]:
+    batches = list(checked_batches(source, nla.checkpoint, prompts=False))
     labels = [extract(each)[0] for batch in batches for each in batch.responses]
     return torch.cat([batch.vectors for batch in batches]), labels
 
 
-def _check(source: Published, name: str, nla: Any) -> None:
+def _check(source: Published, name: str, nla: NLA) -> None:
     layer = source.meta.get("layer")
     if layer not in (None, nla.checkpoint.layer):
         raise TrainingError(
-            f"The vectors of {source.file} are from layer {layer}, its sidecar says; {name} reads "
+            f"The vectors of {source.file} are from layer {layer} (by its sidecar); {name} reads "
             f"layer {nla.checkpoint.layer}."
         )
     share = _held_out_of(source, name)
     if share is not None and (source.part == "all" or share < source.held_out):
         raise TrainingError(
-            f"{name} was trained on {source.name} with {share:g} of the documents held out; "
-            f"measured on {source.held_out:g} of them it would be measured on what it has seen. "
-            f"Type --held-out {share:g}."
+            f"{name} was trained on {source.name} with {share:g} of the documents held out, so a "
+            f"share of {source.held_out:g} includes documents that it was trained on. Pass "
+            f"held_out={share:g}."
         )
 
 
 def _held_out_of(source: Published, name: str) -> float | None:
-    """The share of this file's documents that the training of `name` left out, if it was its."""
+    """Return the share that the training of `name` held out, if it trained on this file."""
     found = (Path(name).expanduser() / each for each in SIDECARS)
     file = next((each for each in found if each.is_file()), None)
     meta = yaml.safe_load(file.read_text("utf-8")) if file else {}

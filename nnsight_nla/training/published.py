@@ -1,15 +1,15 @@
-"""Rows in a published Parquet file, and the sidecar that says what they are rows of.
+"""Read training rows from a published Parquet file and its sidecar.
 
-Columns: ``activation_vector``, and the label as ``response`` (in its tags) or ready-made as
-``api_explanation``; ``prompt`` where the rows have one; ``doc_id``, ``activation_layer`` and others
-as provenance. Beside the file lies ``{file}.nla_meta.yaml``, which names base model and layer::
+Columns: ``activation_vector``; the label as ``response`` (in its tags) or as ``api_explanation``;
+``prompt`` where the rows have one; ``doc_id``, ``activation_layer`` and others as provenance. The
+sidecar ``{file}.nla_meta.yaml``, in the same folder, names base model and layer::
 
     rows = Published("rows.parquet", part="train")
     for batch in rows.batches(d_model): ...
 
 Neighbouring tokens of one text have almost the same vector, so rows are split by *document*: a hash
-of ``doc_id`` says which are held out, whatever else is in the file. What is held out at one share
-is held out at every larger one.
+of ``doc_id`` alone decides which are held out. A document that is held out at one share is held
+out at every larger one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .rows import Batch, TrainingError, check_width
 
 Part = Literal["all", "train", "held out"]
 HELD_OUT = 0.05
-"""The share of documents that no training sees, unless you say another."""
+"""The default share of documents that training does not see."""
 VECTOR, DOCUMENT = "activation_vector", "doc_id"
 _LABELS = ("response", "api_explanation")
 _LAYERS = ("activation_layer", "layer")
@@ -36,7 +36,7 @@ _BATCH = 1024
 
 
 class Published:
-    """The rows of a Parquet file, or of one part of it, read a batch at a time."""
+    """The rows of a Parquet file, or of one part of it, read one batch at a time."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Published:
         limit: int | None = None,
         scratch: Path | None = None,
     ) -> None:
-        """Read the sidecar and the columns' names; no rows yet.
+        """Read the sidecar and the column names; no rows yet.
 
         Args:
             file: The Parquet file.
             part: Which documents.
             held_out: The share of documents that are held out.
-            limit: The most rows that are read, from the beginning.
-            scratch: The folder whose disk the vectors are mapped from: 4 bytes an entry.
+            limit: The largest number of rows to read, from the beginning.
+            scratch: The folder for the memory-mapped vectors: 4 bytes per entry.
 
         Raises:
             TrainingError: The file cannot be read or has no vectors, no labels, or no documents to
@@ -79,7 +79,7 @@ class Published:
         if part != "all" and DOCUMENT not in self._columns:
             raise TrainingError(
                 f"{file} has no column {DOCUMENT!r}, so no documents can be held out of it, and "
-                "rows of one text would stand on both sides. Hold out none: --held-out 0."
+                "rows of one text would be on both sides. Hold out none: held_out=0."
             )
         self.meta = _sidecar(self.file)
         self._count: int | None = None
@@ -115,13 +115,13 @@ class Published:
             yield Batch(names, prompts, responses, vectors)
 
     def vectors(self, d_model: int) -> Iterator[torch.Tensor]:
-        """The vectors alone, a batch at a time; a file of them needs no labels."""
+        """Read the vectors alone, one batch at a time; the file needs no labels."""
         for table, numbers in self._tables([VECTOR, DOCUMENT]):
             names = [f"{self.file}, row {number}" for number in numbers]
             yield _vectors(table.column(VECTOR), names, d_model)
 
     def _tables(self, wanted: Sequence[str]) -> Iterator[tuple[Any, list[int]]]:
-        """Slices of these columns with the rows of this part, and the rows' numbers."""
+        """Yield these columns of the rows of this part, and the numbers of the rows."""
         import pyarrow.parquet as pq
 
         columns = [name for name in dict.fromkeys(wanted) if name in self._columns]
@@ -144,9 +144,9 @@ class Published:
                     return
 
     def _texts(self, table: Any) -> tuple[list[Any], list[str]]:
-        """Prompts as chat messages, and labels in their tags."""
+        """Return prompts as chat messages, and labels in their tags."""
         given = table.column("prompt").to_pylist() if "prompt" in table.schema.names else None
-        # Reconstructors' files hold the reconstructor's own prompt: a string, not messages.
+        # Files for reconstructors hold the reconstructor's prompt: a string, not messages.
         filled = given if given is not None and isinstance(given[0], str) else None
         prompts = [None] * table.num_rows if given is None or filled is not None else given
         if self._label is not None:
@@ -168,35 +168,35 @@ class Published:
             if found is not None and found != layer:
                 raise TrainingError(
                     f"{name}: {column} is {found}, the sidecar says layer {layer}. A verbalizer "
-                    "reads one layer: leave the other rows out, or correct the sidecar."
+                    "reads one layer: remove the other rows, or correct the sidecar."
                 )
 
 
 def is_held_out(document: object, share: float) -> bool:
-    """Whether a document belongs to the share that no training sees."""
+    """Return whether a document belongs to the share that training does not see."""
     digest = hashlib.blake2b(str(document).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
 def _vectors(column: Any, names: list[str], d_model: int) -> torch.Tensor:
-    import pyarrow.compute as pc
+    from pyarrow.compute import call_function
 
-    widths = pc.list_value_length(column).to_pylist()
+    widths = call_function("list_value_length", [column]).to_pylist()
     for name, width in zip(names, widths, strict=True):
         check_width(name, width or 0, d_model)
-    # No Python number is made of an entry.
+    # Through NumPy: a Python number per entry would take minutes.
     flat = column.flatten().to_numpy(zero_copy_only=False).astype("float32", copy=True)
     return torch.from_numpy(flat).reshape(len(names), d_model)
 
 
 def _sidecar(file: Path) -> dict[str, Any]:
-    """What the file's sidecar says, and ``injection`` where it says how vectors are written."""
-    beside = file.with_name(file.name + sidecar.DATASET_SUFFIX)
-    if not beside.is_file():
+    """Read the file's sidecar, with ``injection`` if it says how vectors are written."""
+    path = file.with_name(file.name + sidecar.DATASET_SUFFIX)
+    if not path.is_file():
         return {}
-    tree = dialects.check_supported(sidecar.parse(beside.read_bytes(), beside), str(beside))
-    values, _ = dialects.find_fields(tree, str(beside))
+    tree = dialects.check_supported(sidecar.parse(path.read_bytes(), path), str(path))
+    values, _ = dialects.find_fields(tree, str(path))
     scale = (tree.get("extraction") or {}).get("injection_scale")
     says = "injection_mode" in (tree.get("training") or {}) or isinstance(scale, int | float)
-    injection = dialects.read_injection(tree, str(beside), None)[0] if says else None
+    injection = dialects.read_injection(tree, str(path), None)[0] if says else None
     return {**values, "injection": injection}

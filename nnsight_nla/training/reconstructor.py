@@ -1,9 +1,8 @@
-"""The warm start of a reconstructor: text in, the vector it explains out.
+"""Train a reconstructor: text in, the vector that it explains out.
 
-The base is cut after block K, the block whose output the vector is, and loses its final norm, so
-that what is read at the last token lives in the vector's own space. A square, bias-free head that
-starts as the identity follows. Only directions are compared (see `scoring`), so only they are
-learned.
+The base is cut after block K, whose output the vectors are, and loses its final norm, so that the
+residual at the last token is in the space of the vectors. A square, bias-free head that starts as
+the identity follows. Only directions are compared, so only directions are learned.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .adapters import with_adapters
 from .held_out import HeldOut, reconstructor_figures
 from .rows import RowsLike, TrainingError, reconstructor_rows
 from .settings import Settings
-from .trainer import Files, Held, Log, Report, fit, prepare
+from .trainer import Files, Log, Measurement, Report, fit, prepare
 from .verbalizer import text_only
 
 
@@ -33,10 +32,10 @@ class Reconstructor(nn.Module):
     """The truncated base and its head."""
 
     def __init__(self, model: Any, layer: int) -> None:
-        """Cut `model` in place after block `layer` and put an identity head behind it.
+        """Cut `model` in place after block `layer` and add an identity head.
 
         Raises:
-            TrainingError: `model` has fewer blocks, or its final norm is not where models have it.
+            TrainingError: `model` has fewer blocks, or its final norm cannot be found.
         """
         super().__init__()
         depth = hosts.text_config(model).num_hidden_layers
@@ -47,7 +46,7 @@ class Reconstructor(nn.Module):
             )
         self.layer, self.model = layer, model
         self.final_norm_name, norm = _truncate(model, layer)
-        self.final_norm = norm.requires_grad_(False)  # Kept for `saving`, and not run.
+        self.final_norm = norm.requires_grad_(False)  # Not run; kept to be saved.
         width = hosts.width(model)
         self.head = nn.Linear(width, width, bias=False, dtype=model.dtype, device=model.device)
         nn.init.eye_(self.head.weight)
@@ -60,15 +59,15 @@ class Reconstructor(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch seq"], last: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch d_model"]:
-        """The reconstruction read at each row's last token, of any length.
+        """Reconstruct a vector, of any length, at each row's last token.
 
         Args:
             input_ids: The reconstructor's prompts, padded on the right.
             last: The position of each row's last real token.
         """
-        whole = self.model.get_base_model() if self.adapted else self.model
-        output = whole.base_model(
-            input_ids=input_ids, use_cache=False, **text_only(whole, input_ids)
+        plain = self.model.get_base_model() if self.adapted else self.model
+        output = plain.base_model(
+            input_ids=input_ids, use_cache=False, **text_only(plain, input_ids)
         )
         rows = torch.arange(len(last), device=last.device)
         read = output.last_hidden_state[rows, last]
@@ -94,13 +93,13 @@ def train_reconstructor(
             trained in place.
         tokenizer: Its tokenizer.
         rows: Training rows: a list of `Row`, or a file of them (`Published`); the explanation is
-            what stands between the response's tags.
+            the text between the response's tags.
         checkpoint: The reconstructor's template and the layer.
         settings: Steps, rates, batches; with `Settings.lora` adapters and the head are trained.
         report: Called with a line of progress.
-        held_out: Rows that it is measured on as it goes: loss, cosine, FVE.
-        files: Where it can be resumed from, and is where something is there.
-        log: Gets the losses and the figures, by step.
+        held_out: Rows to measure on during training: loss, cosine, FVE.
+        files: Where to save the state of the training, and to resume from if there is one.
+        log: A list that gets the losses and figures, by step.
 
     Returns:
         The reconstructor in evaluation mode.
@@ -118,28 +117,28 @@ def train_reconstructor(
     prepare(model, settings)
     if settings.lora is not None:
         reconstructor.model = with_adapters(model, settings.lora, settings.seed)
-        # Beside bfloat16 weights the adapters are float32, and so is the head.
+        # PEFT makes the adapters float32 on bfloat16 weights; so is the head.
         reconstructor.head.float()
-    held = None
+    measurement = None
     if held_out is not None:
         some = reconstructor_rows(held_out.rows, tokenizer, checkpoint)
-        held = Held(reconstructor_figures(held_out, some, reconstruction_loss), held_out.every)
-    found = fit(
-        reconstructor, tokenized, reconstruction_loss, settings, report, held=held, files=files
-    )
-    if log is not None:
-        log.extend(found)
+        figures = reconstructor_figures(held_out, some, reconstruction_loss)
+        measurement = Measurement(figures, held_out.every)
+    fit(
+        reconstructor, tokenized, reconstruction_loss, settings, report,
+        measurement=measurement, files=files, log=log,
+    )  # fmt: skip
     return reconstructor
 
 
 def reconstruction_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The mean squared error per entry between normalised vectors, ``2 * (1 - cosine)``."""
+    """Return the mean squared error between normalised vectors, ``2 * (1 - cosine)``."""
     predicted = model(batch["input_ids"], batch["last"])
     return mse_loss(normalise(predicted), normalise(batch["vectors"]))
 
 
 def _truncate(model: Any, layer: int) -> tuple[str, nn.Module]:
-    """Keep blocks 0 to `layer`, replace the final norm by the identity, and say so in the config.
+    """Keep blocks 0 to `layer`, replace the final norm by the identity, and update the config.
 
     Returns:
         The path of the final norm, and the norm that was there.

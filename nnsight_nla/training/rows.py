@@ -1,13 +1,13 @@
-"""Training rows in the published schema, and what they become: token ids beside a vector.
+"""Check and tokenize training rows in the published schema.
 
 A row has a ``prompt`` (chat messages, with a literal ``<INJECT>`` where the marker goes), a
 ``response`` (the explanation in its tags) and an ``activation_vector`` (raw, of any length but
 zero); provenance columns are ignored. The prompt is the same in every row, because a verbalizer
-has one, and it has to be the one that the checkpoint will be served with.
+has one prompt, and it has to be the one that inference will use.
 
-Rows come as a list of mappings, or from a Parquet file of any size (`Published`). Both are read a
-`Batch` at a time; what is kept is the responses' ids and the vectors, and those of a file lie
-memory-mapped on the disk, so that a million rows train on a machine that could not hold them.
+Rows come as a list of mappings, or from a Parquet file of any size (`Published`). Both are read one
+`Batch` at a time. Only the ids of the responses and the vectors are kept, and the vectors of a file
+are memory-mapped, so that a million rows train on a machine that could not hold them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from ..checkpoint.prompt import Prompt
 from ..checkpoint.reply import CLOSE, OPEN, extract, proper
 from ..core.injection import unusable
 from ..errors import NLAError
+from ..storage.atomic import write_errors
 
 INJECT = "<INJECT>"
 """Where the marker goes in a row's prompt."""
 IGNORED = -100
-"""The label of a token that no loss is taken on."""
+"""The label of a token that the loss ignores."""
 
 
 class TrainingError(NLAError):
-    """The rows, the model and the checkpoint of a training do not fit each other."""
+    """Rows, model and checkpoint of a training do not fit each other, or the disk is full."""
 
 
 class Row(TypedDict):
@@ -53,12 +54,12 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, checked for what needs no tokenizer."""
+    """Some rows."""
 
     names: list[str]
-    """Each row's name in a message: its number, and its file where it has one."""
+    """The name of each row in messages: its number, and its file if it has one."""
     prompts: list[Any]
-    """Chat messages; ``None`` where the rows have none and get the checkpoint's."""
+    """Chat messages; ``None`` where the rows have none and get those of the checkpoint."""
     responses: list[str]
     """The explanations, in their tags."""
     vectors: Float[Tensor, "rows d_model"]
@@ -66,17 +67,17 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where rows come from, when they are more than a list."""
+    """A source of rows other than a list."""
 
     scratch: Path | None
-    """The folder whose disk holds their vectors while they are trained on."""
+    """The folder for their memory-mapped vectors during training; ``None`` is the system's."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         ...
 
     def batches(self, d_model: int) -> Iterator[Batch]:
-        """Read them, and refuse a vector of another width by its row's name."""
+        """Read the rows; raise on a vector of another width, with the name of its row."""
         ...
 
 
@@ -87,15 +88,15 @@ Item = dict[str, Any]
 
 
 class Rows(Dataset[Item]):
-    """Tokenized rows; what `transformers.Trainer` reads."""
+    """Tokenized rows, as a data set for `transformers.Trainer`."""
 
     def __init__(self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor) -> None:
-        """Keep rows that begin with `prompt` and go on with their own ids.
+        """Keep rows that begin with `prompt` and continue with their own ids.
 
         Args:
-            prompt: The ids that all rows begin with; no loss is taken on them.
-            tails: The ids that follow in each.
-            vectors: The vector of each, in memory or mapped into it.
+            prompt: The ids that all rows begin with; the loss ignores them.
+            tails: The ids that follow in each row.
+            vectors: The vector of each row, in memory or mapped into it.
         """
         self.prompt, self.vectors = list(prompt), vectors
         self._ends = np.cumsum([len(tail) for tail in tails])
@@ -115,19 +116,19 @@ class Rows(Dataset[Item]):
         }
 
     def lengths(self) -> list[int]:
-        """How many tokens each row has, without reading its vector."""
+        """Return the number of tokens of each row, without reading its vector."""
         return (np.diff(self._ends, prepend=0) + len(self.prompt)).tolist()
 
 
 def verbalizer_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> tuple[Rows, Prompt]:
-    """Prompt, response and end of sequence as ids, with labels on the response only.
+    """Tokenize prompt, response and end of sequence, with labels on the response only.
 
-    The prompt's ids are those that inference runs (`Prompt.render`), and the response is encoded
-    apart from it, as it is when it is generated.
+    The prompt's ids are those of inference (`Prompt.render`); the response is encoded separately,
+    as it is when it is generated.
 
     Raises:
-        TrainingError: A row's prompt is another one, or has no or several ``<INJECT>``, its
-            response is empty, its vector has another width or no direction, or there are no rows.
+        TrainingError: A row's prompt differs, or does not contain ``<INJECT>`` exactly once, its
+            response is empty, its vector has another width or is zero, or there are no rows.
     """
     rendered: list[Prompt] = []
     tails: list[list[int]] = []
@@ -143,17 +144,17 @@ def verbalizer_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> t
 
 
 def reconstructor_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> Rows:
-    """The reconstructor's prompt around each explanation, special tokens included.
+    """Tokenize the reconstructor's prompt of each explanation, with special tokens.
 
     Raises:
-        TrainingError: The checkpoint has no reconstructor's template, or a row's response is empty
-            or its vector does not fit.
+        TrainingError: The checkpoint has no template for the reconstructor, a row's response is
+            empty, or its vector does not fit.
     """
     template = checkpoint.ar_template
     if template is None:
         raise TrainingError(
-            "The checkpoint has no ar_template, so there is no prompt to reconstruct from. Give it "
-            "one: describe(..., ar_template=AR_TEMPLATE)."
+            "The checkpoint has no ar_template, the prompt of a reconstructor. Add one: "
+            "describe(..., ar_template=AR_TEMPLATE)."
         )
     tails: list[list[int]] = []
 
@@ -167,7 +168,7 @@ def reconstructor_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -
 
 
 def collate(items: Sequence[Item]) -> dict[str, Tensor]:
-    """Pad on the right: attention is causal, so no real token sees the padding.
+    """Pad items on the right: attention is causal, so no real token sees the padding.
 
     Returns:
         ``input_ids`` and ``labels`` of ``[batch, seq]``, ``vectors`` of ``[batch, d_model]`` and
@@ -175,7 +176,7 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     """
     width = max(len(item["input_ids"]) for item in items)
     return {
-        # The padding's id is never seen: any valid one does.
+        # Nothing sees the padding, so any valid id will do.
         "input_ids": torch.tensor([_pad(item["input_ids"], width, 0) for item in items]),
         "labels": torch.tensor([_pad(item["labels"], width, IGNORED) for item in items]),
         "vectors": torch.stack([item["vector"] for item in items]),
@@ -183,16 +184,16 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     }
 
 
-def checked(rows: RowsLike, checkpoint: Checkpoint, *, prompts: bool) -> Iterator[Batch]:
-    """Read rows, each checked for all that needs no tokenizer.
+def checked_batches(rows: RowsLike, checkpoint: Checkpoint, *, prompts: bool) -> Iterator[Batch]:
+    """Read rows in batches and check everything that does not need a tokenizer.
 
     Args:
-        rows: A list or a file of them.
+        rows: A list or a file of rows.
         checkpoint: The width of a vector, and the prompt.
-        prompts: Whether the rows' prompts are checked too; a reconstructor does not read them.
+        prompts: Whether to check the rows' prompts; a reconstructor does not read them.
 
     Raises:
-        TrainingError: Names the first row that does not fit; or there are none.
+        TrainingError: A row does not fit (the message names the first), or there are no rows.
     """
     if len(rows) == 0:
         raise TrainingError("There are no rows to train on.")
@@ -207,12 +208,12 @@ def checked(rows: RowsLike, checkpoint: Checkpoint, *, prompts: bool) -> Iterato
             _check_response(name, response)
         for number, reason in unusable(batch.vectors).items():
             name = batch.names[number]
-            raise TrainingError(f"{name}: activation_vector {reason}. Leave the row out.")
+            raise TrainingError(f"{name}: activation_vector {reason}. Remove the row.")
         yield batch
 
 
 def check_width(name: str, width: int, d_model: int) -> None:
-    """Refuse a vector of another width."""
+    """Raise on a vector of another width."""
     if width != d_model:
         raise TrainingError(
             f"{name}: activation_vector has shape [{width}], expected [{d_model}] (the "
@@ -227,8 +228,8 @@ def _pad(row: list[int], width: int, value: int) -> list[int]:
 def _read(
     rows: RowsLike, checkpoint: Checkpoint, tokenize: Callable[[Batch], None], *, prompts: bool
 ) -> Float[Tensor, "rows d_model"]:
-    """Pass every batch to `tokenize`, and keep the vectors."""
-    parts = checked(rows, checkpoint, prompts=prompts)
+    """Pass every batch to `tokenize` and return the vectors."""
+    parts = checked_batches(rows, checkpoint, prompts=prompts)
 
     def vectors() -> Iterator[Tensor]:
         for batch in parts:
@@ -254,15 +255,19 @@ def _mapped(
 ) -> Float[Tensor, "rows d_model"]:
     """Write vectors to a file that only this process can see, and map it into memory.
 
-    Written as a file is, not through the map: a full disk is then an error and not a signal.
+    They are written to the file and not through the map, so that a full disk raises an error and
+    does not kill the process.
     """
-    with tempfile.NamedTemporaryFile(prefix="vectors-", dir=scratch) as file:
-        count = 0
+    path, count = Path(scratch or tempfile.gettempdir()) / "vectors", 0
+    with (
+        write_errors(path, advice="Free some space, and try again.", error=TrainingError),
+        tempfile.NamedTemporaryFile(prefix="vectors-", dir=scratch) as file,
+    ):
         for part in parts:
             file.write(part.contiguous().numpy().tobytes())
             count += len(part)
         file.flush()
-        # The map outlives the file's name, so that nothing is left behind, whatever happens.
+        # The map stays valid after the file is deleted, so nothing is ever left behind.
         flat = torch.from_file(file.name, shared=True, size=count * d_model, dtype=torch.float32)
     return flat.reshape(count, d_model)
 
@@ -271,12 +276,12 @@ def _check_response(name: str, response: Any) -> None:
     if not isinstance(response, str) or not extract(response)[0]:
         raise TrainingError(
             f"{name}: the response is empty ({response!r}), so there is nothing to learn. "
-            "Label the row, or leave it out."
+            "Label the row, or remove it."
         )
     reason = proper(response)
     if reason is not None:
         raise TrainingError(
-            f"{name}: {reason}, and a verbalizer would learn to write it so: {response[:60]!r}. "
+            f"{name}: {reason}, and a verbalizer would learn to write that: {response[:60]!r}. "
             f"Write '{OPEN}\\n' + text + '\\n{CLOSE}'."
         )
 
@@ -286,19 +291,17 @@ def _check_prompt(name: str, prompt: Sequence[Mapping[str, str]], checkpoint: Ch
     found = content.count(INJECT)
     if found != 1:
         raise TrainingError(
-            f"{name}: the prompt has {found} times {INJECT}, expected exactly one, where the "
+            f"{name}: the prompt contains {INJECT} {found} times, expected exactly once, where the "
             f"marker goes: {content[:80]!r}."
         )
     if [message["role"] for message in prompt] != ["user"]:
         roles = ", ".join(message["role"] for message in prompt)
-        raise TrainingError(
-            f"{name}: the prompt has the roles {roles}; a verbalizer is asked in one user message."
-        )
+        raise TrainingError(f"{name}: the prompt has the roles {roles}, expected one user message.")
     template = content.replace(INJECT, MARKER_SLOT)
     if template != checkpoint.template:
         raise TrainingError(
-            f"{name}: its prompt is not the checkpoint's template, which the verbalizer "
-            f"would be served with. It begins {template[:60]!r}, the template "
-            f"{checkpoint.template[:60]!r}. Describe the checkpoint with the rows' own prompt: "
+            f"{name}: the prompt differs from the checkpoint's template, which inference uses. The "
+            f"prompt begins {template[:60]!r}, the template {checkpoint.template[:60]!r}. Describe "
+            "the checkpoint with the prompt of the rows: "
             f"describe(..., template=content.replace('{INJECT}', '{MARKER_SLOT}'))."
         )

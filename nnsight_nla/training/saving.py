@@ -1,8 +1,8 @@
-"""From a trained half to the folder that ``NLA(av, ar=ar)`` loads: weights, tokenizer, sidecar."""
+"""Save what was trained as folders that ``NLA(av, ar=ar)`` loads: weights, tokenizer, sidecar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, 
 from ..checkpoint.prompt import Prompt
 from ..checkpoint.sidecar import SIDECARS
 from ..core.injection import Injection
-from .atomic_folder import whole
+from ..storage.atomic import KEPT, atomic_folder
 from .reconstructor import Reconstructor
 from .rows import TrainingError
 
 HEAD_FILE = "value_head.safetensors"
-"""The reconstructor's head, beside its blocks: one matrix, ``weight``."""
+"""The file of the reconstructor's head: one matrix, ``weight``."""
 
 
 def describe(
@@ -36,14 +36,14 @@ def describe(
     template: str = AV_TEMPLATE,
     ar_template: str | None = AR_TEMPLATE,
 ) -> Checkpoint:
-    """Describe a checkpoint that is about to be trained; ids are read off the live tokenizer.
+    """Describe the checkpoint that a training will make; token ids come from the live tokenizer.
 
     Args:
         tokenizer: The target's tokenizer, with a chat template.
         layer: K, the block whose output is verbalized, counted from 0.
         d_model: The residual's width.
         base_model: The target's name, for the sidecar.
-        marker: A character that is one token and occurs in no text.
+        marker: A character that is one token and does not occur in texts.
         injection: How the vector is written.
         template: The verbalizer's user message.
         ar_template: The reconstructor's prompt.
@@ -55,7 +55,7 @@ def describe(
     if len(ids) != 1:
         raise TrainingError(
             f"The marker {marker!r} is {len(ids)} tokens {ids}, expected one. Choose a character "
-            "that this tokenizer keeps whole, or add it: tokenizer.add_tokens([marker])."
+            "that this tokenizer does not split, or add it: tokenizer.add_tokens([marker])."
         )
     checkpoint = Checkpoint(
         layer=layer,
@@ -79,27 +79,29 @@ def save_verbalizer(
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype | None = None,
+    advice: str = KEPT,
     **extra: Any,
 ) -> None:
-    """Write a verbalizer's folder.
+    """Save a verbalizer.
 
-    A model with adapters is written as an adapter, its base model by name alone; call its
-    ``merge_and_unload()`` first for a folder that needs no base.
+    A model with adapters is saved as an adapter that names its base model; call its
+    ``merge_and_unload()`` first for a folder that does not need the base.
 
     Args:
-        folder: Is there as a whole when this returns, or as it was before (`folders.whole`).
+        folder: The folder to write; it replaces a checkpoint of that name, in one step.
         model: From `train_verbalizer`.
         tokenizer: The tokenizer it was trained with.
         checkpoint: What it was trained with.
-        dtype: What the weights are cast to, in place; ``None`` leaves them.
+        dtype: The dtype to cast the weights to, in place; ``None`` leaves them.
+        advice: What the user can do after a failed write; the end of the message.
         extra: More entries of the sidecar, such as ``trained_on``.
 
     Raises:
-        TrainingError: The disk is full, or `folder` holds something else than a checkpoint.
+        TrainingError: The disk is full, or `folder` holds something other than a checkpoint.
     """
     if dtype is not None:
         model.to(dtype)
-    with whole(folder) as part:
+    with _checkpoint_folder(folder, advice) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         _save_sidecar(part, checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra}))
@@ -112,33 +114,35 @@ def save_reconstructor(
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype | None = None,
+    advice: str = KEPT,
     **extra: Any,
 ) -> None:
-    """Write a reconstructor's folder: the cut base or the adapter on it, and its head.
+    """Save a reconstructor: the cut base, or the adapter on it, and its head (`HEAD_FILE`).
 
-    The cut base is a model like any other, one that ``from_pretrained`` loads without complaint;
-    so its file has the final norm that the reconstructor never runs. The head is in `HEAD_FILE`.
+    The cut base includes the final norm, which the reconstructor does not run, so that
+    ``from_pretrained`` loads it as a complete model.
 
     Args:
-        folder: Is there as a whole when this returns, or as it was before (`folders.whole`).
+        folder: The folder to write; it replaces a checkpoint of that name, in one step.
         reconstructor: From `train_reconstructor`.
         tokenizer: The tokenizer it was trained with.
         checkpoint: What it was trained with.
-        dtype: What the weights are cast to, in place; ``None`` leaves them.
+        dtype: The dtype to cast the weights to, in place; ``None`` leaves them.
+        advice: What the user can do after a failed write; the end of the message.
         extra: More entries of the sidecar.
 
     Raises:
-        TrainingError: The disk is full, or `folder` holds something else than a checkpoint.
+        TrainingError: The disk is full, or `folder` holds something other than a checkpoint.
     """
     if dtype is not None:
         reconstructor.to(dtype)
     head = {"weight": reconstructor.head.weight.detach().cpu().contiguous()}
     entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
-    with whole(folder) as part:
+    with _checkpoint_folder(folder, advice) as part:
         if reconstructor.adapted:
             reconstructor.model.save_pretrained(part)
         else:
-            with _norm_in_place(reconstructor) as model:
+            with _with_final_norm(reconstructor) as model:
                 model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         save_file(head, part / HEAD_FILE)
@@ -146,11 +150,24 @@ def save_reconstructor(
 
 
 @contextmanager
-def _norm_in_place(reconstructor: Reconstructor) -> Iterator[Any]:
-    """The cut base as a model like any other, with the final norm that it never runs."""
+def _checkpoint_folder(folder: str | Path, advice: str) -> Generator[Path, None, None]:
+    """Write a folder atomically; refuse to replace anything but a checkpoint."""
+    folder = Path(folder).absolute()
+    is_checkpoint = any((folder / name).is_file() for name in SIDECARS)
+    if folder.exists() and not is_checkpoint and (folder.is_file() or any(folder.iterdir())):
+        raise TrainingError(
+            f"{folder} exists and is not a checkpoint. Choose another name, or remove it."
+        )
+    with atomic_folder(folder, advice=advice, error=TrainingError) as part:
+        yield part
+
+
+@contextmanager
+def _with_final_norm(reconstructor: Reconstructor) -> Generator[Any, None, None]:
+    """Put the final norm back into the cut base while the block runs."""
     parent, _, name = reconstructor.final_norm_name.rpartition(".")
     decoder = reconstructor.model.get_submodule(parent)
-    # Cast here, for it is no part of the reconstructor.
+    # In the dtype of the blocks, which may have been cast.
     setattr(decoder, name, reconstructor.final_norm.to(reconstructor.model.dtype))
     try:
         yield reconstructor.model
@@ -164,10 +181,10 @@ def _save_sidecar(folder: Path, sidecar: dict[str, Any]) -> None:
 
 
 def _suffix(tokenizer: Any, template: str) -> tuple[int, ...]:
-    """The ids that every reconstructor's prompt ends in, whatever the explanation ends with.
+    """Return the ids that every reconstructor prompt ends in, whatever the explanation.
 
-    A tokenizer may merge the template's first sign into the explanation's last (``.</``), so they
-    are what the prompts of several explanations have in common.
+    A tokenizer may merge the end of the explanation with the template after it (``.</``), so the
+    suffix is what the prompts of several explanations have in common.
     """
     endings = ("a", "a.", "a!", 'a"', "1", "a\n")
     prompts = [list(tokenizer.encode(template.replace(EXPLANATION_SLOT, end))) for end in endings]

@@ -1,4 +1,4 @@
-"""How long, how fast and with what a warm start trains."""
+"""Hyperparameters of a warm start: schedule, batches, precision and adapters."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Lora:
-    """Train low-rank adapters of every linear layer of the blocks, not the weights themselves."""
+    """Train low-rank adapters on every linear layer of the blocks, instead of the weights."""
 
     rank: int = 128
-    """The adapters' rank."""
+    """The rank of the adapters."""
     alpha: int = 16
-    """The adapters' scale, divided by the rank's square root (``rslora``) or the rank."""
+    """The scale of the adapters, divided by the rank's square root (``rslora``) or the rank."""
     scaling: Literal["rslora", "lora"] = "rslora"
-    """What `alpha` is divided by; rsLoRA as published, or plain LoRA."""
+    """rsLoRA as published, or plain LoRA: whether `alpha` is divided by the root of the rank."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Settings:
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 64
-    """Rows a forward pass, on each device."""
+    """Rows per forward pass, on each device."""
     accumulation: int = 1
-    """Forward passes an optimizer step."""
+    """Forward passes per optimizer step."""
     learning_rate: float = 3e-5
     """The peak of the learning rate."""
     warmup: int = 50
     """Steps of linear warm-up to the peak."""
     final_rate: float = 0.05
-    """The share of the peak that the cosine ends at."""
+    """The learning rate at the end of the cosine schedule, as a fraction of the peak."""
     weight_decay: float = 0.0
-    """AdamW's decay of the weights, a step and unit of learning rate."""
+    """The weight decay of AdamW."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the forward pass computes in; ``bfloat16`` is autocast, the weights keep their dtype."""
+    """The precision of the forward pass; ``bfloat16`` is autocast, the weights keep their dtype."""
     lora: Lora | None = None
-    """Adapters; all weights are trained when ``None``."""
+    """The adapters to train; ``None`` trains all weights."""
     activations: Literal["keep", "recompute"] = "keep"
-    """``recompute`` them in the backward pass (gradient checkpointing): slower, far less memory."""
+    """``recompute`` them in the backward pass (gradient checkpointing): slower, less memory."""
     seed: int = 0
-    """Of the order of the rows and of the adapters' initial weights."""
+    """Seed of the order of the rows and of the adapters' initial weights."""

@@ -1,10 +1,10 @@
-"""`transformers.Trainer`, quiet: no calls home, no printing, and no files but those of `Files`.
+"""Run `transformers.Trainer` without telemetry, printing, or files other than those of `Files`.
 
-A half of an NLA gives the loss of a batch (`LossOf`) and gets everything else from here: the
-schedule, batches of about the same length, accumulation, mixed precision, several devices (a
-process on each), figures on held-out rows while it runs (`Held`), and going on after a ``kill -9``
-(`Files`): the order of the rows follows from the seed alone, so a run that was resumed ends at the
-weights of one that was not disturbed.
+The verbalizer and the reconstructor each supply the loss of a batch (`LossOf`). This module does
+the rest: schedule, batches of similar length, accumulation, mixed precision, several devices (a
+process on each), measurements on held-out rows (`Measurement`), and resuming after a ``kill -9``
+(`Files`). The order of the rows follows from the seed alone, so a resumed run ends at the weights
+of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .atomic_folder import disk_errors
+from ..storage.atomic import is_full
 from .rows import Rows, TrainingError, collate
 from .settings import Settings
 
 LossOf = Callable[[nn.Module, dict[str, Tensor]], Tensor]
-"""The loss of a batch, given the model as the trainer wraps it."""
+"""The loss of a batch, from the model as the trainer wraps it."""
 Report = Callable[[str], None]
-"""What gets a line of progress about ten times in a training."""
+"""Called with a line of progress about ten times per training."""
 Log = list[dict[str, float]]
-"""What was measured, in order: ``step``, and ``loss`` or figures named ``eval_...``."""
+"""Measurements in order: ``step``, and ``loss`` or figures named ``eval_...``."""
 _WEIGHTS = "model.safetensors"
 _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class Held:
-    """Figures on rows that are not trained on, while a training runs."""
+class Measurement:
+    """A measurement on held-out rows that is repeated during training."""
 
     measure: Callable[[nn.Module], dict[str, float]]
-    """The figures of the model as it is, by name."""
+    """Return the figures of the current model, by name."""
     every: int
     """Steps between two measurements."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a training writes while it runs."""
+    """Where a training writes while it runs."""
 
     folder: Path
-    """Gets a checkpoint of the training now and then; the last complete one is gone on from."""
+    """The folder of the training's checkpoints; training resumes from the last complete one."""
     every: int
-    """Steps between two of them; the two newest are kept."""
+    """Steps between two checkpoints; the two newest are kept."""
     tensorboard: Path | None = None
-    """Gets TensorBoard's events."""
+    """The folder of TensorBoard's events."""
 
     def last(self) -> Path | None:
-        """The newest checkpoint that was written to its end."""
+        """Return the newest complete checkpoint."""
         found = sorted(self.folder.glob("checkpoint-*"), key=lambda each: -_step(each))
         return next((each for each in found if _complete(each)), None)
 
@@ -76,81 +76,87 @@ def fit(
     settings: Settings,
     report: Report | None = None,
     *,
-    held: Held | None = None,
+    measurement: Measurement | None = None,
     files: Files | None = None,
-) -> Log:
+    log: Log | None = None,
+) -> None:
     """Train `model` in place and leave it in evaluation mode.
 
     Args:
-        model: What is trained.
-        rows: What it is trained on, as often as `settings.steps` asks.
+        model: The module to train.
+        rows: Training rows, repeated until `settings.steps` are done.
         loss_of: The loss of a batch of `collate`.
         settings: Steps, rates, batches, seed.
         report: Called with a line of progress.
-        held: What is measured on held-out rows as it goes.
-        files: Where it can be resumed from; what is there already is.
-
-    Returns:
-        The losses and the figures, by step.
+        measurement: A measurement on held-out rows.
+        files: Where to save the state of the training, and to resume from if there is one.
+        log: A list that gets the losses and figures, by step.
 
     Raises:
-        TrainingError: The disk is full (the last training checkpoint stays), TensorBoard is asked
-            for and not installed, or bfloat16 on a GPU that does not compute in it.
+        TrainingError: The disk is full (the training's last checkpoint is kept), TensorBoard is
+            requested but not installed, or the GPU does not support bfloat16.
     """
     check_precision(settings)
-    # The trainer insists on a folder; without `files` nothing is written to it, and it goes.
-    with tempfile.TemporaryDirectory(prefix="nnsight_nla-") as nowhere:
+    # The trainer needs a folder; without `files` nothing is written to it.
+    with tempfile.TemporaryDirectory(prefix="nnsight_nla-") as unused:
         trainer = _Trainer(
             model=model,
-            args=_arguments(settings, nowhere, held, files),
+            args=_arguments(settings, unused, measurement, files),
             train_dataset=rows,
-            eval_dataset=None if held is None else rows,  # Asked for; `evaluate` reads its own.
+            # The trainer requires one; `evaluate` below does not read it.
+            eval_dataset=None if measurement is None else rows,
             data_collator=collate,
             callbacks=_callbacks(report, files),
         )
-        trainer.loss_of, trainer.held, trainer.rows = loss_of, held, rows
+        trainer.loss_of, trainer.measurement, trainer.rows = loss_of, measurement, rows
         # `loss_of` is already a mean, so accumulated passes are averaged by the trainer.
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
         last = None if files is None else files.last()
-        what = "Nothing" if files is None else f"The training's checkpoints in {files.folder}"
-        if last is not None and _step(last) >= settings.steps:
-            # All that was missing is the checkpoint under its own name.
-            trainer._load_from_checkpoint(str(last))
-            trainer.state = TrainerState.load_from_json(str(last / _STATE))
-        else:
-            with disk_errors(f"{what} could not be written", "Then type the same command again"):
+        try:
+            if last is not None and _step(last) >= settings.steps:
+                trainer.restore(last)  # Trained already, but not saved under its final name.
+            else:
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        except Exception as error:
+            if files is None or not is_full(error, files.folder):
+                raise
+            raise TrainingError(
+                f"The disk of {files.folder} is full: the training's checkpoints could not be "
+                "written. Free some space, and rerun with the original options to resume."
+            ) from error
     model.eval()
-    return [_entry(line) for line in trainer.state.log_history if _figures(line)]
+    if log is not None:
+        lines = ({"step": line["step"], **_figures(line)} for line in trainer.state.log_history)
+        log.extend(line for line in lines if len(line) > 1)
 
 
 def check_precision(settings: Settings) -> None:
-    """Refuse bfloat16 on a GPU that does not compute in it."""
+    """Raise if the GPU does not support bfloat16 and `settings` ask for it."""
     if settings.precision == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
         raise TrainingError(
-            f"{torch.cuda.get_device_name()} does not compute in bfloat16. Train in float32: "
-            "Settings(precision='float32'), --no-bf16."
+            f"{torch.cuda.get_device_name()} does not support bfloat16. Train in float32: "
+            "Settings(precision='float32')."
         )
 
 
 def has_bfloat16() -> bool:
-    """Whether there is a GPU that computes in bfloat16 by itself."""
+    """Return whether there is a GPU that supports bfloat16 without emulation."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def prepare(model: Any, settings: Settings) -> None:
-    """Have `model`, a transformers model, compute as `settings` says."""
+    """Turn on gradient checkpointing in a transformers model if `settings` ask for it."""
     if settings.activations == "recompute":
         # The reentrant kind loses the gradients of adapters on a frozen embedding.
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _arguments(
-    settings: Settings, nowhere: str, held: Held | None, files: Files | None
+    settings: Settings, unused: str, measurement: Measurement | None, files: Files | None
 ) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=nowhere if files is None else str(files.folder),
+        output_dir=unused if files is None else str(files.folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
@@ -161,7 +167,7 @@ def _arguments(
         weight_decay=settings.weight_decay,
         adam_beta2=0.95,
         max_grad_norm=1.0,
-        # Without it the trainer insists on a GPU for bfloat16.
+        # Otherwise the trainer requires a GPU for bfloat16.
         use_cpu=not torch.accelerator.is_available(),
         bf16=settings.precision == "bfloat16",
         dataloader_drop_last=False,
@@ -170,8 +176,8 @@ def _arguments(
         save_strategy="no" if files is None else "steps",
         save_steps=1 if files is None else files.every,
         save_total_limit=2,
-        eval_strategy="no" if held is None else "steps",
-        eval_steps=None if held is None else held.every,
+        eval_strategy="no" if measurement is None else "steps",
+        eval_steps=None if measurement is None else measurement.every,
         logging_steps=max(1, settings.steps // 10),
         report_to="none",
         disable_tqdm=True,
@@ -182,12 +188,15 @@ def _arguments(
 def _callbacks(report: Report | None, files: Files | None) -> list[TrainerCallback]:
     found: list[TrainerCallback] = [] if report is None else [_Reporting(report)]
     if files is not None and files.tensorboard is not None:
-        from transformers.integrations import TensorBoardCallback, is_tensorboard_available
+        from transformers.integrations.integration_utils import (
+            TensorBoardCallback,
+            is_tensorboard_available,
+        )
 
         if not is_tensorboard_available():
             raise TrainingError(
-                "TensorBoard is not installed: pip install 'nnsight-nla[tensorboard]'. Or leave "
-                "out --tensorboard."
+                "TensorBoard is not installed: pip install 'nnsight-nla[tensorboard]'. Or remove "
+                f"tensorboard={str(files.tensorboard)!r}."
             )
         from torch.utils.tensorboard import SummaryWriter
 
@@ -196,10 +205,10 @@ def _callbacks(report: Report | None, files: Files | None) -> list[TrainerCallba
 
 
 class _Trainer(Trainer):
-    """The trainer, with the loss and the figures of one half of an NLA."""
+    """The trainer, with the loss and the measurement of a verbalizer or a reconstructor."""
 
     loss_of: LossOf
-    held: Held | None
+    measurement: Measurement | None
     rows: Rows
 
     def compute_loss(
@@ -208,27 +217,37 @@ class _Trainer(Trainer):
         return self.loss_of(model, inputs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        held, model = cast("Held", self.held), self.accelerator.unwrap_model(self.model)
+        assert self.measurement is not None
+        model = self.accelerator.unwrap_model(self.model)
         model.eval()
         with torch.no_grad():
-            figures = {f"eval_{name}": value for name, value in held.measure(model).items()}
+            measured = self.measurement.measure(model)
+        figures = {f"eval_{name}": value for name, value in measured.items()}
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, figures
         )
         return figures
 
-    def _get_train_sampler(self, *_: Any) -> Sampler[int]:
+    def restore(self, checkpoint: Path) -> None:
+        """Load the weights and the state of a training that is done."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return _Order(self.rows.lengths(), size, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002
-        """What is trained and nothing else: the base of an adapter stays where it is."""
+        """Save the trained parameters only, without the base of an adapter."""
         from safetensors.torch import save_file
 
         folder = Path(cast("str", output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: each.detach().contiguous() for name, each in _trained(self.model).items()}
+        trained = {
+            name: each.detach().contiguous()
+            for name, each in _trained(cast("nn.Module", self.model)).items()
+        }
         save_file(trained, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -236,16 +255,16 @@ class _Trainer(Trainer):
 
         stored = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
         with torch.no_grad():
-            for name, weight in _trained(model or self.model).items():
+            for name, weight in _trained(cast("nn.Module", model or self.model)).items():
                 weight.copy_(stored[name])
 
 
 class _Order(Sampler[int]):
-    """Rows of about the same length in a batch, in an order that epoch and seed decide alone.
+    """Batches of similar length, in an order that depends on epoch and seed only.
 
-    transformers' own order goes from long batches to short ones again and again, which is a drift
-    in what is learned; here the batches are shuffled, behind the longest, which comes first so
-    that a memory that does not suffice is found out at once.
+    transformers' own order goes from long batches to short ones again and again, which makes what
+    is learned drift. Here the batches are shuffled, except that the longest comes first, so that
+    running out of memory shows at once.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
@@ -261,10 +280,10 @@ class _Order(Sampler[int]):
             grouped[start : start + self.batch_size]
             for start in range(0, len(grouped), self.batch_size)
         ]
-        # The last may not be full, and stays where it is.
+        # The last batch may be smaller, so it stays last.
         first, middle, last = batches[:1], batches[1:-1], batches[1:][-1:]
         order = torch.randperm(len(middle), generator=generator).tolist()
-        shuffled = [*first, *(middle[place] for place in order), *last]
+        shuffled = [*first, *(middle[index] for index in order), *last]
         return (row for batch in shuffled for row in batch)
 
     def set_epoch(self, epoch: int) -> None:
@@ -275,7 +294,7 @@ class _Reporting(TrainerCallback):
     def __init__(self, report: Report) -> None:
         self.report = report
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         figures = _figures(logs or {})
         if figures:
             held = "" if "loss" in figures else " held out:"
@@ -284,12 +303,8 @@ class _Reporting(TrainerCallback):
 
 
 def _figures(line: dict[str, Any]) -> dict[str, float]:
-    """The losses and figures among what the trainer logs."""
+    """Return the losses and figures from a line of the trainer's log."""
     return {k: float(v) for k, v in line.items() if k == "loss" or k.startswith("eval_")}
-
-
-def _entry(line: dict[str, Any]) -> dict[str, float]:
-    return {"step": line["step"], **_figures(line)}
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -302,7 +317,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer writes its state last."""
+    """Return whether a checkpoint was written to its end: the trainer writes its state last."""
     try:
         json.loads((checkpoint / _STATE).read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""The warm start of a verbalizer: a language model learns to say what a vector holds.
+"""Train a verbalizer: a language model learns to explain a vector.
 
-The vector is written at the marker by `injection.write`, the function that inference uses, from a
-hook on the module whose output it is written into. The loss is taken on the response and its end
-of sequence; the prompt is the same in every row, so there is nothing to learn in it.
+A forward hook writes the vector at the marker with `injection.write`, the function that inference
+uses. The loss covers the response and its end of sequence; the prompt is the same in every row, so
+there is nothing to learn from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,18 +24,18 @@ from .adapters import with_adapters
 from .held_out import HeldOut, verbalizer_figures
 from .rows import IGNORED, RowsLike, TrainingError, verbalizer_rows
 from .settings import Settings
-from .trainer import Files, Held, Log, Report, fit, prepare
+from .trainer import Files, Log, Measurement, Report, fit, prepare
 
 
-class Writing:
-    """Writes the vectors of the batch at hand; a forward hook on the injection site's module.
+class InjectionHook:
+    """A forward hook on the injection site that writes the vectors of the current batch.
 
-    It stays for the whole training rather than for one forward pass: with gradient checkpointing
-    a block is computed again in the backward pass, and has to be written to again.
+    It stays registered for the whole training rather than for one forward pass: with gradient
+    checkpointing a block runs again in the backward pass and has to be written to again.
     """
 
     vectors: Float[Tensor, "batch d_model"] | None = None
-    """One vector a row; ``None`` writes nothing."""
+    """One vector per row; ``None`` writes nothing."""
 
     def __init__(self, position: int | Sequence[int], injection: Injection) -> None:
         self.position, self.injection = position, injection
@@ -48,7 +48,7 @@ class Writing:
         # Blocks return their residual alone, or in some families first in a tuple.
         hidden = output[0] if isinstance(output, tuple) else output
         if hidden.shape[1] <= self._last:
-            return output  # A step of a generation, after the prompt that was written to.
+            return output  # A generation step, after the prompt.
         written = write(hidden, self.vectors, self.position, self.injection)
         return (written, *output[1:]) if isinstance(output, tuple) else written
 
@@ -56,12 +56,12 @@ class Writing:
 @contextmanager
 def writing(
     model: nn.Module, position: int | Sequence[int], injection: Injection
-) -> Iterator[Writing]:
-    """Write into `model` at its injection site for as long as the block lasts.
+) -> Generator[InjectionHook, None, None]:
+    """Write into `model` at its injection site while the block runs.
 
     Args:
         model: A causal language model.
-        position: The marker's position; several get the same vector.
+        position: The position of the marker; several positions get the same vector.
         injection: Site and operation.
 
     Yields:
@@ -70,7 +70,7 @@ def writing(
     layer = injection.layer
     # hosts takes plain modules as well as envoys.
     site = hosts.embedding(model) if layer is None else hosts.block(model, layer)  # type: ignore[arg-type]
-    hook = Writing(position, injection)
+    hook = InjectionHook(position, injection)
     handle = site.register_forward_hook(hook)
     try:
         yield hook
@@ -96,12 +96,12 @@ def train_verbalizer(
         model: The causal language model to start from, usually the target itself; trained in place.
         tokenizer: Its tokenizer, with a chat template.
         rows: Training rows: a list of `Row`, or a file of them (`Published`).
-        checkpoint: Prompt, marker and injection, as the verbalizer will be served with.
+        checkpoint: Prompt, marker and injection that inference will use.
         settings: Steps, rates, batches; with `Settings.lora` only adapters are trained.
         report: Called with a line of progress.
-        held_out: Rows that it is measured on as it goes: loss, extraction rate, FVE.
-        files: Where it can be resumed from, and is where something is there.
-        log: Gets the losses and the figures, by step.
+        held_out: Rows to measure on during training: loss, extraction rate, FVE.
+        files: Where to save the state of the training, and to resume from if there is one.
+        log: A list that gets the losses and figures, by step.
 
     Returns:
         The model in evaluation mode; wrapped by PEFT when `Settings.lora` is given.
@@ -127,22 +127,23 @@ def train_verbalizer(
             hook.vectors = batch["vectors"]
             return response_loss(wrapped, batch, len(prompt.ids))
 
-        held = None
+        measurement = None
         if held_out is not None:
             some, _ = verbalizer_rows(held_out.rows, tokenizer, checkpoint)
             figures = verbalizer_figures(held_out, some, tokenizer, loss_of)
-            held = Held(figures, held_out.every)
-        found = fit(trained, tokenized, loss_of, settings, report, held=held, files=files)
-    if log is not None:
-        log.extend(found)
+            measurement = Measurement(figures, held_out.every)
+        fit(
+            trained, tokenized, loss_of, settings, report,
+            measurement=measurement, files=files, log=log,
+        )  # fmt: skip
     return trained
 
 
 def response_loss(model: nn.Module, batch: Mapping[str, Tensor], start: int) -> Tensor:
-    """The mean next-token loss on the response, its end of sequence included.
+    """Return the mean next-token loss on the response, including its end of sequence.
 
     Args:
-        model: The verbalizer, with `writing` in force.
+        model: The verbalizer, inside a `writing` block.
         batch: From `collate`.
         start: The first position of the response.
     """
@@ -154,17 +155,17 @@ def response_loss(model: nn.Module, batch: Mapping[str, Tensor], start: int) -> 
 def response_logits(
     model: nn.Module, batch: Mapping[str, Tensor], start: int
 ) -> Float[Tensor, "batch response vocabulary"]:
-    """The logits that predict the tokens from position `start` on, and no others."""
+    """Return only the logits that predict the tokens from position `start` on."""
     ids = batch["input_ids"]
-    # Logits over a large vocabulary are most of a small batch's memory: only the response's are
-    # made, and the one before it, which predicts its first token.
+    # Logits over a large vocabulary take most of a small batch's memory, so only those of the
+    # response are computed, and the one before it, which predicts its first token.
     kept = ids.shape[1] - start + 1
     output = model(input_ids=ids, logits_to_keep=kept, use_cache=False, **text_only(model, ids))
     return output.logits[:, :-1]
 
 
 def text_only(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """What a model that also reads images wants to be told in training: that there are none."""
-    whole = model.module if isinstance(model, DistributedDataParallel) else model
-    vision = getattr(whole.config, "vision_config", None) is not None
+    """Return the arguments by which a vision-language model trains on text alone."""
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    vision = getattr(plain.config, "vision_config", None) is not None
     return {"token_type_ids": torch.zeros_like(ids)} if vision and model.training else {}

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 from typer.testing import CliRunner
 
+import nnsight_nla
 from nnsight_nla import cli, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_demo_shows_truth_beside_explanation_and_a_patch(capsys):
+def test_demo_shows_truth_next_to_explanation_and_a_patch():
     done = run("demo", "--sentences", "1")
     assert done.returncode == 0, done.stderr
     assert "explanation of the residual" in done.stdout
@@ -110,9 +112,9 @@ def test_explain_with_a_checkpoint_of_ones_own_reads_the_target_from_the_sidecar
 
 
 def test_a_reconstructor_of_ones_own_gives_the_same_label():
-    halves = [f"--{name}={folder}" for name, folder in tiny.paths().items()]
+    models = [f"--{name}={folder}" for name, folder in tiny.paths().items()]
     command = ("explain", "The cow lives in the", "--json", "--dtype", "float32")
-    given, embedded = (json.loads(run(*command, *each).stdout) for each in (halves, []))
+    given, embedded = (json.loads(run(*command, *each).stdout) for each in (models, []))
     assert given["explanations"][0]["trust"] == embedded["explanations"][0]["trust"]
     assert given["explanations"][0]["trust"]["grade"] == "high"
 
@@ -125,8 +127,8 @@ def test_a_reconstructor_of_ones_own_gives_the_same_label():
             "--position 'x': expected an index, several (0,3,-1)",
         ),
         (["explain", "The cow", "--position", "7"], "the text has 2 tokens, 0 to 1"),
-        (["read", "The cow", "--position", "7"], "positions=[7]: the text has 2 tokens, 0 to 1"),
-        (["read", "The cow", "--position", "reply"], "positions='reply': expected 'all', 'reply'"),
+        (["read", "The cow", "--position", "7"], "--position [7]: the text has 2 tokens, 0 to 1"),
+        (["read", "The cow", "--position", "reply"], "--position 'reply': expected 'all', 'reply'"),
         (["read", "The cow", "--html", "/nowhere/a.html"], "there is no folder /nowhere"),
         (["read", "The cow", "--position", "some"], "--position 'some': expected an index"),
         (
@@ -150,6 +152,19 @@ def test_a_wrong_command_line_is_exit_code_2():
     assert CliRunner().invoke(cli.app, ["explain"]).exit_code == 2
     assert CliRunner().invoke(cli.app, ["demo", "--sentences", "0"]).exit_code == 2
     assert CliRunner().invoke(cli.app, ["no-such-command"]).exit_code == 2
+
+
+def test_version():
+    done = CliRunner().invoke(cli.app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"nnsight-nla {nnsight_nla.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["", *get_group(cli.app).commands])
+def test_help_explains_every_argument_and_option(command):
+    arguments = [*filter(None, [command]), "--help"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    for parameter in get_group(cli.app).commands[command].params if command else []:
+        assert parameter.help, parameter.name
 
 
 def test_info_shows_where_each_value_was_found():

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 from nnsight_nla import NLA
 from nnsight_nla.cli import app
 from nnsight_nla.errors import NLAError
-from nnsight_nla.tiny import paths
 from nnsight_nla.training import TrainingError
 from nnsight_nla.training.measuring import measure
 from tests.helpers.published import base, publish, records
@@ -39,8 +38,8 @@ def run(*arguments):
 def made(folder):
     options = ["--base", folder / "base", *COMMAND]
     logs = {}
-    for half, name, more in (("ar", "ar", []), ("av", "av", []), ("av", "lora", ["--lora", "4"])):
-        found = run("train", half, folder / "rows.parquet", "--out", folder / name, *options, *more)
+    for role, name, more in (("ar", "ar", []), ("av", "av", []), ("av", "lora", ["--lora", "4"])):
+        found = run("train", role, folder / "rows.parquet", "--out", folder / name, *options, *more)
         logs[name] = json.loads(found.stdout)
     return logs
 
@@ -82,43 +81,8 @@ def test_evaluate_refuses_what_was_trained_on(folder, made):
     with pytest.raises(TrainingError) as caught:
         measure(rows, pairs, held_out=0.5)
     assert str(caught.value) == (
-        f"{name} was trained on rows.parquet with 0.25 of the documents held out; measured on 0.5 "
-        "of them it would be measured on what it has seen. Type --held-out 0.25."
+        f"{name} was trained on rows.parquet with 0.25 of the documents held out, so a share of "
+        "0.5 includes documents that it was trained on. Pass held_out=0.25."
     )
     with pytest.raises(NLAError, match=r"at least two are needed\. Hold out more"):
         measure(rows, pairs, held_out=0.25, limit=1)
-
-
-def test_the_shipped_pair_by_the_same_command(tmp_path, pair):
-    """The figures tell a verbalizer that reads its vector from one that does not."""
-    from dataclasses import replace
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import yaml
-
-    from nnsight_nla.tiny.examples import collect
-    from nnsight_nla.tiny.facts import held_out_pairs
-
-    model, nla = pair
-    held = collect(model, sorted(held_out_pairs()), documents=12, per_document=2, seed=3)
-    rows = [
-        {"activation_vector": vector.tolist(), "api_explanation": text, "doc_id": i // 2}
-        for i, (vector, text) in enumerate(zip(held.vectors, held.explanations, strict=True))
-    ]
-    file = tmp_path / "held.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    tree = replace(nla.checkpoint, baseline=None).to_sidecar("av") | {"kind": "nla_dataset"}
-    file.with_name("held.parquet.nla_meta.yaml").write_text(yaml.safe_dump(tree), "utf-8")
-    base = measure(file, {str(paths()["av"]): nla}, held_out=1.0)
-    (figures,) = base.values()
-    fve, says = figures["fve"], figures["says"]
-    assert figures["rows"] == 24
-    assert (figures["extraction"], figures["truncated"]) == (1, 0)
-    assert fve["label"] > 0.85
-    assert fve["explanation"] > 0.85
-    assert max(fve["null"], fve["random"], fve["shuffled"]) < 0.2
-    assert figures["retrieval"] > 0.85
-    assert says["explanation"] > -0.3
-    assert max(says["null"], says["random"], says["shuffled"]) < says["explanation"] - 0.5
-    assert figures["baseline"]["name"].startswith("block 3 in texts of")

@@ -1,4 +1,4 @@
-"""Every supported architecture takes a step: both halves, all weights or adapters; and it loads."""
+"""Every supported architecture trains a step, as AV and AR, all weights or adapters; and loads."""
 
 import warnings
 
@@ -57,16 +57,16 @@ def stored(family: str, folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_step_of_both_halves(family, kind, tmp_path):
+def test_a_step_as_av_and_ar(family, kind, tmp_path):
     live = tokenizer()
     checkpoint = described(live)
-    for activations, half in (("recompute", "av"), ("keep", "ar")):
+    for activations, role in (("recompute", "av"), ("keep", "ar")):
         # An adapter names its base, so that one lies in a folder, as a user's does.
         model = stored(family, tmp_path / "base") if kind == "lora" else build(family)
         blocks = plain_blocks(model, family)
         settings = Settings(**STEP, lora=KINDS[kind], activations=activations)
         before = [(each, each.detach().clone()) for each in blocks.parameters()]
-        trainer = train_verbalizer if half == "av" else train_reconstructor
+        trainer = train_verbalizer if role == "av" else train_reconstructor
         trained = trainer(model, live, rows(), checkpoint, settings)
         adapters = [n for n, p in trained.named_parameters() if "lora_" in n and p.requires_grad]
         assert bool(adapters) == (kind == "lora")
@@ -74,11 +74,11 @@ def test_a_step_of_both_halves(family, kind, tmp_path):
         changed = [not torch.equal(now, then) for now, then in before]
         assert any(changed) == (kind == "full")
         if kind == "full" and family != "gemma3 in its wrapper":
-            continue  # Whole checkpoints are loaded in test_training_run.py; this one is special.
-        save = save_verbalizer if half == "av" else save_reconstructor
-        save(tmp_path / half, trained, live, checkpoint)
+            continue  # Whole checkpoints are loaded in test_run.py; this one is special.
+        save = save_verbalizer if role == "av" else save_reconstructor
+        save(tmp_path / role, trained, live, checkpoint)
         with torch.no_grad():
-            if half == "ar":
+            if role == "ar":
                 ids = [live.encode(AR.replace("{explanation}", text)) for text in TEXTS]
                 expected = torch.cat(
                     [trained(torch.tensor([x]), torch.tensor([len(x) - 1])) for x in ids]
@@ -103,13 +103,13 @@ def _written(model, batch, checkpoint, live):
     from nnsight_nla.checkpoint.prompt import Prompt
 
     prompt = Prompt.render(checkpoint, live)
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with writing(whole, prompt.sites, checkpoint.injection) as hook:
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with writing(plain, prompt.sites, checkpoint.injection) as hook:
         hook.vectors = batch["vectors"]
         return response_logits(model, batch, len(prompt.ids))
 
 
-def test_several_places_are_all_written_in_training():
+def test_several_markers_are_all_written_in_training():
     live = tokenizer()
     checkpoint = Checkpoint(
         layer=K, d_model=D, template="Say <c>{injection_char}</c> and <c>{injection_char}</c>.",

@@ -39,27 +39,26 @@ def without(*columns):
 
 # Rows, sidecar, options, and the message; {file} and {folder} are filled in.
 CASES = {
-    "no place": (
+    "no marker": (
         with_row(**prompt("Describe.")), {}, {},
-        "{file}, row 5: the prompt has 0 times <INJECT>, expected exactly one, where the marker "
-        "goes: 'Describe.'.",
+        "{file}, row 5: the prompt contains <INJECT> 0 times, expected exactly once, where the "
+        "marker goes: 'Describe.'.",
     ),
-    "two places": (
+    "two markers": (
         with_row(**prompt("<INJECT> and <INJECT>")), {}, {},
-        "{file}, row 5: the prompt has 2 times <INJECT>, expected exactly one, where the marker "
-        "goes: '<INJECT> and <INJECT>'.",
+        "{file}, row 5: the prompt contains <INJECT> 2 times, expected exactly once, where the "
+        "marker goes: '<INJECT> and <INJECT>'.",
     ),
     "a system prompt": (
         with_row(**prompt(CONTENT, "system")), {}, {},
-        "{file}, row 5: the prompt has the roles system; a verbalizer is asked in one user "
-        "message.",
+        "{file}, row 5: the prompt has the roles system, expected one user message.",
     ),
     "another prompt": (
         with_row(**prompt("Say <concept><INJECT></concept>")), {}, {},
-        "{file}, row 5: its prompt is not the checkpoint's template, which the verbalizer would be "
-        "served with. It begins 'Say <concept>{{injection_char}}</concept>', the template 'You are "
+        "{file}, row 5: the prompt differs from the checkpoint's template, which inference uses. "
+        "The prompt begins 'Say <concept>{{injection_char}}</concept>', the template 'You are "
         "a meticulous AI researcher conducting an important i'. Describe the checkpoint with the "
-        "rows' own prompt: describe(..., template=content.replace('<INJECT>', "
+        "prompt of the rows: describe(..., template=content.replace('<INJECT>', "
         "'{{injection_char}}')).",
     ),
     "another width": (
@@ -74,27 +73,27 @@ CASES = {
     ),
     "a zero vector": (
         with_row(activation_vector=[0.0] * WIDTH), {}, {},
-        "{file}, row 5: activation_vector is zero, it has no direction. Leave the row out.",
+        "{file}, row 5: activation_vector is zero, it has no direction. Remove the row.",
     ),
     "an empty response": (
         with_row(response="<explanation>\n\n</explanation>"), {}, {},
         "{file}, row 5: the response is empty ('<explanation>\\n\\n</explanation>'), so there is "
-        "nothing to learn. Label the row, or leave it out.",
+        "nothing to learn. Label the row, or remove it.",
     ),
     "no response": (
         with_row(response=None), {}, {},
         "{file}, row 5: the response is empty (None), so there is nothing to learn. Label the row, "
-        "or leave it out.",
+        "or remove it.",
     ),
     "no tags": (
         with_row(response="About Paris."), {}, {},
         "{file}, row 5: the reply has no <explanation> tag, and a verbalizer would learn to write "
-        "it so: 'About Paris.'. Write '<explanation>\\n' + text + '\\n</explanation>'.",
+        "that: 'About Paris.'. Write '<explanation>\\n' + text + '\\n</explanation>'.",
     ),
     "a row of another layer": (
         with_row(activation_layer=2), {}, {},
         "{file}, row 5: activation_layer is 2, the sidecar says layer 1. A verbalizer reads one "
-        "layer: leave the other rows out, or correct the sidecar.",
+        "layer: remove the other rows, or correct the sidecar.",
     ),
     "no labels": (
         without("response", "prompt"), {}, {},
@@ -104,38 +103,38 @@ CASES = {
     "no documents": (
         without("doc_id"), {}, {"held_out": 0.2},
         "{file} has no column 'doc_id', so no documents can be held out of it, and rows of one "
-        "text would stand on both sides. Hold out none: --held-out 0.",
+        "text would be on both sides. Hold out none: held_out=0.",
     ),
     "another marker": (
         records(8), {"tokens.injection_token_id": 7}, {},
         "{file}.nla_meta.yaml: tokens.injection_token_id is 7, the tokenizer of {folder}/base "
-        "gives 1492. The rows were made with another tokenizer: train from the model, in the "
-        "version, that they were read from, or make the rows anew.",
+        "gives 1492. The rows were made with another tokenizer: train from the version of the "
+        "model that they were read from, or make the rows again.",
     ),
     "another neighbour": (
         records(8), {"tokens.injection_left_neighbor_id": 7}, {},
         "{file}.nla_meta.yaml: tokens.injection_left_neighbor_id is 7, the tokenizer of "
-        "{folder}/base gives 32. The rows were made with another tokenizer: train from the model, "
-        "in the version, that they were read from, or make the rows anew.",
+        "{folder}/base gives 32. The rows were made with another tokenizer: train from the "
+        "version of the model that they were read from, or make the rows again.",
     ),
     "another suffix": (
         records(8), {"tokens.critic_suffix_ids": [1, 2]}, {},
         "{file}.nla_meta.yaml: tokens.critic_suffix_ids is [1, 2], the tokenizer of {folder}/base "
         "gives [303, 825, 32, 602, 988, 32]. The rows were made with another tokenizer: train from "
-        "the model, in the version, that they were read from, or make the rows anew.",
+        "the version of the model that they were read from, or make the rows again.",
     ),
     "another base": (
         records(8), {}, {"base": "other"},
-        "The vectors of {file} are base's, its sidecar says; --base is {folder}/other. Train from "
-        "--base base, or, where this is the same model under another name, add --base-name base.",
+        "The vectors of {file} were read from base (by its sidecar), not from {folder}/other. Pass "
+        "base='base'; or, if this is the same model under another name, base_name='base'.",
     ),
     "another layer": (
         records(8), {}, {"layer": 3},
-        "--layer 3, but the vectors of {file} are from layer 1, its sidecar says.",
+        "layer=3, but the vectors of {file} are from layer 1 (by its sidecar).",
     ),
     "a base of another width": (
         records(8), {}, {"base": "wide/base"},
-        "The vectors of {file} have width 32, its sidecar says; {folder}/wide/base has d_model 64.",
+        "The vectors of {file} have width 32 (by its sidecar); {folder}/wide/base has d_model 64.",
     ),
     "a base that ends below": (
         records(8), {}, {"base": "shallow/base"},
@@ -154,7 +153,7 @@ def test_bad_input_is_named(bases, tmp_path, case):
         train("av", file, out=tmp_path / "av", settings=Settings(steps=1), **options)
     assert str(caught.value) == message.format(file=file, folder=bases)
     assert not (tmp_path / "av").exists()
-    # Before any weights are read: it would not be worth their loading.
+    # Before any weights are loaded.
     assert "_load" not in {entry.name for entry in caught.traceback}
 
 
@@ -165,8 +164,8 @@ def test_a_file_without_a_sidecar_needs_the_layer_only(bases, tmp_path):
     with pytest.raises(TrainingError) as caught:
         train("ar", file, out=tmp_path / "ar", **options)
     assert str(caught.value) == (
-        f"{file} has no sidecar beside it (rows.parquet.nla_meta.yaml) that says which layer its "
-        "vectors are from. Say it: --layer K, the block whose output they are, from 0."
+        f"{file} has no sidecar (rows.parquet.nla_meta.yaml) that names the layer of its vectors. "
+        "Pass layer=K: the block whose output they are, counted from 0."
     )
     settings = Settings(steps=1, batch_size=4)
     found = train("ar", file, out=tmp_path / "ar", layer=LAYER, settings=settings, **options)
@@ -186,7 +185,7 @@ def test_no_such_files(bases, tmp_path):
     with pytest.raises(TrainingError, match="cannot be read as Parquet"):
         train("av", tmp_path / "text.parquet", base=bases / "base", out=out)
     file = publish(tmp_path / "rows.parquet", records(8), base_model="absent")
-    with pytest.raises(TrainingError, match="its configuration could not be read"):
+    with pytest.raises(TrainingError, match=r"The configuration of base=.* cannot be read"):
         train("av", file, base=tmp_path / "absent", out=out)
     publish(tmp_path / "plain.parquet", [{"text": "no vectors"}])
     with pytest.raises(TrainingError, match="has no column 'activation_vector'; it has text"):

@@ -1,4 +1,4 @@
-"""From a published file to a folder that loads: resumed, complete or absent, and measured."""
+"""Train from a published file to a folder that loads: resumed, atomic, and measured."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from nnsight_nla import NLA, Checkpoint, Sampling
 from nnsight_nla.errors import NLAError
 from nnsight_nla.training import Files, Lora, Published, Settings, TrainingError, Watching, train
-from nnsight_nla.training.atomic_folder import whole
 from nnsight_nla.training.published import is_held_out
 from tests.helpers.published import LAYER, WIDTH, base, publish, records
 
@@ -35,9 +34,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def trained(folder: Path, half: str, out: Path, settings=SETTINGS, watching=WATCHING, **options):
+def trained(folder: Path, role: str, out: Path, settings=SETTINGS, watching=WATCHING, **options):
     return train(
-        half, folder / "rows.parquet", base=folder / "base", out=out, settings=settings,
+        role, folder / "rows.parquet", base=folder / "base", out=out, settings=settings,
         watching=watching, held_out=HELD_OUT, **options,
     )  # fmt: skip
 
@@ -54,12 +53,12 @@ def same(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    """Each half, with adapters and without."""
+    """Verbalizer and reconstructor, with adapters and without."""
     found = {}
-    for half in ("av", "ar"):
+    for role in ("av", "ar"):
         for kind, lora in (("full", None), ("lora", Lora(rank=4))):
             settings = Settings(**{**vars(SETTINGS), "lora": lora})
-            found[half, kind] = trained(folder, half, folder / f"{half}-{kind}", settings)
+            found[role, kind] = trained(folder, role, folder / f"{role}-{kind}", settings)
     return found
 
 
@@ -103,14 +102,14 @@ def test_a_reconstructors_adapter_fits_the_whole_base(folder, undisturbed):
 
 
 def test_it_learns_and_says_so(folder, undisturbed):
-    for half in ("av", "ar"):
-        held = [line["eval_loss"] for line in undisturbed[half, "full"].log if "eval_loss" in line]
+    for role in ("av", "ar"):
+        held = [line["eval_loss"] for line in undisturbed[role, "full"].log if "eval_loss" in line]
         assert held[-1] < held[0]
     last = undisturbed["av", "full"].log[-1]
     assert set(last) == {"step", "eval_loss", "eval_extraction"}
 
 
-def test_a_reconstructor_judges_the_verbalizer_as_it_learns(folder, undisturbed, tmp_path):
+def test_a_reconstructor_measures_the_verbalizer_as_it_learns(folder, undisturbed, tmp_path):
     lines = []
     seen = []
     judges = {"own": lambda *given: seen.append(given) or 0.5}
@@ -158,10 +157,10 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(folder, undistur
     process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
-    # And half a checkpoint, as a kill in the middle of one leaves it.
-    half = state.parents[1] / "checkpoint-11"
-    half.mkdir()
-    (half / "trainer_state.json").write_text('{"global_step": 1')
+    # And an incomplete checkpoint, as a kill in the middle of one leaves it.
+    incomplete = state.parents[1] / "checkpoint-11"
+    incomplete.mkdir()
+    (incomplete / "trainer_state.json").write_text('{"global_step": 1')
     lines = []
     found = trained(folder, "av", out, report=lines.append)
     assert not any("step 4 of" in line or "step 8 of" in line for line in lines)
@@ -174,15 +173,19 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(folder, undistur
 def test_a_checkpoint_that_could_not_be_written_is_written_by_the_next_try(
     folder, undisturbed, tmp_path, monkeypatch
 ):
-    from nnsight_nla.training import run
+    from nnsight_nla.training import saving
 
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "save_reconstructor", full)
-        with pytest.raises(TrainingError, match=r"disk is full.*type the same command again"):
+        patched.setattr(saving, "save_file", full)
+        with pytest.raises(TrainingError) as caught:
             trained(folder, "ar", tmp_path / "ar")
+    assert str(caught.value) == (
+        f"The disk of {tmp_path} is full: ar could not be written. The training is in "
+        f"{tmp_path / 'ar.training'}: rerun with the original options to save it."
+    )
     assert not (tmp_path / "ar").exists()
     lines = []
     again = trained(folder, "ar", tmp_path / "ar", report=lines.append)
@@ -194,35 +197,25 @@ def test_a_checkpoint_that_could_not_be_written_is_written_by_the_next_try(
 def test_another_training_does_not_go_on_with_it(folder, tmp_path):
     work = tmp_path / "av.training"
     work.mkdir()
-    begun = {**vars(SETTINGS), "half": "ar", "batch_size": 64}
-    (work / "begun.json").write_text(json.dumps(begun))
-    with pytest.raises(TrainingError, match=r"half 'ar', now 'av'.*batch_size 64, now 9.*go on"):
+    # As earlier versions wrote it, which named the role otherwise.
+    original = {**vars(SETTINGS), "half": "ar", "batch_size": 64}
+    (work / "begun.json").write_text(json.dumps(original))
+    with pytest.raises(TrainingError) as caught:
         trained(folder, "av", tmp_path / "av")
+    message = str(caught.value)
+    assert message.startswith(
+        f"{work} holds a training with other options. Rerun with the original options to resume: "
+        "role='ar' (now 'av'), "
+    )
+    assert "batch_size=64 (now 9). Or remove that folder" in message
     assert not (tmp_path / "av").exists()
 
 
 def test_what_is_there_is_not_written_over(folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TrainingError, match="is there already"):
+    with pytest.raises(TrainingError, match=r" exists\. Choose another out=, or remove it"):
         trained(folder, "av", tmp_path)
-    with pytest.raises(TrainingError, match="is there already and is no checkpoint"):
-        with whole(tmp_path):
-            pass
     assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyError):
-        with whole(tmp_path / "av") as part:
-            (part / "nla_meta.yaml").write_text("half")
-            raise KeyError
-    assert list(tmp_path.iterdir()) == []
-    for content in ("old", "new"):
-        with whole(tmp_path / "av") as part:
-            (part / "nla_meta.yaml").write_text(content)
-            assert (tmp_path / "av").exists() == (content == "new")
-    assert (tmp_path / "av" / "nla_meta.yaml").read_text() == "new"
-    assert [each.name for each in tmp_path.iterdir()] == ["av"]
 
 
 @pytest.fixture
@@ -251,8 +244,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder, small_disk):
         trained(folder, "av", small_disk / "av", settings, watching, report=fill)
     work = small_disk / "av.training"
     assert str(caught.value) == (
-        f"The training's checkpoints in {work} could not be written: the disk is full. Free some "
-        "space. Then type the same command again."
+        f"The disk of {work} is full: the training's checkpoints could not be written. Free some "
+        "space, and rerun with the original options to resume."
     )
     assert isinstance(caught.value, NLAError)
     assert not (small_disk / "av").exists()
@@ -304,11 +297,11 @@ def test_ready_made_labels_and_a_reconstructors_prompts_are_rows_too(tmp_path):
 
 def test_a_million_rows_do_not_lie_in_memory(folder, tmp_path):
     """The vectors are mapped from a file that nobody else sees and nothing leaves behind."""
-    from nnsight_nla.training.compatibility import described
+    from nnsight_nla.training.compatibility import compatible_checkpoint
     from nnsight_nla.training.rows import verbalizer_rows
 
     source = Published(folder / "rows.parquet", scratch=tmp_path)
-    live, checkpoint = described(source, folder / "base")
+    live, checkpoint = compatible_checkpoint(source, folder / "base")
     rows, _ = verbalizer_rows(source, live, checkpoint)
     maps = Path("/proc/self/maps").read_text()
     assert f"{tmp_path}/vectors-" in maps
@@ -319,15 +312,15 @@ def test_a_million_rows_do_not_lie_in_memory(folder, tmp_path):
 
 
 def test_tensorboard(folder, tmp_path, monkeypatch):
-    import transformers.integrations
+    from transformers.integrations import integration_utils
 
-    monkeypatch.setattr(transformers.integrations, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
     watching = Watching(every=4, rows=0, tensorboard=tmp_path / "board")
     with pytest.raises(TrainingError) as caught:
         trained(folder, "av", tmp_path / "av", watching=watching)
     assert str(caught.value) == (
-        "TensorBoard is not installed: pip install 'nnsight-nla[tensorboard]'. Or leave out "
-        "--tensorboard."
+        "TensorBoard is not installed: pip install 'nnsight-nla[tensorboard]'. Or remove "
+        f"tensorboard={str(tmp_path / 'board')!r}."
     )
     monkeypatch.undo()
     watching = Watching(every=4, rows=4, max_new_tokens=12, tensorboard=tmp_path / "board")
@@ -348,10 +341,10 @@ from pathlib import Path
 from nnsight_nla.training import Lora, Settings, Watching, train
 
 folder, batch, out = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-for half, lora in (("av", None), ("ar", Lora(rank=4))):
+for role, lora in (("av", None), ("ar", Lora(rank=4))):
     settings = Settings(steps=2, batch_size=batch, learning_rate=1e-3, warmup=0, lora=lora)
     done = train(
-        half, folder / "even.parquet", base=folder / "base", out=folder / out / half,
+        role, folder / "even.parquet", base=folder / "base", out=folder / out / role,
         settings=settings, watching=Watching(every=1, rows=0), held_out=0, report=print,
     )
     assert (done.folder / "nla_meta.yaml").is_file()
@@ -359,7 +352,7 @@ for half, lora in (("av", None), ("ar", Lora(rank=4))):
 
 
 def test_two_processes_train_what_one_does_with_all_of_the_rows(folder):
-    """Each gets half of the rows, the gradients are averaged, and the first one reports."""
+    """Each gets one of two rows, the gradients are averaged, and the first one reports."""
     rows = [{**row, "response": records(1)[0]["response"]} for row in records(8)]
     publish(folder / "even.parquet", rows)
     script = folder / "several.py"
@@ -373,17 +366,17 @@ def test_two_processes_train_what_one_does_with_all_of_the_rows(folder):
     ]
     for text in said:
         assert text.count("step 1 of 2, loss") == 2
-    for half in ("av", "ar"):
-        one, two = (weights(folder / name / half) for name in ("one", "two"))
+    for role in ("av", "ar"):
+        one, two = (weights(folder / name / role) for name in ("one", "two"))
         assert set(one) == set(two)
         for name, weight in one.items():
             torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
     assert sorted(each.name for each in (folder / "two").iterdir()) == ["ar", "av"]
 
 
-@pytest.mark.parametrize("half", ["av", "ar"])
+@pytest.mark.parametrize("role", ["av", "ar"])
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
-def test_bfloat16(folder, undisturbed, tmp_path, half, lora):
+def test_bfloat16(folder, undisturbed, tmp_path, role, lora):
     """A base as they are published, in bfloat16, and a forward pass that computes in it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -412,19 +405,19 @@ def test_bfloat16(folder, undisturbed, tmp_path, half, lora):
     with pytest.MonkeyPatch.context() as patch:
         for module in ("verbalizer", "reconstructor"):
             patch.setattr(f"nnsight_nla.training.{module}.fit", fit)
-        done = trained(tmp_path, half, tmp_path / half, settings)
+        done = trained(tmp_path, role, tmp_path / role, settings)
     # What is trained is float32 wherever it is; a step of 3e-5 is lost in bfloat16.
     assert seen["computed"] == torch.bfloat16
     assert seen["held"] == {torch.float32}
     assert lora is None or seen["frozen"] == {torch.bfloat16}
     kind = "full" if lora is None else "lora"
-    wide = [line["loss"] for line in undisturbed[half, kind].log if "loss" in line]
+    wide = [line["loss"] for line in undisturbed[role, kind].log if "loss" in line]
     losses = [line["loss"] for line in done.log if "loss" in line]
     assert losses[0] == pytest.approx(wide[0], rel=0.03)
     assert losses[-1] < 0.9 * losses[0]
-    stored = {each.dtype for each in weights(tmp_path / half).values()}
+    stored = {each.dtype for each in weights(tmp_path / role).values()}
     assert stored == ({torch.bfloat16} if lora is None else {torch.float32})
-    if half == "av":
+    if role == "av":
         nla = NLA(tmp_path / "av", dtype="bfloat16", sampling=Sampling(max_new_tokens=8))
         told = nla.explain(torch.randn(3, WIDTH))
         assert all(told.raw)
@@ -448,8 +441,7 @@ def test_a_gpu_without_bfloat16_is_named(folder, tmp_path, monkeypatch):
         with pytest.raises(TrainingError) as caught:
             started()
         assert str(caught.value) == (
-            "An old GPU does not compute in bfloat16. Train in float32: "
-            "Settings(precision='float32'), --no-bf16."
+            "An old GPU does not support bfloat16. Train in float32: Settings(precision='float32')."
         )
     assert list(tmp_path.iterdir()) == []
 

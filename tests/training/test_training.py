@@ -1,4 +1,4 @@
-"""The warm start: what the loss covers, that training writes as inference does, one real step."""
+"""What the loss covers, that training writes as inference does, and one real step."""
 
 import dataclasses
 import json
@@ -297,10 +297,16 @@ TEMPLATE = AV_TEMPLATE.replace(MARKER_SLOT, INJECT)
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (with_prompt("Describe."), "Row 0: the prompt has 0 times <INJECT>, expected exactly one"),
-        (with_prompt(TEMPLATE + INJECT), "Row 0: the prompt has 2 times <INJECT>"),
+        (
+            with_prompt("Describe."),
+            "Row 0: the prompt contains <INJECT> 0 times, expected exactly once",
+        ),
+        (with_prompt(TEMPLATE + INJECT), "Row 0: the prompt contains <INJECT> 2 times"),
         (with_prompt(TEMPLATE, role="system"), "Row 0: the prompt has the roles system"),
-        (with_prompt(f"Describe <concept>{INJECT}</concept>"), "is not the checkpoint's template"),
+        (
+            with_prompt(f"Describe <concept>{INJECT}</concept>"),
+            "differs from the checkpoint's template",
+        ),
         (make_rows(1, width=8), r"Row 0: activation_vector has shape \[8\], expected \[32\]"),
         ([{**make_rows(1)[0], "activation_vector": [0.0] * WIDTH}], "Row 0: .* is zero"),
         ([], "no rows"),
@@ -328,7 +334,7 @@ def test_models_that_do_not_fit_are_named(tokenizer, checkpoint):
 
 
 def test_training_and_inference_give_the_same_logits(pair):
-    """Both whole paths on the same row: the shipped verbalizer generates, training reads along."""
+    """Both paths on the same row: the shipped verbalizer generates, training reads along."""
     from transformers import AutoModelForCausalLM
 
     from nnsight_nla.checkpoint.reply import wrap
