@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -229,7 +229,8 @@ class Texts:
 
     def _settle(self) -> None:
         if self.handle is not None:
-            rows = zip(self._waiting, texts(self.handle), self.handle.warnings, strict=True)
+            warnings = cast("list[tuple[str, ...]]", self.handle.warnings)
+            rows = zip(self._waiting, texts(self.handle), warnings, strict=True)
             self._said |= {key: Said(*said, tuple(notes)) for key, said, notes in rows}
 
 

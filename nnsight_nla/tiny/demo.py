@@ -82,7 +82,7 @@ def read_sentences(
         readings.append((thoughts, _expected(model, logits)))
     return [
         [
-            _row(word, text, expected)
+            _row(word, str(text), expected)
             for word, text, expected in zip(document.words, thoughts.text, words, strict=True)
         ]
         for document, (thoughts, words) in zip(documents, readings, strict=True)
@@ -123,7 +123,7 @@ def patch_fact(
         f"block {_PATCH_LAYER}, position {position} ({first.tokens[position].strip()} -> "
         f"{second.tokens[position].strip()})",
         (_expected(model, clean)[0], _expected(model, patched)[0]),
-        (before.text, after.text),
+        (str(before.text), str(after.text)),
     )
 
 

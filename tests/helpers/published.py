@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,7 +58,7 @@ def publish(
     tree = copy.deepcopy(checkpoint.to_sidecar("av")) | {"kind": "nla_dataset"}
     for place, value in (sidecar or {}).items():
         *parents, leaf = place.split(".")
-        node = tree
+        node: Any = tree
         for parent in parents:
             node = node[parent]
         node[leaf] = value
