@@ -1,3 +1,3 @@
-"""The version, read by the build."""
+"""The version of the package, the only place where it is written."""
 
 __version__ = "0.1.0"

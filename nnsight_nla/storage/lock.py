@@ -31,7 +31,7 @@ def locked(
         NLAError: Another process holds the lock, the file system has no locks, or the lock file
             cannot be written.
     """
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     with write_errors(path, advice=advice, error=error):
         try:
             lock.acquire()
