@@ -87,16 +87,13 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
         values = values.detach().cpu().numpy()
     elif isinstance(values, range):
         values = list(values)
-    array = np.empty(shape, dtype=object)
     try:
-        given = np.array(values, dtype=object)
-        if given.shape != shape:
-            raise ValueError(given.shape)
-        array[...] = given
-    except ValueError as error:
-        got = np.shape(values) if not isinstance(values, str) else ()
+        array = np.array(values, dtype=object)
+    except ValueError:  # Arrays of different shapes.
+        array = np.empty(len(values), dtype=object)
+    if array.shape != shape:
         raise VerbalizationError(
-            f"{name} have shape {tuple(got)}, the vectors (without d_model) have {shape}. "
+            f"{name} have shape {array.shape}, the vectors (without d_model) have {shape}. "
             f"Pass {name} of that shape, one per vector."
-        ) from error
+        )
     return list(array.flat)
