@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-# Imported when they are first named: most sessions use few of them, and an import should be quick.
+# Imported at their first use, for a quick `import nnsight_nla`.
 _LATER = {
     "Claim": "evaluation.claims",
     "Claims": "evaluation.claims",

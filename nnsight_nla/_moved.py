@@ -1,4 +1,4 @@
-"""Module paths of version 0.1 before its folders: importing one warns and gives the new module."""
+"""Redirect module paths from before the folders to the new modules, with a `DeprecationWarning`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _FOLDERS = {
     },
     "view": {"glyphs": "escaping", "parts": "table"},
 }
-_NESTED = ("bulk", "cli", "experiments", "training", "view")  # Folders that were there before.
+_NESTED = ("bulk", "cli", "experiments", "training", "view")  # These were folders already.
 MOVED = {
     f"nnsight_nla.{folder}.{old}" if folder in _NESTED else f"nnsight_nla.{old}": (
         f"nnsight_nla.{folder}.{new}"
@@ -81,7 +81,7 @@ MOVED = {
 
 
 class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports a module by its old path."""
+    """Finds and loads a module by its old path."""
 
     def find_spec(
         self, fullname: str, path: Any = None, target: Any = None
@@ -91,7 +91,7 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        """Import the module by its new path and say so."""
+        """Import the module by its new path and warn."""
         new = MOVED[spec.name]
         warnings.warn(f"{spec.name} is now {new}.", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
@@ -99,11 +99,11 @@ class Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own specification back, which the import system replaced."""
+        """Restore the module's own specification, which the import system has replaced."""
         module.__spec__ = self._spec
 
 
 def install() -> None:
-    """Let the old paths be imported."""
+    """Make the old paths importable."""
     if not any(isinstance(finder, Moved) for finder in sys.meta_path):
         sys.meta_path.append(Moved())

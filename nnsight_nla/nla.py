@@ -1,6 +1,6 @@
-"""`NLA`: the facade. Each method is a few lines that call the module whose idea it is.
+"""`NLA`, the facade: each method is a few lines that call the module that does the work.
 
-At a glance::
+Example::
 
     model = TransformersModel("Qwen/Qwen3-8B", task="text-generation")
     nla = NLA("ceselder/nanonla-l24-av-qwen3-8b")
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
-from .core.baseline import Baseline
+from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
 from .core.nesting import nested
 from .core.sampling import Sampling
-from .errors import CheckpointError, NLAWarning, ReconstructionError
+from .errors import CheckpointError, NLAWarning
 from .evaluation import controls as _controls
 from .explanation.arguments import batch_rows, check_sampling, check_vectors, flat_texts
 from .explanation.capturing import CaptureOptions, captured
@@ -37,10 +37,10 @@ from .models import hosts
 from .models import target as targets
 from .remote import pickling
 
-# What only some sessions use is imported where it is used: importing the package has to be quick.
+# Modules that only some sessions need are imported where they are used, for a quick import.
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge
 
     from .core.nesting import Nested
@@ -83,31 +83,29 @@ class NLA:
         """Read and check sidecar, configuration and tokenizer; weights load at the first text.
 
         Args:
-            av: The verbalizer: a Hub id, a local folder (of a whole model, or of an adapter that
-                names its base), or a `TransformersModel` you already have.
+            av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
+                names its base), or a `TransformersModel`.
             ar: The reconstructor, likewise (see `models.reconstructor_files` for how it may be
                 stored); needed by `reconstruct`, `score`, `claims`, `direction` and trust labels.
-            checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (only how the vector
-                is written), or the path of another sidecar.
+            checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
+                the vector is injected), or the path of another sidecar.
             peft: The verbalizer as an adapter (id or folder) on the base model `av`.
-            baseline: The denominator of every FVE; the checkpoint's own unless you measured one
-                (`Baseline.from_vectors`).
-            remote: Run verbalizer and reconstructor on the configured NDIF host; their weights
-                stay there.
-            sampling: The default for every `explain`; greedy, 200 new tokens.
-            batch_size: Texts per verbalizer batch; ``"auto"`` finds a size that fits into the free
-                memory. A batch that does not fit after all is tried again in halves.
+            baseline: The denominator of every FVE; the checkpoint's own unless given.
+            remote: Run verbalizer and reconstructor on the configured NDIF host.
+            sampling: The default for every `explain`: greedy, 200 new tokens.
+            batch_size: Texts per verbalizer batch; ``"auto"`` finds a size that fits into memory. A
+                batch that runs out of memory is split and tried again.
             target: The model that is read. A verbalizer or reconstructor that is an adapter runs on
-                its weights (see `NLA.on`), and it makes room where `placement` says so.
+                its weights (see `NLA.on`), and `placement` includes it.
             placement: ``"together"``, or ``"sequential"``: target, verbalizer and reconstructor
                 are in memory one at a time (see `models.memory`).
-            engine: ``"fast"`` computes what a batch shares once and lets rows leave when they are
-                done; ``"generate"`` is nnsight's own, the reference. An architecture that needs
-                the latter takes it, and `info` says why.
-            load: Goes to nnsight's `TransformersModel` as it is (``dtype=``, ``device_map=``, ...).
+            engine: ``"fast"`` computes once what a batch shares and drops rows that are finished;
+                ``"generate"`` is nnsight's own, the reference. It is used for architectures that
+                need it; `info` then says why.
+            load: Passed to nnsight's `TransformersModel` (``dtype=``, ``device_map=``, ...).
 
         Raises:
-            CheckpointError: The checkpoint cannot be found, read, or served as it is.
+            CheckpointError: The checkpoint cannot be found or read, or does not fit the model.
         """
         given = {**locals(), **load}
         from .evaluation.reconstructor import Reconstructor
@@ -128,17 +126,13 @@ class NLA:
         self._verbalizer = Verbalizer(self.runtime, self.checkpoint, self.prompt, engine=engine)
         rows, new_tokens = batch_rows(batch_size), self.sampling.max_new_tokens
         self.queue = Queue(self, self._verbalizer, rows, new_tokens)
-        self.baseline = _checked(baseline) or self.checkpoint.baseline
+        self.baseline = check_baseline(baseline) or self.checkpoint.baseline
         self._reconstructor: Reconstructor | None = None
         self.labeller: TrustLabeller | None = None
         if ar is not None:
             found = open_reconstructor(ar, where, self.checkpoint)
-            self._reconstructor = Reconstructor(
-                found.runtime, self.checkpoint, found.layout, found.tokenizer
-            )
-            self.labeller = TrustLabeller(
-                self._reconstructor, self.queue, self.sampling, self.baseline
-            )
+            reconstructor = self._reconstructor = Reconstructor(found, self.checkpoint)
+            self.labeller = TrustLabeller(reconstructor, self.queue, self.sampling, self.baseline)
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         check_used(load, self.av, self.ar if self.has_reconstructor else None)
         self.spec = pickling.rebuildable(given)
@@ -153,21 +147,21 @@ class NLA:
         ar: str | Path | TransformersModel | None = None,
         **options: Any,
     ) -> NLA:
-        """Return an NLA that runs adapters on `model`: one set of weights for every role.
+        """Return an NLA that runs adapters on `model`, so that all share one set of weights.
 
-        `model` itself is not changed (see `models.adapter`), so your traces see the plain base, and
-        a text may be read inside one of them. With ``remote=True`` the adapter runs on the
+        `model` itself is not changed (see `models.adapter`): your traces see the plain base model,
+        and a text may be read inside one of them. With ``remote=True`` the adapter runs on the
         deployment of `model`.
 
         Args:
             model: The target, an nnsight model.
-            av: The verbalizer's PEFT adapter, a folder or a Hub id; or a model of its own.
-            ar: The reconstructor's (as PEFT stores it with a head, or ``ar_meta.json``); or a model
-                of its own.
-            options: As for `NLA`; what goes to nnsight is for a model that is loaded by itself.
+            av: The verbalizer's PEFT adapter, a folder or a Hub id; or a separate model.
+            ar: The reconstructor's adapter (as PEFT stores it with a head, or ``ar_meta.json``); or
+                a separate model.
+            options: As for `NLA`; options for nnsight apply to separate models only.
 
         Raises:
-            CheckpointError: Neither of the two is an adapter, or one does not fit `model`.
+            CheckpointError: Neither `av` nor `ar` is an adapter, or one does not fit `model`.
         """
         from .models.adapter import check_shares
 
@@ -187,15 +181,12 @@ class NLA:
 
     @property
     def pending(self) -> tuple[Explanation, ...]:
-        """The handles you can still reach that have no text yet, oldest first."""
+        """The reachable handles that have no text yet, oldest first."""
         return tuple(self.queue.pending())
 
     @property
     def batch_size(self) -> int:
-        """Texts per verbalizer batch; with ``"auto"``, a size is found at the first use.
-
-        It can be set, and running out of memory makes it smaller.
-        """
+        """Texts per verbalizer batch; it can be set, and shrinks when memory runs out."""
         return self.queue.batch_size
 
     @batch_size.setter
@@ -232,8 +223,8 @@ class NLA:
             self._other_base.add(model)
             warnings.warn(
                 f"The verbalizer was trained on the residuals of {self.checkpoint.base_model}; "
-                f"this is {targets.describe(model)}. Texts for another model's residuals are not "
-                "to be trusted.",
+                f"this is {targets.describe(model)}. Do not trust explanations of another model's "
+                "residuals.",
                 NLAWarning,
                 stacklevel=2,
             )
@@ -247,9 +238,9 @@ class NLA:
     def hook(
         self, bridge: TransformerBridge, *, positions: Literal["last", "all"] = "last"
     ) -> Hook:
-        """Return a TransformerLens hook that explains what passes, in batches and in generations.
+        """Return a TransformerLens hook that explains residuals, in batches and in generations.
 
-        ``bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)``, then ``hook.explanations``: a
+        ``bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)`` fills ``hook.explanations``: a
         handle per forward pass and prompt.
 
         Args:
@@ -278,17 +269,16 @@ class NLA:
     ) -> Reading:
         """Explain the residual at every token of a text; the result is a table and a page.
 
-        If this NLA has a reconstructor, every explanation is scored and has its trust label.
-
-        A run with interventions is read from an edited model: ``with model.edit() as (_, edited):
+        If this NLA has a reconstructor, every explanation is scored and has its trust label. To
+        read a run with interventions, pass an edited model: ``with model.edit() as (_, edited):
         ...``, then ``nla.read(edited, prompt)``.
 
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
             prompt: A string, token ids, or a list of chat messages.
             positions: Which tokens are read: ``"all"``, ``"reply"``, an index (negative ones count
-                from the end), several, or a slice. The page shows the others unread.
-            generate: Let the model first write up to this many tokens, greedily, and read prompt
+                from the end), several, or a slice. The page shows the others without explanations.
+            generate: Let the model first generate up to this many tokens, greedily, and read prompt
                 and reply.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
@@ -318,19 +308,19 @@ class NLA:
         samples: int = 1,
         sampling: Sampling | None = None,
     ) -> Explanation:
-        """Capture vectors to be explained; the text is generated when it is first read.
+        """Capture vectors, to be explained when a text is first read.
 
-        Works in any trace, invoke, ``tracer.iter`` step or session, and outside of one; the handle
+        Works in any trace, invoke, ``tracer.iter`` step or session, and outside of them; the handle
         needs no ``.save()``. Only type, dtype and width are checked here: a row that is zero, NaN
         or infinite is found later and recorded in ``.errors``.
 
         Args:
-            vectors: Residuals at the output of block K, raw; copied here, so later edits in the
-                same trace do not reach the handle.
+            vectors: Raw residuals at the output of block K; copied here, so that later edits in the
+                same trace do not change the handle.
             tokens: The token each vector was read at (strings or ids), of shape ``*shape``.
-            positions: The position of each, of shape ``*shape``; with `tokens` it lets the warnings
-                speak of positions, context and quotes.
-            samples: Texts per vector; above 1 only with a temperature above 0.
+            positions: The position of each, of shape ``*shape``; with `tokens`, the warnings also
+                cover positions, norms and quotes.
+            samples: Texts per vector; more than 1 needs a temperature above 0.
             sampling: How tokens are chosen, for this call.
 
         Returns:
@@ -350,16 +340,16 @@ class NLA:
         return Explanation.of(capture, shape)
 
     def explain_nothing(self) -> Explanation:
-        """Return the null control: the verbalizer's text with nothing written at the marker."""
+        """Return the null control: the verbalizer's text with nothing injected at the marker."""
         blank = torch.zeros(1, self.checkpoint.d_model)
         capture = Capture(self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller)
         return Explanation.of(capture, ())
 
     def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
-        """Verbalize what is pending, or only these handles.
+        """Verbalize all pending handles, or only these.
 
         Raises:
-            VerbalizationError: Generating failed; settled rows keep their text, the rest wait.
+            VerbalizationError: Generating failed; rows without a text stay pending.
         """
         if handles is None:
             self.queue.resolve([])
@@ -368,9 +358,9 @@ class NLA:
             self.queue.resolve_only(only)
 
     def unload(self) -> None:
-        """Drop the weights of the verbalizer and the reconstructor; handles keep what they have.
+        """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
 
-        The next text loads them again. A live model that you passed stays as it is.
+        The next text loads them again. A live model that you passed is left alone.
 
         Raises:
             VerbalizationError: A trace is running on one of them.
@@ -381,27 +371,27 @@ class NLA:
     def controls(
         self, n: int, *, like: Explanation | Tensor | None = None, seed: int = 0
     ) -> _controls.Controls:
-        """Explain controls that know nothing of your vectors: null, random, shuffled.
+        """Explain controls that do not depend on your vectors: null, random and shuffled.
 
         Args:
-            n: Rows per control.
+            n: The number of rows per control.
             like: The vectors (or their explanation) to shuffle and to take the norms from.
-            seed: Of the random directions and of the order.
+            seed: The seed of the random directions and of the order.
         """
         return _controls.controls(self, n, self.checkpoint.d_model, like, seed)
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:
-        """Turn text back into vectors with the reconstructor.
+        """Turn texts back into vectors with the reconstructor.
 
         Args:
-            text: A string, or nested lists of them: explanations without their tags.
+            text: A string, or nested lists of strings: explanations without their tags.
 
         Returns:
-            Float32 on the CPU, of the text's shape; the direction counts, not the length.
+            Float32 on the CPU, of the text's shape; only the direction is meaningful.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
-            ReconstructionError: A text is empty, has its tags still, or is too long.
+            ReconstructionError: A text is empty, still has its tags, or is too long.
         """
         flat, shape = flat_texts(text)
         found = self._need_reconstructor().reconstruct(flat)
@@ -415,32 +405,32 @@ class NLA:
         baseline: Baseline | None = None,
         failures: _score.Failures = "raise",
     ) -> _score.Score:
-        """Measure how much of the vectors their explanations carry.
+        """Measure how well vectors can be reconstructed from their explanations.
 
         Args:
             explanation: A handle (its sample 0 is scored), or text of `vectors`' shape.
-            vectors: What to score against; a handle's own vectors unless given.
-            baseline: The FVE's denominator; the NLA's own unless given. Without one there is no
-                FVE, only cosine and MSE.
-            failures: How a row without a proper explanation counts: ``"raise"``, ``"zero"`` (a
-                cosine of 0), ``"skip"``, or ``"keep"`` (a reply without its tags as it is).
+            vectors: The vectors to score against; a handle's own unless given.
+            baseline: The denominator of the FVE; the NLA's own unless given. Without one there is
+                no FVE, only cosine and MSE.
+            failures: How a row without a well-formed explanation counts: ``"raise"``, ``"zero"`` (a
+                cosine of 0), ``"skip"``, or ``"keep"`` (score a reply without its tags as it is).
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
-            ReconstructionError: Vectors of another width or shape, zero or NaN, or failed rows.
+            ReconstructionError: A vector has another shape, is zero or NaN, or a row failed.
         """
         from .evaluation import score as _score
 
         reconstruct = self._need_reconstructor().reconstruct
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
-        over = _checked(baseline) or self.baseline
+        over = check_baseline(baseline) or self.baseline
         return _score.score(reconstruct, texts, held, reasons, baseline=over, failures=failures)
 
     def trust(self, explanation: Explanation) -> Nested[Trust]:
         """Return the trust label of each text (see `Trust`), nested in the handle's shape.
 
-        The labels of this NLA's own handles are measured once. A handle of another NLA is measured
-        with this NLA's reconstructor and controls.
+        This NLA's own handles are measured once. A handle of another NLA is measured at every call,
+        with the reconstructor and the controls of this one.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
@@ -464,15 +454,15 @@ class NLA:
 
         Args:
             explanation: A handle, or text of `vectors`' shape.
-            vectors: What the parts are compared with; a handle's own vectors unless given.
-            by: What is dropped in turn: snippets (paragraphs or lines) or sentences.
+            vectors: The vectors that the parts are compared with; a handle's own unless given.
+            by: Which parts are left out one at a time: snippets (paragraphs or lines) or sentences.
 
         Returns:
             A `Claims` for a scalar handle, otherwise nested lists of them.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
-            ReconstructionError: A row has no text, or unusable vectors.
+            ReconstructionError: A row has no text, or an unusable vector.
         """
         from .evaluation import claims as _claims
 
@@ -485,20 +475,20 @@ class NLA:
         away_from: Explanation | Any = None,
         norm: float | None = None,
     ) -> Direction:
-        """Return what to add to a residual so that it says `to` instead of `away_from`.
+        """Return the vector to add to a residual so that it is explained as `to`.
 
         ``nla.layer(model).output[:, -1] += nla.direction(to=edited, away_from=thought)`` works on
         any device and dtype, in any trace, local or remote; numbers scale it (``2 * direction``).
 
         Args:
-            to: The text to go to (or nested lists of them, or a handle).
-            away_from: The text, or the handle, to leave; ``None`` for the whole vector of `to`.
-            norm: The L2 norm of a residual; by default that of `away_from`'s vectors where it is a
-                handle, and the baseline's mean norm otherwise.
+            to: The text to move to (or nested lists of texts, or a handle).
+            away_from: The text, or the handle, to move away from; ``None`` for a step to `to` only.
+            norm: The L2 norm of a residual; by default that of the vectors of `away_from` if it is
+                a handle, otherwise the baseline's mean norm.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
-            ReconstructionError: No norm is known, or there is no direction between the two.
+            ReconstructionError: No norm is known, or both texts have the same reconstruction.
         """
         from .evaluation import direction as _direction
 
@@ -516,23 +506,23 @@ class NLA:
         sampling: Sampling | None = None,
         remote: bool = False,
     ) -> Diagnosis:
-        """Try every setting of the checkpoint against its neighbours, on a few activations.
+        """Compare each setting of the checkpoint with alternatives, on a few activations.
 
         Args:
             model: The target.
-            ar: A reconstructor to measure with, as its own sidecar describes it, where this NLA
-                has none or where the two models contradict each other.
+            ar: A reconstructor to measure with, opened as its own sidecar describes it; for an NLA
+                without one, or if verbalizer and reconstructor contradict each other.
             texts: What the target reads; a few plain English texts unless given.
             sampling: How the explanations' tokens are chosen.
             remote: Run the target on the configured NDIF host.
 
         Returns:
-            What was tried with its figures, what loses, and the checkpoint that the evidence
-            supports; see `doctor.report`.
+            The variants with their figures, the settings that lose, and the checkpoint that the
+            evidence supports; see `doctor.report`.
 
         Raises:
             InjectionError: The target does not fit, or `texts` is not a list of texts.
-            CheckpointError: The checkpoint as declared cannot be run at all.
+            CheckpointError: The checkpoint as declared cannot be run.
         """
         from .doctor.examine import diagnose
 
@@ -543,12 +533,13 @@ class NLA:
 
         Args:
             before: A handle.
-            after: A handle of the same shape; or one of the two is scalar and stands for all.
+            after: A handle of the same shape; if one of the two is scalar, every row is compared
+                with it.
 
         Returns:
-            In their shape: both texts, what was `added` and `removed` (a word-level diff), the
-            `cosine` between the vectors, and the `text_distance`, 1 − the cosine between the
-            reconstructor's vectors of the two texts (``None`` without a reconstructor).
+            In their shape: both texts, the words `added` and `removed`, the `cosine` between the
+            vectors, and the `text_distance`, 1 − the cosine between the reconstructions of the two
+            texts (``None`` without a reconstructor).
 
         Raises:
             VerbalizationError: One of them is not a handle, or their shapes do not match.
@@ -559,7 +550,7 @@ class NLA:
         return _compare.compare(before, after, reconstruct)
 
     def info(self) -> dict[str, Any]:
-        """Return what is served and how, as plain data; never loads weights."""
+        """Return the settings of this NLA as plain data; never loads weights."""
         return {
             **self._verbalizer.info(),
             "sampling": vars(self.sampling),
@@ -570,7 +561,7 @@ class NLA:
         }
 
     def status(self) -> HostStatus:
-        """Ask the configured NDIF host what it can do for this NLA right now."""
+        """Ask the configured NDIF host whether it can run this NLA now."""
         from .remote.ndif import status
 
         return status(self.av, self.checkpoint.base_model)
@@ -591,25 +582,16 @@ class NLA:
     def capture(
         self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
     ) -> Capture:
-        """Check the options of one ``explain()`` call and record what it took."""
+        """Check the options of one ``explain()`` call and record its vectors."""
         tokenizer = None if self.runtime is None else self.av.tokenizer
         return captured(flat, shape, self.queue, self.labeller, self.sampling, tokenizer, **options)
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
             raise CheckpointError(
-                "This NLA has no reconstructor. Give it one: NLA(av, ar='path or id')."
+                "This NLA has no reconstructor. Pass one: NLA(av, ar='path or id')."
             )
         return self._reconstructor
-
-
-def _checked(baseline: object) -> Baseline | None:
-    if baseline is None or isinstance(baseline, Baseline):
-        return baseline
-    raise ReconstructionError(
-        f"baseline={baseline!r}: expected a Baseline, such as Baseline.from_vectors(vectors, "
-        "name='what they are')."
-    )
 
 
 pickling.join_requests(NLA)

@@ -158,6 +158,20 @@ class Baseline:
         return f"{self.value:.4f}, the {_LABELS[self.definition]}{of}: {self.name}"
 
 
+def check_baseline(given: object) -> Baseline | None:
+    """Check that `given` is a `Baseline` or ``None``, and return it.
+
+    Raises:
+        ReconstructionError: It is neither.
+    """
+    if given is None or isinstance(given, Baseline):
+        return given
+    raise ReconstructionError(
+        f"baseline={given!r}: expected a Baseline, such as Baseline.from_vectors(vectors, "
+        "name='what they are')."
+    )
+
+
 def _batches(vectors: object) -> Iterable[object]:
     is_stream = isinstance(vectors, Iterable) and not isinstance(vectors, Tensor)
     return cast("Iterable[object]", vectors) if is_stream else [vectors]

@@ -1,4 +1,4 @@
-"""Try each setting of a checkpoint against its neighbours; report what the evidence supports."""
+"""Compare each declared setting of a checkpoint with alternatives on a few activations."""
 
 from .examine import diagnose
 from .report import Diagnosis, Finding, Variant

@@ -1,17 +1,17 @@
-"""Try each setting of a checkpoint against its neighbours, on a few activations.
+"""Compare each declared setting of a checkpoint with alternatives, on a few activations.
 
-A checkpoint that is wrong by one layer, or written at the wrong block, still talks fluently. So the
-declared value of each setting is compared with others: the layer with the layers next to it, the
-template with the published one, and so on, one at a time, everything else as declared. If the
-declared value loses, the winner is put in and the other losses are looked at again, so that one
-broken setting is one name and not five::
+A verbalizer with the wrong layer, or injected at the wrong block, still writes fluent text. The
+doctor therefore compares the declared value of each setting with other values: the layer with its
+neighbours, the template with the published one, and so on, one setting at a time, with everything
+else as declared. If a declared value loses, the doctor replaces it with the winner and repeats the
+other comparisons that were lost, so that one broken setting is reported as one and not as five::
 
     diagnosis = nla.doctor(model)
     print(diagnosis.conclusion)    # The declared layer loses; the evidence supports block 3.
     nla = NLA(path, checkpoint=diagnosis.checkpoint)
 
-Two settings that are broken at once are found one after the other, if each leaves some signal.
-`report` describes what counts as evidence.
+Two broken settings are found one after the other, provided that each still leaves some signal. The
+module `report` describes what counts as evidence.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from ..remote.ndif import send
 from ..verbalize.likelihood import likelihoods
 from ..verbalize.verbalizer import Verbalizer
 from .report import Diagnosis, Figures, Finding, Verdict, advantage, variant
-from .variants import SETTINGS, Place, Try, token_ids, variants
+from .variants import SETTINGS, Candidate, Context, token_ids, variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jaxtyping import Float
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
 
     from ..explanation.protocols import Explains, ExplainsAndReconstructs
     from ..explanation.records import Reply
@@ -61,33 +61,34 @@ TEXTS = (
     "How sad! The cow lives in the barn. The cow eats grass.",
     "Rome is the capital of Italy. People in Rome speak Italian.",
 )
-"""What the target reads unless the caller passes texts: plain English, on different subjects."""
-_NARROWEST = (
+"""The texts that the target reads by default: plain English on different subjects."""
+_TIE_ORDER = (
     "thinking block", "marker", "injection layer", "injection mode", "layer", "template",
     "tokenizer",
 )  # fmt: skip
-"""The order in which settings are named that repair equally much.
+"""Which setting is reported first if several replacements gain equally, narrow ones first.
 
-Another tokenizer, for example, brings its own chat template."""
+Replacing the tokenizer, for example, also replaces the chat template."""
 _TIE = 0.02
-_ROUNDS = 3
-_FROM_THE_END = [-1, -3, -5, -7]
+"""Gains that differ by less than this are equal."""
+_MAX_BROKEN = 3
+_LATE_POSITIONS = [-1, -3, -5, -7]
 
 
 @dataclass(frozen=True)
 class Replies:
-    """What the verbalizer wrote under one variant."""
+    """What the verbalizer wrote with one candidate, and how likely each reply is."""
 
     replies: list[Reply]
     """One per vector."""
-    given: Float[Tensor, " rows"]
-    """The log-likelihood of each reply with its vector, in nats per token."""
-    alone: Float[Tensor, " rows"]
-    """The same with no vector."""
+    with_vector: Float[Tensor, " rows"]
+    """The log-likelihood of each reply with its vector injected, in nats per token."""
+    without_vector: Float[Tensor, " rows"]
+    """The log-likelihood of the same reply with nothing injected."""
 
 
 class Doctor:
-    """Tries variants of one NLA's checkpoint on the activations of one target."""
+    """Compares candidates for one NLA's checkpoint on the activations of one target."""
 
     def __init__(
         self,
@@ -99,7 +100,19 @@ class Doctor:
         *,
         remote: bool = False,
     ) -> None:
-        """Read the target once, at every layer that may be tried."""
+        """Read the target's activations at every layer that may be compared.
+
+        Args:
+            nla: The NLA.
+            model: Its target.
+            texts: What the target reads.
+            sampling: How the explanations' tokens are chosen.
+            reconstruct: Turns texts into vectors; ``None`` to compare likelihoods instead.
+            remote: Run the target on the configured NDIF host.
+
+        Raises:
+            InjectionError: The target has another width, or no block of the declared index.
+        """
         self.nla, self.model, self.sampling = nla, model, sampling
         self.reconstruct = reconstruct
         depth = hosts.text_config(model).num_hidden_layers
@@ -111,7 +124,7 @@ class Doctor:
                 f"{layer}. Pass the model that the verbalizer was trained for."
             )
         self.vectors = _residuals(nla, model, near, texts, remote)
-        self.place = Place(
+        self.context = Context(
             model.tokenizer,
             near,
             self.vectors[layer].norm(dim=-1).mean().item(),
@@ -122,18 +135,22 @@ class Doctor:
         self._replies: dict[Hashable, Replies | str] = {}
         self._measured: dict[Hashable, Figures | str] = {}
 
-    def examine(self) -> Diagnosis:
-        """Try every setting, replace the value that loses, and look again."""
-        start = Try("as declared", self.nla.checkpoint, self.nla.av.tokenizer)
+    def run(self) -> Diagnosis:
+        """Compare every setting, replace the values that lose, and report.
+
+        Raises:
+            CheckpointError: The checkpoint as declared cannot be run.
+        """
+        start = Candidate("as declared", self.nla.checkpoint, self.nla.av.tokenizer)
         current, findings = start, self._findings(start, SETTINGS)
         first, broken = findings, []
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_BROKEN):
             lost = [(gain, name) for name, (_, gain, _) in findings.items() if gain > 0]
             if not lost:
                 break
             most = max(gain for gain, _ in lost)
-            alike = [each for gain, each in lost if gain >= most - _TIE]
-            name = min(alike, key=_NARROWEST.index)
+            tied = [each for gain, each in lost if gain >= most - _TIE]
+            name = min(tied, key=_TIE_ORDER.index)
             winner = findings[name][2]
             if name in broken or winner is None:
                 break
@@ -153,12 +170,12 @@ class Doctor:
         )
 
     def _findings(
-        self, declared: Try, settings: Sequence[str]
-    ) -> dict[str, tuple[Finding, float, Try | None]]:
-        """Map each setting to its finding, what the best other variant gains, and that variant."""
-        tried = {name: variants(name, declared, self.place) for name in settings}
+        self, declared: Candidate, settings: Sequence[str]
+    ) -> dict[str, tuple[Finding, float, Candidate | None]]:
+        """Map each setting to its finding, the best alternative's gain, and that alternative."""
+        tried = {name: variants(name, declared, self.context) for name in settings}
         lists = [found for _, found in tried.values() if not isinstance(found, str)]
-        with self.nla.runtime.use():  # Its weights load once for all variants.
+        with self.nla.runtime.use():  # Load the weights once for all candidates.
             if not isinstance(self._reply(declared), str):
                 for each in itertools.chain(*lists):
                     self._reply(each)
@@ -168,65 +185,64 @@ class Doctor:
         return {name: self._finding(name, *found, base) for name, found in tried.items()}
 
     def _finding(
-        self, name: str, value: str, others: Sequence[Try] | str, base: Figures
-    ) -> tuple[Finding, float, Try | None]:
+        self, name: str, value: str, others: Sequence[Candidate] | str, base: Figures
+    ) -> tuple[Finding, float, Candidate | None]:
         shown = variant(value, base, declared=True)
         if isinstance(others, str):
             return Finding(name, "not tried", (shown,), note=others), 0.0, None
         tried = [(each, self._figures(each)) for each in others]
         gains = [
-            (0.0 if isinstance(found, str) else advantage(found, base), place)
-            for place, (_, found) in enumerate(tried)
+            (0.0 if isinstance(found, str) else advantage(found, base), index)
+            for index, (_, found) in enumerate(tried)
         ]
-        gain, place = max(gains, key=lambda pair: pair[0])
+        gain, index = max(gains, key=lambda pair: pair[0])
         worse = [isinstance(found, str) or advantage(base, found) > 0 for _, found in tried]
         verdict: Verdict = "loses" if gain > 0 else "supported" if all(worse) else "undecided"
         rows = (shown, *(variant(each.value, found) for each, found in tried))
-        best = tried[place][0] if gain > 0 else None
+        best = tried[index][0] if gain > 0 else None
         return Finding(name, verdict, rows, best.value if best else None), gain, best
 
-    def _figures(self, tried: Try) -> Figures | str:
-        """Measure one variant, once; a variant that cannot be run gives the reason."""
-        key = _key(tried)
+    def _figures(self, candidate: Candidate) -> Figures | str:
+        """Measure a candidate, once; return the reason if it cannot be run."""
+        key = _key(candidate)
         if key not in self._measured:
-            said = self._reply(tried)
-            self._measured[key] = said if isinstance(said, str) else self._measure(tried, said)
+            said = self._reply(candidate)
+            self._measured[key] = said if isinstance(said, str) else self._measure(candidate, said)
         return self._measured[key]
 
-    def _reply(self, tried: Try) -> Replies | str:
-        """Let the verbalizer run one variant, once; return the reason if it cannot be run."""
-        key = _key(tried)
+    def _reply(self, candidate: Candidate) -> Replies | str:
+        """Run the verbalizer with a candidate, once; return the reason if it cannot be run."""
+        key = _key(candidate)
         if key not in self._replies:
             try:
-                self._replies[key] = self._run(tried)
+                self._replies[key] = self._run(candidate)
             except NLAError as error:
                 self._replies[key] = str(error)
         return self._replies[key]
 
-    def _run(self, tried: Try) -> Replies:
-        vectors = self.vectors[tried.checkpoint.layer]
-        prompt = Prompt.render(tried.checkpoint, tried.tokenizer)
-        verbalizer = Verbalizer(
-            self.nla.runtime, tried.checkpoint, prompt, tokenizer=tried.tokenizer
-        )
+    def _run(self, candidate: Candidate) -> Replies:
+        checkpoint, tokenizer = candidate.checkpoint, candidate.tokenizer
+        vectors, prompt = self.vectors[checkpoint.layer], Prompt.render(checkpoint, tokenizer)
+        verbalizer = Verbalizer(self.nla.runtime, checkpoint, prompt, tokenizer=tokenizer)
         rows = len(vectors)
         everyone = torch.ones(rows, dtype=torch.bool)
         with self.nla.runtime.use():
             found = dict(verbalizer.verbalize(vectors, everyone, [0] * rows, self.sampling))
             replies = [found[row] for row in range(rows)]
-            ids = [token_ids(tried.tokenizer, reply.raw) or [0] for reply in replies]
-            given = likelihoods(verbalizer, vectors, everyone, ids)
-            alone = likelihoods(verbalizer, vectors, ~everyone, ids)
-        return Replies(replies, given, alone)
+            ids = [token_ids(tokenizer, reply.raw) or [0] for reply in replies]
+            with_vector = likelihoods(verbalizer, vectors, everyone, ids)
+            without_vector = likelihoods(verbalizer, vectors, ~everyone, ids)
+        return Replies(replies, with_vector, without_vector)
 
-    def _measure(self, tried: Try, said: Replies) -> Figures | str:
+    def _measure(self, candidate: Candidate, said: Replies) -> Figures | str:
         good = torch.tensor([proper(reply.raw) is None for reply in said.replies])
+        vectors = self.vectors[candidate.checkpoint.layer]
         try:
-            own, others = self._cosines(said.replies, good, self.vectors[tried.checkpoint.layer])
+            own, others = self._cosines(said.replies, good, vectors)
         except NLAError as error:
             return str(error)
-        effect = said.given - said.alone
-        return Figures(good, effect, said.given, own, others, said.replies[0].text)
+        effect = said.with_vector - said.without_vector
+        return Figures(good, effect, said.with_vector, own, others, said.replies[0].text)
 
     def _cosines(
         self, replies: list[Reply], good: Tensor, vectors: Tensor
@@ -234,14 +250,14 @@ class Doctor:
         if self.reconstruct is None:
             return None, None
         rows = len(vectors)
-        table = torch.zeros(rows, rows)  # Text j with vector i.
-        for j, back in self._back(replies, torch.nonzero(good).flatten().tolist()):
-            table[:, j] = cosine(back.expand_as(vectors), vectors)
+        table = torch.zeros(rows, rows)  # Row i, column j: vector i with the text of row j.
+        for j, vector in self._reconstructed(replies, torch.nonzero(good).flatten().tolist()):
+            table[:, j] = cosine(vector.expand_as(vectors), vectors)
         own = table.diagonal()
         return own.clone(), (table.sum(dim=1) - own) / max(rows - 1, 1)
 
-    def _back(self, replies: list[Reply], rows: list[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield rows and the vectors of their texts; a text that cannot be read is left out."""
+    def _reconstructed(self, replies: list[Reply], rows: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield each row with its text's reconstruction; leave out texts that have none."""
         if self.reconstruct is None or not rows:
             return
         try:
@@ -261,20 +277,20 @@ def diagnose(
     sampling: Sampling | None = None,
     remote: bool = False,
 ) -> Diagnosis:
-    """Compare what an NLA's checkpoint declares with its neighbours.
+    """Compare each setting that an NLA's checkpoint declares with alternatives.
 
     Args:
         nla: The NLA.
         model: Its target.
-        ar: A reconstructor to measure with, taken as its own sidecar describes it; the NLA's own
-            unless given. It may contradict the verbalizer, which an NLA refuses.
+        ar: A reconstructor to measure with, opened as its own sidecar describes it; the NLA's own
+            unless given. It may contradict the verbalizer, which `NLA` itself does not allow.
         texts: What the target reads; plain English sentences unless given.
         sampling: How the explanations' tokens are chosen.
         remote: Run the target on the configured NDIF host.
 
     Raises:
-        InjectionError: `texts` is not a list of texts, or the target does not fit.
-        CheckpointError: The checkpoint as declared cannot be run at all.
+        InjectionError: `texts` is not a list of non-empty strings, or the target does not fit.
+        CheckpointError: The checkpoint as declared cannot be run.
     """
     chosen = TEXTS if texts is None else texts
     if (
@@ -285,21 +301,25 @@ def diagnose(
             for each in chosen
         )
     ):
-        raise InjectionError(f"texts={texts!r}: expected a list of texts for the target to read.")
+        raise InjectionError(
+            f"texts={texts!r}: expected a list of non-empty strings for the target to read."
+        )
     reconstruct = nla.reconstruct if nla.has_reconstructor else None
     if ar is not None:
         reconstruct = reconstructor_of(ar, nla).reconstruct
-    examination = Doctor(nla, model, chosen, sampling or Sampling(), reconstruct, remote=remote)
-    return replace(examination.examine(), texts=tuple(chosen))
+    doctor = Doctor(nla, model, chosen, sampling or Sampling(), reconstruct, remote=remote)
+    return replace(doctor.run(), texts=tuple(chosen))
 
 
 def reconstructor_of(ar: str | Path, nla: Explains) -> Reconstructor:
-    """Open a reconstructor as its own sidecar describes it, whatever the verbalizer declares."""
+    """Open a reconstructor as its own sidecar describes it.
+
+    Its layer may differ from the one that the verbalizer declares.
+    """
     own = _own_layer(ar)
     checkpoint = nla.checkpoint if own is None else replace(nla.checkpoint, layer=own)
     options = OpenOptions(None, nla.remote, nla.runtime.memory, {})
-    opened = open_reconstructor(ar, options, checkpoint)
-    return Reconstructor(opened.runtime, checkpoint, opened.layout, opened.tokenizer)
+    return Reconstructor(open_reconstructor(ar, options, checkpoint), checkpoint)
 
 
 def _own_layer(ar: str | Path) -> int | None:
@@ -317,12 +337,14 @@ def _residuals(
     nla: Explains, model: TransformersModel, layers: list[int], texts: Sequence[str], remote: bool
 ) -> dict[int, Tensor]:
     """Map each block to ``[rows, d_model]``: late tokens of each text, as early ones are noisy."""
-    nla.layer(model)  # Refuses a target of another width.
+    nla.layer(model)  # Raises for a target of another width.
     ordered = sorted(layers)
     found: dict[int, list[Tensor]] = {layer: [] for layer in ordered}
     for text in texts:
         for layer, residual in zip(ordered, _read(model, text, ordered, remote), strict=True):
-            rows = residual[_FROM_THE_END].detach() if len(residual) > 7 else residual[-1:].detach()
+            rows = (
+                residual[_LATE_POSITIONS].detach() if len(residual) > 7 else residual[-1:].detach()
+            )
             found[layer] += list(rows)
     return {layer: torch.stack(rows) for layer, rows in found.items()}
 
@@ -344,6 +366,6 @@ def _trace(
     return read
 
 
-def _key(tried: Try) -> Hashable:
-    fields = tuple(value for name, value in vars(tried.checkpoint).items() if name != "source")
-    return (*map(repr, fields), id(tried.tokenizer))
+def _key(candidate: Candidate) -> Hashable:
+    fields = tuple(value for name, value in vars(candidate.checkpoint).items() if name != "source")
+    return (*map(repr, fields), id(candidate.tokenizer))

@@ -1,7 +1,9 @@
-"""What of a checkpoint can be rendered at all, before any weights: sidecar, tokenizer, marker.
+"""Check that a checkpoint's prompt can be rendered, before any weights are loaded.
 
-finding = check("path/to/av")
-print(finding.setting, finding.note)    # None where all of it can
+This needs only the sidecar, the configuration and the tokenizer::
+
+    finding = check("path/to/av")           # None if the prompt can be rendered
+    print(finding.setting, finding.note)    # the first setting that fails, and why
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from .variants import token_ids
 
 
 def check(av: str | Path, checkpoint: Checkpoint | None = None) -> Finding | None:
-    """What of a checkpoint cannot even be rendered, before any weights: the first such setting.
+    """Return the first setting that keeps a checkpoint's prompt from being rendered.
 
     Args:
         av: The verbalizer, a folder or a Hub id.
-        checkpoint: In place of the sidecar's.
+        checkpoint: Used instead of the sidecar, if given.
 
     Returns:
-        ``None`` where all of it can.
+        A finding with the verdict ``fails``; ``None`` if the prompt can be rendered.
     """
     setting = "sidecar"
     try:
@@ -45,7 +47,7 @@ def check(av: str | Path, checkpoint: Checkpoint | None = None) -> Finding | Non
 
 
 def _unrendered(checkpoint: Checkpoint, tokenizer: Any, error: CheckpointError) -> Finding:
-    """Whether it is the marker or something else that keeps a prompt from being rendered."""
+    """Find out whether the tokenizer, the template or the marker is at fault."""
     ids = token_ids(tokenizer, checkpoint.marker)
     if len(ids) != 1:
         return Finding("tokenizer", "fails", note=str(error))

@@ -1,18 +1,19 @@
-"""What a doctor's examination found: figures per variant, a verdict per setting.
+"""The doctor's report: figures for each variant, a verdict for each setting.
 
-A *setting* is one thing a checkpoint declares (its layer, its template, ...); a *variant* is one
-value of it. Every variant was tried on the same activations, all else as declared, so two variants
-are compared row by row, and a difference counts only where it is clearer than its own noise::
+A *setting* is one thing that a checkpoint declares (its layer, its template, ...), and a *variant*
+is one value of it. Every variant is measured on the same activations, with everything else as
+declared. Two variants are therefore compared row by row, and a difference counts only if it exceeds
+its own noise::
 
     diagnosis = nla.doctor(model)
-    print(diagnosis)            # a line per variant, what loses, and what the evidence supports
-    diagnosis.broken            # ('layer',) where the declared layer loses to another
-    diagnosis.checkpoint        # the declared one with what lost replaced
+    print(diagnosis)            # a line per variant, and the conclusion
+    diagnosis.broken            # ('layer',) if the declared layer loses to another
+    diagnosis.checkpoint        # the declared checkpoint with the losing settings replaced
 
-The verdict rests on the reconstructor where there is one: how much better a text reconstructs its
-own vector than the other rows' texts do (a cosine alone saturates in families with a large shared
-mean). Without one it rests on how sure the verbalizer is of its own text, as long as the vector
-still matters to it; that separates less.
+With a reconstructor, a verdict is based on how much better a text reconstructs its own vector than
+the other rows' texts do (a cosine alone saturates for models whose residuals share a large mean).
+Without one, it is based on how likely the verbalizer finds its own text, provided that the text
+depends on the vector; this separates variants less well.
 """
 
 from __future__ import annotations
@@ -26,37 +27,39 @@ from torch import Tensor
 from ..checkpoint.checkpoint import Checkpoint
 
 Verdict = Literal["supported", "undecided", "loses", "not tried", "fails"]
-"""``supported``: better than every other variant; ``undecided``: as good as another; ``fails``: it
-cannot be rendered or run at all."""
+"""The verdict on a declared value.
 
-LEAST = {"cosine": 0.05, "likelihood": 0.005}
-"""The least mean advantage that counts: a share of what is left to reconstruct; nats per token."""
-ERRORS = 2.0
-"""...and it has to be so many standard errors above zero."""
-READS = 0.05
-"""The least effect, in nats per token, of a verbalizer that reads its vector at all."""
+``supported``: it is better than every other variant; ``undecided``: another is as good; ``loses``:
+another is better; ``not tried``: there is no other variant; ``fails``: it cannot be rendered."""
+
+LEAST_ADVANTAGE = {"cosine": 0.05, "likelihood": 0.005}
+"""The smallest mean advantage that counts: a share of the remaining error; nats per token."""
+STANDARD_ERRORS = 2.0
+"""How many standard errors above zero an advantage has to be as well."""
+LEAST_EFFECT = 0.05
+"""The smallest mean effect, in nats per token, of a verbalizer that reads its vector."""
 
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What one variant gave on each activation."""
+    """The measurements of one variant, one row per activation."""
 
     proper: Tensor
-    """``[rows]``, bool: the reply had an explanation in its tags."""
+    """``[rows]``, bool: whether the reply is a well-formed explanation."""
     effect: Tensor
-    """``[rows]``: log-likelihood of the reply with its vector minus with none, nats per token."""
+    """``[rows]``: the log-likelihood that the vector adds to its reply, nats per token."""
     likelihood: Tensor
-    """``[rows]``: log-likelihood of the reply with its vector, nats per token."""
+    """``[rows]``: the log-likelihood of the reply with its vector, nats per token."""
     cosine: Tensor | None = None
-    """``[rows]``: between the vector and its text's reconstruction, 0 where there is no text."""
+    """``[rows]``: of the vector and its text's reconstruction; 0 without a text."""
     others: Tensor | None = None
     """``[rows]``: the mean cosine of the other rows' texts with the same vector."""
     text: str = ""
-    """What was said about the first activation."""
+    """The explanation of the first activation."""
 
     @property
     def evidence(self) -> Tensor | None:
-        """``[rows]``: the share of what the other rows' texts leave that the own text carries."""
+        """``[rows]``: the share that a text adds of what the other rows' texts fail to explain."""
         if self.cosine is None or self.others is None:
             return None
         left = (1 - self.others).clamp_min(1e-6)
@@ -66,74 +69,75 @@ class Figures:
     def reads(self) -> bool:
         """Whether the text depends on the vector, beyond noise."""
         mean, error = _mean(self.effect)
-        return mean > max(READS, ERRORS * error)
+        return mean > max(LEAST_EFFECT, STANDARD_ERRORS * error)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One value of a setting, and how it did."""
+    """One value of a setting and its mean figures."""
 
     value: str
     """The value, in words."""
     declared: bool
-    """Whether it is the checkpoint's own."""
+    """Whether it is the value that the checkpoint declares."""
     extraction: float | None = None
-    """The share of replies with a proper explanation."""
+    """The share of replies that are well-formed explanations."""
     effect: float | None = None
-    """What the vector adds to the likelihood of the reply, nats per token; 0 is a deaf one."""
+    """The log-likelihood that the vector adds to its reply, nats per token; 0 if it is ignored."""
     cosine: float | None = None
-    """The mean cosine of the reconstruction; a failed extraction counts as 0."""
+    """The mean cosine of vector and reconstruction; a reply that is not well-formed counts as 0."""
     likelihood: float | None = None
-    """How sure the verbalizer is of its reply, nats per token; 0 is certain."""
+    """The log-likelihood of the reply, nats per token; 0 is certain."""
     text: str = ""
-    """What it said about the first activation."""
+    """The explanation of the first activation."""
     error: str | None = None
-    """Why it could not be tried."""
+    """Why it could not be run."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One setting: its variants, the declared one first, and the verdict on that."""
+    """One setting: its variants, and the verdict on the declared one."""
 
     setting: str
     """The setting's name."""
     verdict: Verdict
-    """How the declared value did."""
+    """The verdict on the declared value."""
     variants: tuple[Variant, ...] = ()
-    """What was tried."""
+    """The variants, the declared one first."""
     best: str | None = None
-    """The value that the evidence supports instead, where the declared one loses."""
+    """The value that the evidence supports instead, if the declared one loses."""
     note: str = ""
-    """Why there is no verdict, or what cannot be used."""
+    """Why nothing else was tried, or why the setting fails."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a checkpoint declares, held against what works."""
+    """The report on every setting of a checkpoint."""
 
     findings: tuple[Finding, ...]
     """One per setting."""
     broken: tuple[str, ...]
-    """The settings whose declared value loses, the costliest first; others' losses that vanish
-    once it is put right are not counted."""
+    """The settings whose declared value loses, the costliest first.
+
+    A setting that no longer loses once another is replaced is left out."""
     checkpoint: Checkpoint | None
-    """What the evidence supports: the declared checkpoint with what lost replaced."""
+    """The declared checkpoint with the losing settings replaced."""
     reads: bool
-    """Whether that one's texts depend on the vector at all."""
+    """Whether the texts depend on the vector with that checkpoint."""
     rows: int
-    """How many activations every variant was tried on."""
+    """The number of activations that every variant was measured on."""
     judge: Literal["reconstructor", "likelihood"] = "likelihood"
-    """What the verdicts rest on."""
+    """What the verdicts are based on."""
     texts: tuple[str, ...] = field(default=(), repr=False)
-    """What the target read."""
+    """The texts that the target read."""
 
     @property
     def ok(self) -> bool:
-        """Nothing that is declared loses or fails, and the verbalizer reads its vector."""
+        """Whether no declared value loses or fails, and the verbalizer reads its vector."""
         return self.reads and not self.broken
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         fields = {name: value for name, value in asdict(self).items() if name != "checkpoint"}
         supported = None if self.checkpoint is None else asdict(self.checkpoint)
         return {"ok": self.ok, "conclusion": self.conclusion, **fields, "checkpoint": supported}
@@ -151,8 +155,8 @@ class Diagnosis:
         ]
         if not self.reads:
             said.append(
-                "In no setting that was tried do the texts depend on the vector: these weights "
-                "are no verbalizer of this target, or something else about them is wrong."
+                "The texts do not depend on the vector with any of the settings that were tried: "
+                "these weights are not a verbalizer of this target, or are broken in another way."
             )
         elif not said:
             said.append("No other setting does better than what is declared.")
@@ -170,12 +174,12 @@ class Diagnosis:
 
 
 def shown(value: float | None) -> str:
-    """A figure for a table, a dash where there is none."""
+    """Format a figure for a table; ``None`` is a dash."""
     return "–" if value is None else f"{value:.2f}"
 
 
 def variant(value: str, figures: Figures | str, *, declared: bool = False) -> Variant:
-    """One variant's record; text in place of figures is why there are none."""
+    """Average the figures of one variant; a text in place of figures says why there are none."""
     if isinstance(figures, str):
         return Variant(value, declared, error=figures)
     cosine = None
@@ -193,28 +197,33 @@ def variant(value: str, figures: Figures | str, *, declared: bool = False) -> Va
 
 
 def advantage(challenger: Figures, declared: Figures) -> float:
-    """How much better a variant does than the declared one; 0 where that is not clear.
+    """Return how much better a variant does than the declared one; 0 if that is within noise.
 
-    Row by row, in shares of what is left to reconstruct, or in nats per token without a
-    reconstructor.
+    Args:
+        challenger: The variant.
+        declared: The declared value, on the same rows.
+
+    Returns:
+        The mean difference over the rows: of `Figures.evidence`, or of the likelihood in nats per
+        token without a reconstructor.
     """
     mine, theirs = challenger.evidence, declared.evidence
     if mine is not None and theirs is not None:
-        return _clear(mine - theirs, LEAST["cosine"])
+        return _clear(mine - theirs, LEAST_ADVANTAGE["cosine"])
     extracted = challenger.proper.float().mean() >= declared.proper.float().mean()
-    # A text that the vector has no part in can be very likely.
+    # A text that does not depend on the vector can be very likely.
     matters = challenger.reads and challenger.effect.mean() >= declared.effect.mean() / 2
     if not (extracted and matters):
         return 0.0
-    return _clear(challenger.likelihood - declared.likelihood, LEAST["likelihood"])
+    return _clear(challenger.likelihood - declared.likelihood, LEAST_ADVANTAGE["likelihood"])
 
 
 def _clear(differences: Tensor, least: float) -> float:
     mean, error = _mean(differences)
-    return mean if mean > max(least, ERRORS * error) else 0.0
+    return mean if mean > max(least, STANDARD_ERRORS * error) else 0.0
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    """The mean and its standard error."""
+    """Return the mean and its standard error."""
     spread = values.std().item() if len(values) > 1 else 0.0
     return values.mean().item(), spread / len(values) ** 0.5

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..core.nesting import Nested
+    from ..explanation.handle import Explanation
     from .reconstructor import Reconstructor
 
 By = Literal["snippet", "sentence"]
@@ -86,7 +87,7 @@ class Claims:
 
 def claims_of(
     reconstructor: Reconstructor,
-    explanation: object,
+    explanation: Explanation | str | Sequence[Any],
     vectors: Float[Tensor, "*shape d_model"] | None,
     by: By,
 ) -> Nested[Claims]:

@@ -1,7 +1,7 @@
 """Controls: what the verbalizer says with no vector, a random vector, or another row's vector.
 
-An explanation means something only compared with these. A verbalizer that tells the same story for
-a random direction, or with nothing written at all, is reciting.
+An explanation is meaningful only in comparison with these. A verbalizer that writes the same text
+for a random direction, or with nothing injected, does not describe your vector.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.numeric import is_int
 from ..errors import VerbalizationError
 from ..explanation.arguments import check_vectors
 from ..explanation.handle import Explanation
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Controls:
-    """Explanations that should know nothing of your vectors."""
+    """Explanations that do not depend on your vectors."""
 
     null: Explanation
-    """Shape (): nothing was written at the marker."""
+    """Shape (): nothing is injected at the marker."""
     random: Explanation
-    """Shape (n,): random directions, uniform on the sphere."""
+    """Shape (n,): of random directions, uniform on the sphere."""
     shuffled: Explanation | None
-    """Shape (n,): each row got another row's vector; ``None`` without vectors to shuffle."""
+    """Shape (n,): of another row's vector each; ``None`` without vectors to shuffle."""
     order: tuple[int, ...] | None
-    """Row i of `shuffled` was given the vector of row ``order[i]``, never its own."""
+    """Row i of `shuffled` has the vector of row ``order[i]``, never its own."""
 
 
 def controls(
@@ -47,17 +48,17 @@ def controls(
 
     Args:
         explains: The NLA.
-        n: How many rows each control has.
+        n: The number of rows of each control.
         d_model: The width of a vector.
-        like: The vectors (or their explanation) whose rows are shuffled, and whose norms the random
-            ones get.
-        seed: Of the random directions and of the order.
+        like: The vectors (or their explanation) that are shuffled, and whose norms the random
+            directions get.
+        seed: The seed of the random directions and of the order.
 
     Raises:
-        VerbalizationError: `n` is not a whole number from 1, or there are too few vectors.
-        InjectionError: `like` is not floating-point vectors of that width.
+        VerbalizationError: `n` is not a positive integer, or there are too few vectors.
+        InjectionError: `like` is not a floating-point tensor of that width.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore
+    if not is_int(n, 1):
         raise VerbalizationError(f"controls({n!r}): expected a whole number from 1.")
     generator = torch.Generator().manual_seed(seed)
     if like is None:
@@ -69,11 +70,11 @@ def controls(
     rows = len(vectors)
     if rows < 2 or n > rows:
         raise VerbalizationError(
-            f"controls({n}, like=...): {rows} rows cannot give {n} shuffled ones; pass at least "
-            f"{max(2, n)} vectors, or none for random controls only."
+            f"controls({n}, like=...): {rows} rows cannot give {n} shuffled ones. Pass at least "
+            f"{max(2, n)} vectors, or leave out like= for null and random controls only."
         )
     random = random_vectors(n, d_model, generator, norms=vectors[:n].float().norm(dim=-1).cpu())
-    # A random cycle through all rows: no row is left with its own vector.
+    # A random cycle through all rows, so that no row gets its own vector.
     cycle = torch.randperm(rows, generator=generator).tolist()
     following = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
     order = tuple(following[row] for row in range(n))
@@ -94,9 +95,9 @@ def random_vectors(
     """Draw random directions, uniform on the sphere.
 
     Args:
-        n: How many.
+        n: The number of vectors.
         d_model: The width of a vector.
-        generator: Where the draws come from.
+        generator: Draws the numbers.
         norms: The L2 norm of each; ``sqrt(d_model)`` unless given.
     """
     drawn = torch.randn(n, d_model, generator=generator)

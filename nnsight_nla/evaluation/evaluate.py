@@ -5,22 +5,22 @@ The figures are the same for any checkpoint, so that two can be compared::
     figures = evaluate(nla, held_out_vectors, labels)
     figures["fve"]["explanation"], figures["fve"]["shuffled"], figures["retrieval"]
 
-* **extraction**: the share of replies that are a proper explanation; **truncated**: the share that
-  ran into the length limit.
-* **fve** (and cosine) of each text's reconstruction: of the ``explanation``; of the ``label``,
-  which is the reconstructor's own ceiling; and of the controls, which know nothing of this vector:
-  ``null`` (nothing written), ``random`` (a random direction of the same norm) and ``shuffled``
-  (another row's vector). A failed reply counts as a cosine of 0.
+* **extraction**: the share of replies that are well-formed explanations; **truncated**: the share
+  that reached the length limit.
+* **fve** (and cosine) of the reconstructions: of the ``explanation``; of the ``label``, which shows
+  what the reconstructor can reach; and of the controls, whose texts do not depend on the vector:
+  ``null`` (nothing injected), ``random`` (a random direction of the same norm) and ``shuffled``
+  (another row's vector). A reply that is not well-formed counts as a cosine of 0.
 * **retrieval**: the share of texts whose reconstruction is closer to their own vector than to any
   other row's.
-* **says**: how likely the verbalizer finds the label, in nats per token, with each of those vectors
-  written. It needs no reconstructor.
+* **says**: the log-likelihood of the label, in nats per token, with each of these vectors injected.
+  It needs no reconstructor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -55,27 +55,29 @@ def evaluate(
     baseline: Baseline | None = None,
     seed: int = 0,
 ) -> Figures:
-    """Evaluate a verbalizer on held-out rows.
+    """Evaluate a verbalizer on held-out vectors.
 
     Args:
         nla: The NLA; without a reconstructor there is neither FVE nor retrieval.
         vectors: Raw residuals; at least two.
-        labels: What the texts should say, where that is known.
-        baseline: The FVE's denominator; the NLA's own unless given, else these vectors'.
-        seed: Of the controls.
+        labels: The text that each explanation should be, if known.
+        baseline: The denominator of the FVE; by default the NLA's own, or else these vectors'.
+        seed: The seed of the controls.
 
     Raises:
-        NLAError: There are fewer than two rows.
+        NLAError: There are fewer than two vectors, or another number of labels.
     """
     if len(vectors) < 2:
         raise NLAError(
             f"vectors has {len(vectors)} rows, and at least two are needed: a control is another "
             "row's vector. Hold out more documents."
         )
+    if labels is not None and len(labels) != len(vectors):
+        raise NLAError(f"Got {len(labels)} labels for {len(vectors)} vectors; pass one for each.")
     told, controls = explained(nla, vectors, seed=seed)
     figures: Figures = {
         "rows": len(vectors),
-        "extraction": _mean([proper(reply) is None for reply in told.raw]),
+        "extraction": _mean([proper(reply) is None for reply in cast("list[str]", told.raw)]),
         "truncated": _mean([finish == "length" for finish in told.finish]),
         "fve": None,
         "cosine": None,
@@ -102,7 +104,11 @@ def evaluate(
 def explained(
     nla: Explains, vectors: Float[Tensor, "rows d_model"], *, seed: int = 0
 ) -> tuple[Explanation, Controls]:
-    """Explain the vectors and as many controls, in as few batches as they need."""
+    """Explain the vectors and as many controls, all in the same batches.
+
+    Returns:
+        The handle on the explanations, and the controls.
+    """
     told = nla.explain(vectors)
     controls = make_controls(nla, len(vectors), vectors.shape[-1], vectors.detach(), seed)
     nla.resolve()
@@ -110,7 +116,7 @@ def explained(
 
 
 def texts_of(controls: Controls, rows: int) -> dict[str, list[str | None]]:
-    """Return the texts of the controls, one per row; ``None`` where there is no proper one."""
+    """Return the texts of each control, one per row; ``None`` for a malformed reply."""
     null = controls.null.extracted()
     found: dict[str, list[str | None]] = {"null": [_proper(*null, 0)] * rows}
     for name, handle in (("random", controls.random), ("shuffled", controls.shuffled)):
@@ -125,14 +131,17 @@ def round_trip(
     vectors: Float[Tensor, "rows d_model"],
     baseline: Baseline,
 ) -> dict[str, dict[str, float]]:
-    """Measure what each source's texts carry of the vectors: the mean cosine, MSE and FVE.
+    """Measure how well the texts of each source reconstruct the vectors.
 
     Args:
-        nla: With a reconstructor.
-        sources: Name to a handle or a list of texts, one for each vector; a text that is missing
-            counts as a cosine of 0.
-        vectors: What they are compared with.
-        baseline: The FVE's denominator.
+        nla: An NLA with a reconstructor.
+        sources: Name to a handle or a list of texts, one per vector; a missing text counts as a
+            cosine of 0.
+        vectors: The vectors that the reconstructions are compared with.
+        baseline: The denominator of the FVE.
+
+    Returns:
+        Name to the mean cosine, MSE and FVE.
     """
     held = {
         name: source if isinstance(source, Explanation) else [each or "" for each in source]
@@ -144,7 +153,7 @@ def round_trip(
 def retrieval(
     nla: Reconstructs, told: Explanation, vectors: Float[Tensor, "rows d_model"]
 ) -> float:
-    """Return the share of texts whose reconstruction is nearest to their own vector."""
+    """Return the share of texts whose reconstruction is closest to their own vector."""
     texts, reasons = told.extracted()
     good = [row for row in range(len(texts)) if row not in reasons]
     if not good:
@@ -164,8 +173,10 @@ def _score(
 def _says(
     nla: Explains, vectors: Tensor, labels: Sequence[str], controls: Controls
 ) -> dict[str, float]:
-    """Return the labels' mean log-likelihood with each kind of vector, in nats per token."""
-    ids = nla.av.tokenizer([wrap(each) for each in labels], add_special_tokens=False)["input_ids"]
+    """Return the mean log-likelihood of the labels with each kind of vector, in nats per token."""
+    verbalizer = Verbalizer(nla.runtime, nla.checkpoint, nla.prompt)
+    tagged = [wrap(label) for label in labels]
+    ids = verbalizer.tokenizer(tagged, add_special_tokens=False)["input_ids"]
     everyone = torch.ones(len(vectors), dtype=torch.bool)
     shuffled = vectors[list(controls.order or range(len(vectors)))]
     kinds: dict[str, tuple[Tensor, Tensor]] = {
@@ -175,7 +186,6 @@ def _says(
         "shuffled": (shuffled, everyone),
     }
     found: dict[str, float] = {}
-    verbalizer = Verbalizer(nla.runtime, nla.checkpoint, nla.prompt)
     for name, (written, given) in kinds.items():
         rows = [slice(start, start + _BATCH) for start in range(0, len(vectors), _BATCH)]
         parts = [likelihoods(verbalizer, written[r], given[r], ids[r]) for r in rows]

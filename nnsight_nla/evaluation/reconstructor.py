@@ -1,16 +1,17 @@
 """The activation reconstructor (AR) as an nnsight graph: read the last block at the last token.
 
-An AR is the first K + 1 blocks of the base model. The text goes into its template, the residual at
-the output of block K is read at the last token (no final norm), and a linear head maps it to the
-vector. nnsight pads on the left, so the last token is at ``-1`` in every row::
+An AR consists of the first K + 1 blocks of the base model. The text is put into the AR's template,
+the residual at the output of block K is read at the last token (without the final norm), and a
+linear head maps it to the vector. nnsight pads on the left, so the last token is at ``-1`` in every
+row::
 
     with ar.trace(prompts) as tracer:
         last = block.output[:, -1].save()
         tracer.stop()
     vectors = last @ head.T
 
-The head never leaves this machine: a remote run reads the same residual on the host, where the
-blocks above K, if the host has them, are never run.
+The head always stays on this machine. A remote run reads the same residual on the host, and does
+not run the blocks above K, even if the host has them.
 """
 
 from __future__ import annotations
@@ -29,41 +30,33 @@ from ..remote.ndif import send
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from nnsight import TransformersModel
+    from nnsight.modeling.transformers import TransformersModel
 
-    from ..models.reconstructor_files import Layout
-    from ..models.runtime import Runtime
+    from ..models.open import OpenedReconstructor
 
-# A tokenizer may merge the template's first sign into whatever the text ends with.
+# A tokenizer may merge the character after the slot with the end of the text.
 _ENDINGS = ("word", "word.", 'word"')
 
 
 class Reconstructor:
     """An AR, its template and its head."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        checkpoint: Checkpoint,
-        layout: Layout,
-        tokenizer: Any,
-    ) -> None:
+    def __init__(self, opened: OpenedReconstructor, checkpoint: Checkpoint) -> None:
         """Check that the model fits `checkpoint`; loads no weights.
 
         Args:
-            runtime: Runs the AR.
-            checkpoint: The verbalizer's.
-            layout: How the AR is stored; keeps the folder that an adapter's weights are read from.
-            tokenizer: The AR's.
+            opened: The AR's runtime, its tokenizer, and how it is stored.
+            checkpoint: The verbalizer's checkpoint.
 
         Raises:
-            CheckpointError: Another width, too few blocks, no template, or a prompt that does not
-                end as the sidecar says.
+            CheckpointError: The AR has another width, too few blocks or no template, or its prompt
+                does not end as the sidecar says.
         """
+        runtime, layout = opened.runtime, opened.layout
         template = layout.template or checkpoint.ar_template
         if template is None:
             raise CheckpointError(
-                "The checkpoint says nothing about the reconstructor's prompt. Give it: "
+                "The checkpoint has no prompt template for the reconstructor. Pass it: "
                 "NLA(..., checkpoint=Checkpoint(..., ar_template='... {explanation} ...'))."
             )
         config, name = hosts.text_config(runtime.model), runtime.name
@@ -80,23 +73,26 @@ class Reconstructor:
             )
         if runtime.remote and layout.adapter is not None and not layout.travels:
             raise CheckpointError(
-                f"{name}: an adapter stored as ar_meta.json is on this machine, where no host can "
+                f"{name} is an adapter stored as ar_meta.json on this machine, where no host can "
                 "read it. Store it as a PEFT adapter, or run it here: NLA(..., remote=False)."
             )
         if layout.final_norm and config.num_hidden_layers > checkpoint.layer + 1:
             raise CheckpointError(
-                f"{name} was trained with the final norm after block {checkpoint.layer}, and has "
-                f"{config.num_hidden_layers} blocks here. Pass its path, so that it is cut."
+                f"{name} was trained with the final norm after block {checkpoint.layer}, but this "
+                f"model has {config.num_hidden_layers} blocks. Pass its path instead of the model, "
+                "so that it is loaded without the other blocks."
             )
         self.runtime = runtime
         self.template = template
-        self._tokenizer = tokenizer
+        self._tokenizer = opened.tokenizer
         self._head = layout.head
-        self._layout = layout
+        self._layout = layout  # Also keeps the folder that an adapter's weights are read from.
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._last = checkpoint.layer
         self._final_norm = layout.final_norm
-        _check_suffix(tokenizer, template, layout.suffix_ids or checkpoint.ar_suffix_ids, name)
+        _check_suffix(
+            self._tokenizer, template, layout.suffix_ids or checkpoint.ar_suffix_ids, name
+        )
 
     @property
     def ar(self) -> TransformersModel:
@@ -116,12 +112,12 @@ class Reconstructor:
             batch_size: Texts per forward pass.
 
         Returns:
-            One vector per text, float32 on the CPU; its direction counts, not its length.
+            One vector per text, float32 on the CPU; only its direction is meaningful.
 
         Raises:
-            ReconstructionError: A text is empty, has its tags, or is too long; a trace is running
-                on the reconstructor; or what comes out is not finite.
-            HostError: The host of a remote run stayed away.
+            ReconstructionError: A text is empty, still has its tags, or is too long; a trace is
+                running on the reconstructor; or a reconstruction is not finite.
+            HostError: The host of a remote run did not answer.
         """
         prompts = [self._prompt(number, text) for number, text in enumerate(texts)]
         if not prompts:
@@ -135,17 +131,17 @@ class Reconstructor:
         if bad:
             raise ReconstructionError(
                 f"The reconstruction of text {bad[0]} is not finite ({len(bad)} of {len(texts)} "
-                f"such); {self.runtime.name} overflows in its dtype. Load it wider: "
+                f"such): {self.runtime.name} overflows in its dtype. Load it in a wider one: "
                 "NLA(..., dtype='bfloat16') or 'float32'."
             )
         return vectors
 
     def _prompt(self, number: int, text: str) -> str:
         if not text.strip():
-            raise ReconstructionError(f"text {number} is empty; there is nothing to reconstruct.")
+            raise ReconstructionError(f"text {number} is empty; expected an explanation.")
         if OPEN in text or CLOSE in text:
             raise ReconstructionError(
-                f"text {number} still has its tags: {text[:60]!r}. Pass the explanation between "
+                f"text {number} still has its tags: {text[:60]!r}. Pass the explanation without "
                 "them: nla.reconstruct(thought.text), not thought.raw."
             )
         return self._fill(number, text)
@@ -156,13 +152,13 @@ class Reconstructor:
         if length > self._context:
             raise ReconstructionError(
                 f"text {number} is {length} tokens with its template, the reconstructor reads "
-                f"{self._context}. Shorten it: Sampling(max_new_tokens=...) bounds what the "
-                "verbalizer writes."
+                f"{self._context}. Shorten it: Sampling(max_new_tokens=...) limits the length of "
+                "explanations."
             )
         return prompt
 
     def prior(self) -> Float[Tensor, " d_model"]:
-        """Reconstruct the template with an empty slot: the vector of no text at all."""
+        """Return the reconstruction of an empty text: the template with nothing in its slot."""
         with self.runtime.use():
             return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
 
@@ -174,19 +170,19 @@ class Reconstructor:
         return send(lambda: self._read(prompts, {"remote": True}), what)
 
     def _check_adapter(self) -> None:
-        """Refuse an adapter that a host would put on blocks that it has no matrices for."""
+        """Refuse an adapter that has no matrices for some of the host's blocks."""
         adapter, blocks = self._layout.adapter, hosts.text_config(self.ar).num_hidden_layers
         if adapter is not None and is_partial(adapter, blocks):
             raise ReconstructionError(
-                f"The host has all {blocks} blocks of {self.runtime.name}, and the adapter "
+                f"The host has all {blocks} blocks of {self.runtime.name}, but the adapter "
                 f"{adapter} has matrices for fewer. If it was trained on the first "
-                f"{self._last + 1} alone, say so in its adapter_config.json: "
+                f"{self._last + 1} only, say so in its adapter_config.json: "
                 f'"layers_to_transform": {list(range(self._last + 1))}; or run it here: '
                 "NLA(..., remote=False)."
             )
 
     def _read(self, prompts: list[str], where: dict[str, Any]) -> Tensor:
-        """The residual at every prompt's last token; the block is shipped as it stands."""
+        """Return the residual at every prompt's last token; this block is shipped as source."""
         block = hosts.block(self.ar, self._last)
         site = hosts.final_norm(self.ar) if self._final_norm else block
         with torch.no_grad(), self.ar.trace(prompts, **where) as tracer:
@@ -198,7 +194,7 @@ class Reconstructor:
 def _check_suffix(
     tokenizer: Any, template: str, expected: tuple[int, ...] | None, name: str
 ) -> None:
-    """Hold the end of a prompt against what the sidecar says it is, whatever the text ends with."""
+    """Check that prompts end in the ids that the sidecar declares, for several ends of the text."""
     if expected is None:
         return
     for ending in _ENDINGS:

@@ -1,9 +1,10 @@
-"""Measure trust: hold every explanation against its controls, in one batch of texts.
+"""Measure trust labels: compare every explanation with its controls.
 
 A `TrustLabeller` reconstructs each text (all K samples of it) once, and compares it with its own
-vector, with the other vectors of the same ``explain()`` call, and with the reconstructions of what
-the verbalizer says with nothing written and for random directions. These controls are made once per
-labeller. Labels are kept with the capture, so a handle and its parts are measured once.
+vector and with the other vectors of the same ``explain()`` call. The vector is also compared with
+the reconstructions of the verbalizer's texts for no vector and for random directions; these are
+made once per labeller. The labels are stored in the capture, so that a handle and its parts are
+measured once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -34,21 +35,21 @@ if TYPE_CHECKING:
     from .reconstructor import Reconstructor
 
 RANDOM_CONTROLS = 8
-"""How many random directions the random control is a mean over."""
+"""The number of random directions that the random control averages over."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Reconstructions of texts that know nothing of any vector."""
+    """Reconstructions of texts that do not depend on the labelled vectors."""
 
     null: Float[Tensor, " d_model"] | None
-    """Of the text for no vector; ``None`` where that text is empty."""
+    """Of the text for no vector; ``None`` if that text is empty."""
     random: Float[Tensor, "controls d_model"]
-    """Of the texts for random directions."""
+    """Of the texts for random directions, without empty texts."""
 
 
 class TrustLabeller:
-    """Measures the labels of a capture; an NLA with a reconstructor gives one to its captures."""
+    """Measures trust labels; an NLA with a reconstructor gives one to its captures."""
 
     def __init__(
         self,
@@ -57,13 +58,13 @@ class TrustLabeller:
         sampling: Sampling,
         baseline: Baseline | None,
     ) -> None:
-        """Measure nothing yet.
+        """Set up a labeller; nothing is measured yet.
 
         Args:
             reconstructor: Turns texts back into vectors.
-            queue: Verbalizes the controls, when the first label is measured.
+            queue: Verbalizes the controls when the first label is measured.
             sampling: How the tokens of the controls are chosen.
-            baseline: The denominator of the FVE, where there is one.
+            baseline: The denominator of the FVE; ``None`` for labels without an FVE.
         """
         self.reconstructor, self.baseline = reconstructor, baseline
         self._queue, self._sampling = queue, sampling
@@ -74,8 +75,8 @@ class TrustLabeller:
         """Label rows of a capture.
 
         Args:
-            capture: One ``explain()`` call; its rows are each other's controls.
-            rows: The rows to label; they have settled.
+            capture: The records of one ``explain()`` call, whose vectors are each other's controls.
+            rows: The rows to label, all settled.
 
         Returns:
             Row to label; empty for a capture without vectors.
@@ -102,10 +103,10 @@ class TrustLabeller:
             ),
         ]
         self._queue.resolve_only(handles)
-        texts = [text for handle in handles for text in handle.text]
+        texts = [text for handle in handles for text in cast("list[str]", handle.text)]
         vectors = self.reconstructor.reconstruct([text for text in texts if text.strip()])
-        first = 1 if texts[0].strip() else 0
-        return Reference(vectors[0] if first else None, vectors[first:])
+        has_null = bool(texts[0].strip())
+        return Reference(vectors[0] if has_null else None, vectors[int(has_null) :])
 
     def _measure(
         self, capture: Capture, vectors: Tensor, rows: Sequence[int], reference: Reference
@@ -136,7 +137,8 @@ class TrustLabeller:
                 continue
             own, text = directions[row], found[row, 0]
             cosine = similarity.cosine(text, own).item()
-            # The mean of cosines is the product with the mean direction, which is shorter than one.
+            # The mean of the cosines with the others is the product with their mean direction,
+            # which must not be normalised again.
             others = _product(text, (total - own) / (count - 1)) if count > 1 else None
             null = None
             if reference.null is not None:
@@ -162,10 +164,9 @@ class TrustLabeller:
     def _reconstructed(
         self, said: dict[tuple[int, int], str]
     ) -> tuple[dict[tuple[int, int], Tensor], dict[int, str | None]]:
-        """Return the vector of each (row, sample), and why the first text of a row is refused.
+        """Return the vector of each (row, sample), and why the first sample of a row has none.
 
-        One text that cannot be read (because it is too long) must not take the labels of the
-        others with it.
+        If one text cannot be reconstructed (because it is too long), the others are still labelled.
         """
         reconstruct = self.reconstructor.reconstruct
         try:
@@ -187,7 +188,7 @@ def _product(text: Tensor, mean: Tensor) -> float:
 
 
 def _agreement(samples: list[Tensor]) -> float | None:
-    """Return the mean cosine over all pairs of samples."""
+    """Return the mean cosine over all pairs of samples; ``None`` for fewer than two."""
     count = len(samples)
     if count < 2:
         return None

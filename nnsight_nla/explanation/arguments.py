@@ -1,7 +1,7 @@
 """Check what a caller passes to the methods of an `NLA`.
 
-Every check costs no synchronisation with the device. Whether the rows of a tensor can be written
-(zero, NaN, infinite) is checked later, by `core.injection.unusable`.
+No check synchronises with the device. Whether the rows of a tensor can be injected (zero, NaN,
+infinite) is checked later, by `core.injection.unusable`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import InjectionError, ReconstructionError, VerbalizationError
 
 
 def check_vectors(vectors: object, d_model: int) -> None:
-    """Check that `vectors` is a floating-point tensor of width `d_model` with values.
+    """Check that `vectors` is a floating-point tensor of width `d_model` that holds values.
 
     Raises:
         InjectionError: `vectors` has another type, dtype or width, or is on the meta device.

@@ -1,4 +1,4 @@
-"""Record what one ``explain()`` call took, and check its options."""
+"""Check the options of one ``explain()`` call and record its vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.sampling import Sampling
 from ..errors import VerbalizationError
 from .arguments import check_sampling, count_samples
-from .records import Capture, Labels, Waiting
+from .records import Capture, HandleQueue, Labeller
 
 
 class CaptureOptions(TypedDict, total=False):
@@ -30,8 +30,8 @@ class CaptureOptions(TypedDict, total=False):
 def captured(
     flat: Tensor | None,
     shape: tuple[int, ...],
-    queue: Waiting,
-    labeller: Labels | None,
+    queue: HandleQueue,
+    labeller: Labeller | None,
     default: Sampling,
     tokenizer: Any,
     *,
@@ -40,13 +40,13 @@ def captured(
     samples: int = 1,
     sampling: Sampling | None = None,
 ) -> Capture:
-    """Check the options of one ``explain()`` call and record what it took.
+    """Check the options of one ``explain()`` call and record its vectors.
 
     Args:
         flat: The vectors, ``[rows, d_model]``; ``None`` under fake tensors.
-        shape: The handle's.
-        queue: Where the handle will wait.
-        labeller: Measures its trust labels.
+        shape: The handle's shape.
+        queue: Verbalizes the handle.
+        labeller: Measures its trust labels; ``None`` without a reconstructor.
         default: The NLA's sampling.
         tokenizer: Decodes `tokens` that are ids.
         tokens: As for `CaptureOptions`.
@@ -62,7 +62,7 @@ def captured(
     words = provenance(tokens, shape, "tokens")
     if words is not None:
         words = [each if isinstance(each, str) else tokenizer.decode([int(each)]) for each in words]
-    places = provenance(positions, shape, "positions")
+    numbers = provenance(positions, shape, "positions")
     return Capture(
         queue,
         flat,
@@ -70,7 +70,7 @@ def captured(
         samples,
         chosen,
         tokens=words,
-        positions=None if places is None else [int(each) for each in places],
+        positions=None if numbers is None else [int(each) for each in numbers],
         width=shape[-1] if shape else 1,
         labeller=labeller,
     )
@@ -80,7 +80,7 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
     """Return `tokens` or `positions` as one flat list, checked against the handle's shape.
 
     Raises:
-        VerbalizationError: Their shape is another one.
+        VerbalizationError: They have another shape.
     """
     if values is None:
         return None
@@ -88,16 +88,13 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
         values = values.detach().cpu().numpy()
     elif isinstance(values, range):
         values = list(values)
-    array = np.empty(shape, dtype=object)
     try:
-        given = np.array(values, dtype=object)
-        if given.shape != shape:
-            raise ValueError(given.shape)
-        array[...] = given
-    except ValueError as error:
-        got = np.shape(values) if not isinstance(values, str) else ()
+        array = np.array(values, dtype=object)
+    except ValueError:  # Arrays of different shapes.
+        array = np.empty(len(values), dtype=object)
+    if array.shape != shape:
         raise VerbalizationError(
-            f"{name} have shape {tuple(got)}, the vectors (without d_model) have {shape}. "
-            f"Give one of the {name} per vector."
-        ) from error
+            f"{name} have shape {array.shape}, the vectors (without d_model) have {shape}. "
+            f"Pass {name} of that shape, one per vector."
+        )
     return list(array.flat)

@@ -1,7 +1,8 @@
-"""What a careful reader of an explanation should know: warnings on known-noisy inputs.
+"""Warnings that a reader of an explanation needs, one plain sentence each.
 
-Each is a plain sentence on one row. Those that speak of positions, norms or quotes need to know
-where the vectors were read (``explain(..., tokens=, positions=)``); else they stay silent.
+They concern replies that were cut off, a vector that was probably not injected, and inputs that are
+known to be noisy. The warnings about positions, norms and quotes are only given if the caller says
+where the vectors were read: ``explain(..., tokens=, positions=)``.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import re
 from .records import Capture
 
 EARLY = 10
-"""Positions below this are known to be noisy."""
+"""Explanations of positions below this are known to be noisy."""
 OUTLIER = 5.0
-"""A norm this many times above or below the median of its prompt is far outside the bulk."""
-_BULK = 8
-# Compiled when first used (`re` keeps it): so wide a class takes longer than all else here to load.
+"""A norm that is larger or smaller than its prompt's median by this factor is an outlier."""
+_FEWEST_ROWS = 8  # For a median that means something.
+# Compiled at the first use (`re` caches it), because compiling so wide a class slows the import.
 _CJK = "[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
-_FRAGMENT = "\ufffd"  # What a token decodes to that is part of a character only.
+_FRAGMENT = "\ufffd"  # What part of a multi-byte character decodes to.
 _QUOTE = re.compile('"([^"\n]{3,200})"|\u201c([^\u201d\n]{3,200})\u201d')
 
 
 def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
-    """The warnings of every settled row of `capture`.
+    """Return the warnings on every row of `capture` that has a reply.
 
     Returns:
         Row to sentences; rows without a warning are left out.
@@ -38,15 +39,15 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
         if reply.finish == "length":
             found[row].append(
                 f"{where}cut off after max_new_tokens={capture.sampling.max_new_tokens} tokens, "
-                "the closing tag never came"
+                "without the closing tag"
             )
         elif reply.finish == "eos":
             found[row].append(f"{where}ended without a closing </explanation> tag")
     if texts and all(re.search(_CJK, text) for each in texts.values() for text in each):
         for row in rows:
             found[row].append(
-                "CJK text in every output: the marker itself is being verbalized; the vector may "
-                "not have been written where the verbalizer looks"
+                "CJK text in every output: the verbalizer seems to describe the marker itself; the "
+                "vector may not have been injected where the verbalizer reads it"
             )
     if capture.positions is not None:
         for row in rows:
@@ -63,12 +64,14 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
         if context is not None:
             for quote in _quotes(texts[row]):
                 if _plain(quote) not in context:
-                    found[row].append(f"quotes {quote!r}, which is not in the text before it")
+                    found[row].append(
+                        f"quotes {quote!r}, which is not in the text up to this token"
+                    )
     return {row: tuple(sentences) for row, sentences in found.items() if sentences}
 
 
 def _outliers(capture: Capture) -> dict[int, str]:
-    """Rows whose norm is far from the median of their prompt (the last axis)."""
+    """Warn about each row whose norm is far from the median of its prompt (the last axis)."""
     from statistics import median
 
     if capture.vectors is None:
@@ -81,17 +84,17 @@ def _outliers(capture: Capture) -> dict[int, str]:
             for row, norm in enumerate(norms[start : start + capture.width], start)
             if math.isfinite(norm)
         }
-        if len(prompt) < _BULK:
+        if len(prompt) < _FEWEST_ROWS:
             continue
-        bulk = median(prompt.values())
+        middle = median(prompt.values())
         for row, norm in prompt.items():
-            if norm > OUTLIER * bulk or norm < bulk / OUTLIER:
-                found[row] = f"its norm {norm:.4g} is far from the prompt's median {bulk:.4g}"
+            if norm > OUTLIER * middle or norm < middle / OUTLIER:
+                found[row] = f"its norm {norm:.4g} is far from the prompt's median {middle:.4g}"
     return found
 
 
 def _context(capture: Capture, row: int) -> str | None:
-    """The text up to `row`, where tokens and positions say that all of it is known."""
+    """Return the text up to and including `row`; ``None`` unless the capture has all its tokens."""
     if capture.tokens is None or capture.positions is None:
         return None
     start = row - row % capture.width
@@ -102,10 +105,11 @@ def _context(capture: Capture, row: int) -> str | None:
 
 
 def _quotes(texts: list[str]) -> list[str]:
+    """Return what the texts put in quotation marks, each quote once."""
     found = [a or b for text in texts for a, b in _QUOTE.findall(text)]
     return list(dict.fromkeys(found))
 
 
 def _plain(text: str) -> str:
-    """`text` without what a tokenizer or a writer may change: case, white space, end marks."""
+    """Remove what a tokenizer or a writer may change: case, white space, final punctuation."""
     return "".join(text.casefold().split()).rstrip(".,;:!?\u2026")

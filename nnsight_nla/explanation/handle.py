@@ -1,17 +1,17 @@
 """Handles: explanations that may not have been generated yet.
 
 ``nla.explain(vectors)`` copies the vectors at that point and returns an `Explanation` at once. The
-verbalizer runs later, for all pending vectors together, when a text is first asked for. So the same
-line works in a trace, in a generation step, in a session or outside of all, and one batch serves a
-sweep::
+verbalizer runs later, for all pending vectors together, when a text is first read. The same line
+therefore works in a trace, in a generation step, in a session and outside of them, and a sweep is
+verbalized in full batches::
 
     thought = nla.explain(residual[:, -1])      # shape (batch,), nothing generated yet
     thought[0].text                             # generates every pending text, returns one
 
-* A `Capture` is what one ``explain()`` call took: its vectors, and a `Reply` per row once settled.
-* An `Explanation` is a view of a capture: an array of row numbers, in the shape of its values.
-  Parts (``thought[0]``, iteration) share their parent's capture.
-* The queue holds a handle weakly: a handle that nobody can reach any more is never verbalized.
+* A `Capture` holds the vectors of one ``explain()`` call, and a `Reply` for each row once settled.
+* An `Explanation` is a view of a capture: an array of row numbers in the handle's shape. Parts
+  (``thought[0]``, iteration) share their parent's capture.
+* The queue holds only a weak reference: a handle that is no longer reachable is never verbalized.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import nnsight
@@ -31,13 +32,14 @@ from ..core.nesting import nested
 from ..core.trust import Trust
 from ..errors import NLAError, VerbalizationError
 from .caveats import caveats
-from .records import Capture, Receipt, Reply
+from .records import Capture, Reply
 
 if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
     from ..core.nesting import Nested
+    from .records import Receipt
 
 
 T = TypeVar("T")
@@ -46,12 +48,12 @@ T = TypeVar("T")
 class Explanation:
     """The explanations of a batch of vectors, verbalized when they are first read.
 
-    `shape` is the vectors' shape without ``d_model``; indexing, ``len`` and iteration are those of
-    a tensor. Every value has that shape: one value for a scalar handle, otherwise nested lists.
+    `shape` is the vectors' shape without ``d_model``; indexing, ``len`` and iteration work as on a
+    tensor. Every attribute is one value for a scalar handle, otherwise nested lists of that shape.
     """
 
     def __init__(self, capture: Capture, rows: np.ndarray) -> None:
-        """View rows of a capture; made by ``nla.explain``, not by hand."""
+        """View rows of a capture; ``nla.explain`` makes handles, users do not."""
         self._capture = capture
         self._rows = rows
         if capture.vectors is not None:
@@ -65,7 +67,7 @@ class Explanation:
 
     @property
     def capture(self) -> Capture:
-        """The records that this handle is a view of."""
+        """The capture that this handle is a view of."""
         return self._capture
 
     @property
@@ -95,7 +97,7 @@ class Explanation:
         """The explanation (sample 0): a ``str``, or nested lists of the handle's shape.
 
         Raises:
-            VerbalizationError: Rows of this handle can have no text; names them and says why.
+            VerbalizationError: Rows of this handle cannot have a text; the message names them.
         """
         return self._values(lambda row: self._reply(row).text)
 
@@ -112,7 +114,7 @@ class Explanation:
 
     @property
     def raw(self) -> Nested[str]:
-        """The reply as it was generated, tags included."""
+        """The reply as it was generated, with its tags."""
         return self._values(lambda row: self._reply(row).raw)
 
     @property
@@ -122,19 +124,19 @@ class Explanation:
 
     @property
     def tokens(self) -> Nested[str] | None:
-        """The tokens the vectors were read at, ``None`` where the caller did not say."""
+        """The tokens that the vectors were read at; ``None`` if the caller did not say."""
         given = self._capture.tokens
         return None if given is None else self._shaped(lambda row: given[row])
 
     @property
     def positions(self) -> Nested[int] | None:
-        """The positions the vectors were read at, ``None`` where the caller did not say."""
+        """The positions that the vectors were read at; ``None`` if the caller did not say."""
         given = self._capture.positions
         return None if given is None else self._shaped(lambda row: given[row])
 
     @property
     def errors(self) -> dict[tuple[int, ...], str]:
-        """Index to the reason that row has no text; empty when all have one."""
+        """The index of each row that cannot have a text, with the reason."""
         self._resolve()
         return {
             tuple(map(int, index)): self._capture.errors[int(row)]
@@ -144,14 +146,14 @@ class Explanation:
 
     @property
     def warnings(self) -> Nested[tuple[str, ...]]:
-        """What a careful reader should know about each text, as a tuple of sentences."""
+        """The warnings on each text, as a tuple of sentences; see `caveats`."""
         self._resolve()
         found = caveats(self._capture)
         return self._shaped(lambda row: found.get(row, ()))
 
     @property
     def trust(self) -> Nested[Trust] | None:
-        """The trust label of each text (see `trust.Trust`); ``None`` without a reconstructor.
+        """The trust label of each text (see `Trust`); ``None`` without a reconstructor.
 
         Raises:
             NLAError: The reconstructor or its controls cannot be run.
@@ -166,33 +168,33 @@ class Explanation:
         return self._shaped(lambda row: capture.trust[row])
 
     def extracted(self) -> tuple[list[str | None], dict[int, str]]:
-        """Return the texts in one flat list (``None`` where there is none), and why some fail.
+        """Return the texts in one flat list, and why some rows have no well-formed explanation.
 
         Returns:
-            The texts, and the place in the list of each that has no proper explanation (an unusable
-            vector, a reply without its tags), with the reason.
+            The texts, ``None`` for an unusable vector; and a map from the index in that list to the
+            reason why the row has no well-formed explanation (an unusable vector, a missing tag).
         """
         self._resolve()
         replies = [self._capture.replies.get((row, 0)) for row in self.rows]
-        reasons = {place: self._capture.failure(row) for place, row in enumerate(self.rows)}
+        reasons = {index: self._capture.failure(row) for index, row in enumerate(self.rows)}
         return (
             [reply.text if reply else None for reply in replies],
-            {place: reason for place, reason in reasons.items() if reason is not None},
+            {index: reason for index, reason in reasons.items() if reason is not None},
         )
 
     @property
     def receipt(self) -> Receipt:
-        """What was done to make these explanations."""
+        """How these explanations were made."""
         self._resolve()
-        blank = self._capture.queue.receipt(self._capture)
-        parts = {
-            name: self._values(lambda row, name=name: getattr(self._reply(row), name))
-            for name in ("norm_before", "norm_after", "cosine")
-        }
-        return Receipt(**{**vars(blank), **parts})
+        return replace(
+            self._capture.queue.receipt(self._capture),
+            norm_before=self._values(lambda row: self._reply(row).norm_before),
+            norm_after=self._values(lambda row: self._reply(row).norm_after),
+            cosine=self._values(lambda row: self._reply(row).cosine),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for JSON: the receipt, and a record per vector and sample."""
+        """Return plain data for JSON: the receipt, and a record per vector and sample."""
         records = self._records()
         receipt = vars(self._capture.queue.receipt(self._capture))
         receipt = {key: value for key, value in receipt.items() if value is not None}
@@ -261,7 +263,7 @@ class Explanation:
         if self._capture.vectors is None:
             return repr(self)
         return "\n\n".join(
-            " ".join(filter(None, [_place(record), _shown(record)])) for record in self._records()
+            " ".join(filter(None, [_where(record), _shown(record)])) for record in self._records()
         )
 
     def _repr_html_(self) -> str:
@@ -278,8 +280,8 @@ class Explanation:
     def _held(self, lack: str) -> Tensor:
         if self._capture.vectors is None:
             raise VerbalizationError(
-                f"This handle was made under fake tensors (a `scan`): it has {lack}. "
-                "Run the block with `model.trace(...)`."
+                f"This handle was made under fake tensors (a `scan`): it has {lack}. Run the block "
+                "with model.trace(...)."
             )
         return self._capture.vectors
 
@@ -296,7 +298,7 @@ class Explanation:
         return nested([value(row) for row in self.rows], self.shape)
 
     def _values(self, value: Callable[[int], T]) -> Nested[T]:
-        """Return `value` of each row once all are there; raise if a row never will be."""
+        """Return `value` of each row once all are verbalized; raise if a row cannot be."""
         bad = self.errors
         if bad:
             shown = "; ".join(f"row {_named(index)} {why}" for index, why in list(bad.items())[:5])
@@ -310,12 +312,12 @@ class Explanation:
                 )
             )
             raise VerbalizationError(
-                f"{len(bad)} of {self._rows.size} vectors can have no text: {shown}{more}.{others}"
+                f"{len(bad)} of {self._rows.size} vectors have no text: {shown}{more}.{others}"
             )
         return self._shaped(value)
 
     def _labels(self) -> dict[int, Trust]:
-        """Return the labels for a display, which shows a text also if they cannot be measured."""
+        """Return the labels for a display, which shows the texts even without them."""
         try:
             _ = self.trust
         except NLAError as error:
@@ -324,7 +326,7 @@ class Explanation:
         return self._capture.trust
 
     def _norms(self) -> dict[int, float | None]:
-        """Return the L2 norm of each row's vector; JSON has no number for those not finite."""
+        """Return the L2 norm of each row's vector; ``None`` if not finite, for strict JSON."""
         held = self._held("no norms")
         rows = sorted(set(self.rows))
         norms = held[torch.tensor(rows, dtype=torch.long)].float().norm(dim=-1).tolist()
@@ -333,7 +335,7 @@ class Explanation:
 
 
 def _keep(handle: Explanation) -> None:
-    """Mark the handle as nnsight's ``.save()`` would, where a trace is running."""
+    """Save the handle as nnsight's ``.save()`` does, if a trace is running."""
     with contextlib.suppress(ValueError):  # No trace is running.
         nnsight.save(handle)
 
@@ -353,7 +355,7 @@ def _shown(record: dict[str, Any]) -> str:
     return record["text"] if label is None else f"{record['text']}\n[{label['line']}]"
 
 
-def _place(record: dict[str, Any]) -> str:
+def _where(record: dict[str, Any]) -> str:
     token = "" if record["token"] is None else repr(record["token"])
     position = "" if record["position"] is None else f"@{record['position']}"
     return f"{token}{position}:" if token or position else ""

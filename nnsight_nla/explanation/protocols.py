@@ -1,8 +1,9 @@
-"""What the modules below the facade take in place of an `NLA`.
+"""Protocols that the modules below the facade accept in place of an `NLA`.
 
 `Explains` turns vectors into explanations, `Reconstructs` turns texts back into vectors, and
-`Target` is the model that is read. Functions in ``evaluation``, ``experiments``, ``reading``,
-``doctor``, ``bulk`` and ``training`` are typed by these, so that none of them imports the facade.
+`Target` is the model whose residuals are read. Functions in ``evaluation``, ``experiments``,
+``reading``, ``doctor``, ``bulk`` and ``training`` are annotated with these, so that none of them
+imports the facade.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Explains(Protocol):
-    """Something that explains vectors; `NLA` is one."""
+    """Something that explains vectors, such as an `NLA`."""
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the verbalizer was trained with."""
+        """The settings that the verbalizer was trained with."""
         ...
 
     @property
@@ -40,7 +41,7 @@ class Explains(Protocol):
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen unless a call says otherwise."""
+        """How tokens are chosen by default."""
         ...
 
     @property
@@ -50,7 +51,7 @@ class Explains(Protocol):
 
     @property
     def runtime(self) -> Runtime:
-        """Runs the verbalizer's model."""
+        """The runtime of the verbalizer's model."""
         ...
 
     @property
@@ -64,7 +65,7 @@ class Explains(Protocol):
         ...
 
     def layer(self, model: Target) -> Any:
-        """Return the handle on the residual of `model` that the verbalizer was trained on."""
+        """Return the envoy of the residual of `model` that the verbalizer was trained on."""
         ...
 
     def positions(self, model: Target, prompts: str | Sequence[Any]) -> list[Positions]:
@@ -80,7 +81,7 @@ class Explains(Protocol):
         samples: int = 1,
         sampling: Sampling | None = None,
     ) -> Explanation:
-        """Capture vectors to be explained."""
+        """Capture vectors, to be explained when a text is first read."""
         ...
 
     def explain_nothing(self) -> Explanation:
@@ -88,12 +89,12 @@ class Explains(Protocol):
         ...
 
     def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
-        """Verbalize what is pending, or only these handles."""
+        """Verbalize all pending handles, or only these."""
         ...
 
     @property
     def spec(self) -> dict[str, Any] | None:
-        """What the NLA was made from, ``None`` where live models were passed."""
+        """The arguments that it can be rebuilt from; ``None`` if one of them is a live model."""
         ...
 
     @property
@@ -106,7 +107,7 @@ class Explains(Protocol):
 
 
 class Reconstructs(Protocol):
-    """Something that turns texts back into vectors; an `NLA` with a reconstructor is one."""
+    """Something that turns texts back into vectors, such as an `NLA` with a reconstructor."""
 
     @property
     def has_reconstructor(self) -> bool:
@@ -115,11 +116,11 @@ class Reconstructs(Protocol):
 
     @property
     def baseline(self) -> Baseline | None:
-        """The denominator of every FVE."""
+        """The denominator of the FVE; ``None`` if unknown."""
         ...
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:
-        """Turn texts back into vectors of the texts' shape."""
+        """Turn a text, or nested lists of texts, back into vectors."""
         ...
 
     @property
@@ -129,4 +130,4 @@ class Reconstructs(Protocol):
 
 
 class ExplainsAndReconstructs(Explains, Reconstructs, Protocol):
-    """Both directions, as `NLA` has them."""
+    """Something that does both, such as an `NLA` with a reconstructor."""

@@ -1,8 +1,8 @@
-"""Plain records of one ``explain()`` call: what it captured and what came of it.
+"""Plain records of one ``explain()`` call: its vectors, its replies and its receipt.
 
 * `Reply`: what the verbalizer wrote for one vector.
-* `Receipt`: what was done to make the replies.
-* `Capture`: the vectors of one call, with a `Reply` per (row, sample) once it has settled. Handles
+* `Receipt`: how the replies were made.
+* `Capture`: the vectors of one call, and a `Reply` for each (row, sample) that has settled. Handles
   are views of it; see `handle`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from uuid import uuid4
 
 from torch import Tensor
@@ -22,11 +22,12 @@ from ..core.trust import Trust
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from ..core.nesting import Nested
     from .handle import Explanation
 
 
 class Owner(Protocol):
-    """The NLA that a handle belongs to, as far as its records need it."""
+    """The NLA that a handle belongs to."""
 
     @property
     def uid(self) -> str:
@@ -34,18 +35,20 @@ class Owner(Protocol):
         ...
 
 
-class Waiting(Protocol):
-    """The queue in which the handles of a capture wait."""
+class HandleQueue(Protocol):
+    """The queue in which handles wait for their texts."""
 
-    owner: Owner | None
-    """The NLA whose queue it is; ``None`` where it is not in this process."""
+    @property
+    def owner(self) -> Owner | None:
+        """The NLA that the queue belongs to; ``None`` if it is not in this process."""
+        ...
 
     def add(self, handle: Explanation) -> None:
-        """Let a handle wait for its text."""
+        """Add a handle whose text is generated later."""
         ...
 
     def resolve(self, first: Iterable[Explanation], *, implicit: bool = False) -> None:
-        """Verbalize these handles and all others that wait."""
+        """Verbalize these handles, then all others in the queue."""
         ...
 
     def receipt(self, capture: Capture) -> Receipt:
@@ -53,50 +56,50 @@ class Waiting(Protocol):
         ...
 
 
-class Labels(Protocol):
-    """Measures the trust labels of a capture."""
+class Labeller(Protocol):
+    """Something that measures the trust labels of a capture."""
 
     def measure(self, capture: Capture, rows: Sequence[int]) -> dict[int, Trust]:
-        """Label settled rows of a capture."""
+        """Return the label of each of these settled rows."""
         ...
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the verbalizer wrote for one vector, and what was done to make it."""
+    """What the verbalizer wrote for one vector, and how."""
 
     raw: str
-    """The reply as generated, tags included, special tokens left out."""
+    """The reply as generated, with its tags, without special tokens."""
     text: str
-    """The explanation between the tags; all there is where a tag is missing."""
+    """The explanation between the tags; the whole reply if a tag is missing."""
     finish: Literal["tag", "eos", "length"]
     """What ended it: the closing tag, an end-of-sequence token, or ``max_new_tokens``."""
     new_tokens: int
-    """How many tokens were generated."""
+    """The number of generated tokens."""
     norm_before: float
     """The L2 norm of the residual at the marker as the model computed it."""
     norm_after: float
-    """The same after the vector was written."""
+    """The same after the vector was injected."""
     cosine: float
-    """Between what was added (or put in its place) and the vector; NaN for the null control."""
+    """Between what was added (or written in its place) and the vector; NaN for the null control."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was done to make an explanation, for whoever has to trust it."""
+    """How an explanation was made, so that it can be checked and repeated."""
 
     verbalizer: str
     """The verbalizer's name or path."""
     marker_position: int
-    """Where in the prompt the vector was written, counted from the left."""
+    """The position in the prompt where the vector was injected, counted from the left."""
     site: str
-    """The module whose output was written: ``block 1`` or ``embedding``."""
+    """The module whose output was changed: ``block 1`` or ``embedding``."""
     operation: str
     """``add`` (norm-matched) or ``replace``."""
     scale: float | None
     """The operation's scale, as in `Injection`."""
     layer_convention: str
-    """Which residual the vector is taken to be."""
+    """Which residual the vector is assumed to be."""
     dtype: str
     """The verbalizer's dtype."""
     sampling: Sampling
@@ -105,49 +108,49 @@ class Receipt:
     """SHA-256 of the sidecar, in hex."""
     prompt_hash: str
     """SHA-256 of the prompt's token ids, in hex."""
-    norm_before: Any = None
-    """The L2 norm of the residual at the marker before writing; nested as `Explanation.text`."""
-    norm_after: Any = None
-    """The same after writing."""
-    cosine: Any = None
-    """Between what was added (written, for a replacement) and the vector: 1 up to rounding."""
+    norm_before: Nested[float] | None = None
+    """The L2 norm of the residual at the marker before injection; nested as `Explanation.text`."""
+    norm_after: Nested[float] | None = None
+    """The same after injection."""
+    cosine: Nested[float] | None = None
+    """Between what was added (or written in its place) and the vector: 1 up to rounding."""
 
 
 @dataclass(eq=False)
 class Capture:
-    """What one ``explain()`` call took, and what came of it so far."""
+    """The vectors of one ``explain()`` call, and what has been generated and measured so far."""
 
-    queue: Waiting
-    """Verbalizes it."""
+    queue: HandleQueue
+    """The queue that verbalizes it."""
     vectors: Float[Tensor, "rows d_model"] | None
     """A detached copy, on the device it was captured on; ``None`` under fake tensors."""
     count: int
     """The number of rows."""
     samples: int
-    """Replies per row."""
+    """The number of replies per row."""
     sampling: Sampling
     """How tokens are chosen."""
     null: bool = False
-    """The null control: nothing is written at the marker."""
+    """Whether it is the null control, with nothing injected at the marker."""
     tokens: list[str] | None = None
-    """The token each row was read at, where the caller said."""
+    """The token each row was read at, if the caller said so."""
     positions: list[int] | None = None
-    """The position each row was read at, where the caller said."""
+    """The position each row was read at, if the caller said so."""
     width: int = 1
     """The length of the last axis, along which `positions` run."""
     uid: str = field(default_factory=lambda: uuid4().hex)
-    """Its name on the wire."""
+    """Its name in remote requests."""
     replies: dict[tuple[int, int], Reply] = field(default_factory=dict[tuple[int, int], Reply])
-    """(row, sample) to the reply, filled in as batches settle."""
+    """(row, sample) to its reply, filled in as batches settle."""
     errors: dict[int, str] = field(default_factory=dict[int, str])
-    """Row to the reason it can have no text."""
+    """Row to the reason why it cannot have a text."""
     trust: dict[int, Trust] = field(default_factory=dict[int, Trust])
-    """Row to its trust label, filled in when one is first shown."""
-    labeller: Labels | None = None
+    """Row to its trust label, filled in when a label is first read."""
+    labeller: Labeller | None = None
     """Measures the trust labels; ``None`` without a reconstructor."""
 
     def failure(self, row: int) -> str | None:
-        """Return why a settled row has no proper explanation, ``None`` where it has one."""
+        """Return why a settled row has no well-formed explanation; ``None`` if it has one."""
         if row in self.errors:
             return f"this vector {self.errors[row]}"
         return proper(self.replies[row, 0].raw)

@@ -16,7 +16,7 @@ import types
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import nnsight
 import numpy as np
@@ -34,8 +34,10 @@ from . import wire
 from .block import check_block
 
 if TYPE_CHECKING:
-    from ..checkpoint.prompt import Prompt
-    from ..explanation.records import Waiting
+    from torch import Tensor
+
+    from ..explanation.capturing import CaptureOptions
+    from ..explanation.records import Owner
 
 # Shipped as source with a request: the stand-ins, and the modules whose functions run inside the
 # verbalizer's own block.
@@ -50,22 +52,22 @@ _BY_VALUE = (
 
 
 class Travels(Protocol):
-    """An NLA, as far as pickling needs it."""
+    """The part of an NLA that pickling needs."""
 
-    uid: str
-    """Its name in pickles and remote requests."""
-    spec: dict[str, Any] | None
-    """The arguments that it can be rebuilt from; ``None`` where one is a live model."""
-    queue: Waiting
-    """Where its handles wait."""
-    checkpoint: Checkpoint
-    prompt: Prompt
-    sampling: Sampling
-    remote: bool
-    av: Any
+    @property
+    def uid(self) -> str:
+        """Its name in pickles and remote requests."""
+        ...
 
-    def capture(self, vectors: Any, shape: tuple[int, ...], **options: Any) -> Capture:
-        """Check the options of one ``explain()`` call and record what it took."""
+    @property
+    def spec(self) -> dict[str, Any] | None:
+        """The arguments that it can be rebuilt from; ``None`` if one of them is a live model."""
+        ...
+
+    def capture(
+        self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
+    ) -> Capture:
+        """Check the options of one ``explain()`` call and record its vectors."""
         ...
 
 
@@ -79,7 +81,7 @@ class Unavailable:
     """The queue of handles whose NLA is not in this process: their vectors and texts are."""
 
     def __init__(
-        self, why: str, receipt: Receipt | None = None, owner: Travels | None = None
+        self, why: str, receipt: Receipt | None = None, owner: Owner | None = None
     ) -> None:
         """Keep the reason, and the receipt where there is one."""
         self.why, self.owner = why, owner

@@ -241,7 +241,7 @@ def test_another_models_name_warns_once_per_model(nla, tmp_path):
     other = _other(tmp_path / "Qwen3-8B-Base")
     message = (
         "The verbalizer was trained on the residuals of Qwen/Qwen3-8B; this is "
-        f"{tmp_path / 'Qwen3-8B-Base'}. Texts for another model's residuals are not to be trusted."
+        f"{tmp_path / 'Qwen3-8B-Base'}. Do not trust explanations of another model's residuals."
     )
     with pytest.warns(NLAWarning, match=f"^{re.escape(message)}$") as seen:
         envoys = [nla.layer(other), nla.layer(other)]

@@ -10,8 +10,8 @@ from nnsight_nla.explanation.caveats import EARLY, caveats
 from nnsight_nla.explanation.records import Capture, Reply
 
 CJK = (
-    "CJK text in every output: the marker itself is being verbalized; the vector may not have been "
-    "written where the verbalizer looks"
+    "CJK text in every output: the verbalizer seems to describe the marker itself; the vector may "
+    "not have been injected where the verbalizer reads it"
 )
 
 
@@ -55,7 +55,7 @@ def test_a_reply_that_was_cut_off_or_had_no_tag():
     made.replies[0, 0] = reply("A", "length")
     made.replies[2, 0] = reply("C", "eos")
     assert caveats(made) == {
-        0: ("cut off after max_new_tokens=30 tokens, the closing tag never came",),
+        0: ("cut off after max_new_tokens=30 tokens, without the closing tag",),
         2: ("ended without a closing </explanation> tag",),
     }
 
@@ -155,7 +155,9 @@ TOKENS = ["Bon", "jour", ", I live", " in", " Paris", " now"]
 def test_quotes_that_are_not_in_the_text(text, invented):
     made = capture([text] * 6, tokens=TOKENS, positions=list(range(6)))
     found = [note for note in caveats(made)[5] if note.startswith("quotes")]
-    assert found == [f"quotes {quote!r}, which is not in the text before it" for quote in invented]
+    assert found == [
+        f"quotes {quote!r}, which is not in the text up to this token" for quote in invented
+    ]
 
 
 def test_a_quote_from_after_the_position_is_invented():

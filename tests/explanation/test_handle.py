@@ -145,7 +145,7 @@ def test_bad_rows_are_recorded_and_everything_else_gets_its_text(nla, residuals)
     with pytest.raises(VerbalizationError) as caught:
         _ = thought.text
     message = str(caught.value)
-    assert "3 of 4 vectors can have no text" in message
+    assert "3 of 4 vectors have no text" in message
     assert "row 1 is zero" in message
     assert "row 2 has NaN" in message
     assert "row 3 is infinite" in message
