@@ -1,10 +1,10 @@
-"""Private and undocumented API of other libraries, all in one file.
+"""Wrap the private and undocumented API of other libraries.
 
-A new release of one of them may break what is here, and nothing else. tests/test_compat.py has a
-test for each entry, which says what broke and with which version it worked. Written for
+A new release of one of them should break this file only. tests/test_compat.py has a test for each
+entry, which names what broke and the version it worked with. Written for
 nnsight 0.8.1, transformers 5.15 to 5.22, torch 2.13, accelerate 1.1 and datasets 3.
 
-The first functions travel with a remote request as source: they import nothing.
+This module is shipped with remote requests as source, so it imports other libraries lazily.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 TRANSIENT = ("evicted", "Service temporarily unavailable", "Failed to send request")
-"""What nnsight's `RemoteError` says of a failure that passes; the text is all that there is."""
+"""Texts of nnsight's `RemoteError` for transient failures; it has no other sign of them."""
 NOT_COPIED = frozenset(
     ("forward", "_old_forward", "__nnsight__", "peft_config", "_hf_peft_config_loaded")
 )
-"""What nnsight, accelerate and PEFT put on a module, its own `forward` replaced."""
+"""Attributes that nnsight, accelerate and PEFT add to a module or replace on it."""
 
 
 def module_of(model: Any) -> Any:
@@ -35,7 +35,7 @@ def interleaving(model: Any) -> bool:
 
 
 def has_edits(model: Any) -> bool:
-    """Return whether an nnsight model has edits of the user's, which act in its own `generate`."""
+    """Return whether an nnsight model has edits, which act in its own `generate`."""
     return bool(model._edits)
 
 
@@ -45,13 +45,13 @@ def tokenized(model: Any, prompt: Any) -> list[Any] | None:
 
     try:
         rows, _ = preprocess_invoke(model, prompt, {})
-    except (TypeError, ValueError):  # Raised deep in transformers on what is not text.
+    except (TypeError, ValueError):  # Raised by transformers if it is not text.
         return None
     return rows
 
 
 def drop_weights(model: Any) -> None:
-    """Put a loaded nnsight model back to the state before it was dispatched; its envoys stay."""
+    """Return a loaded nnsight model to its state before dispatch; its envoys stay."""
     from nnsight.modeling.mixins.meta import MetaDevice
 
     with MetaDevice():
@@ -62,12 +62,12 @@ def drop_weights(model: Any) -> None:
 
 
 def replace_module(model: Any, module: nn.Module) -> None:
-    """Let the envoys of an nnsight model stand for another module of the same structure."""
+    """Point the envoys of an nnsight model at another module of the same structure."""
     model._update(module)
 
 
 def quantization(dtype: Any) -> Any:
-    """Return nnsight's description of a quantized dtype, ``None`` for a torch dtype."""
+    """Return nnsight's description of a quantized dtype; ``None`` for a torch dtype."""
     from nnsight.modeling.quantization import quantization as described
 
     return described(dtype)
@@ -81,7 +81,7 @@ def attach_adapter(module: nn.Module, adapter: str, *, weights: bool) -> None:
 
 
 def join_requests(reducers: Mapping[type, Callable[[Any], Any]]) -> None:
-    """Tell the pickler of nnsight's remote requests, and no other, what our types become."""
+    """Register reducers with the pickler of nnsight's remote requests only."""
     from nnsight.intervention.serialization import CustomCloudPickler
 
     table = CustomCloudPickler.dispatch_table
@@ -113,7 +113,7 @@ def host() -> str:
 
 
 def is_fake(tensor: Any) -> bool:
-    """Return whether a tensor has a shape and no values (inside an nnsight `scan`)."""
+    """Return whether a tensor has a shape but no values (inside an nnsight `scan`)."""
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(tensor, FakeTensor)
@@ -130,24 +130,24 @@ def empty_copy(module: nn.Module) -> nn.Module:
 
 
 def says_out_of_memory(error: BaseException) -> bool:
-    """Return whether PyTorch's CPU allocator raised `error`; its text is all that there is."""
+    """Return whether PyTorch's CPU allocator raised `error`, judging by its text."""
     return isinstance(error, RuntimeError) and (
         "out of memory" in str(error) or "can't allocate memory" in str(error)
     )
 
 
 def tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parameters and the buffers of one module, those that are ``None`` included."""
+    """Return the parameters and the buffers of one module, including ``None`` entries."""
     return module._parameters, module._buffers
 
 
 def children(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return the children of one module by name, those that are ``None`` included."""
+    """Return the children of one module by name, including ``None`` entries."""
     return module._modules
 
 
 def is_stateful(module: nn.Module) -> bool:
-    """Return whether a transformers model keeps a state that is not a cache of keys and values."""
+    """Return whether a transformers model keeps state other than a cache of keys and values."""
     return bool(getattr(module, "_is_stateful", False))
 
 
@@ -157,12 +157,12 @@ def commit_hash(module: nn.Module) -> str | None:
 
 
 def known_absent(repository: str, name: str) -> bool:
-    """Return whether the local Hub cache has noted that a repository lacks a file."""
+    """Return whether the local Hub cache records that a repository lacks a file."""
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
     return try_to_load_from_cache(repository, name) is _CACHED_NO_EXIST
 
 
 def data_set_fingerprint(held: Any) -> str:
-    """Return the fingerprint that `datasets` keeps of a data set that was saved to disk."""
+    """Return the fingerprint of a `datasets` data set that was saved to disk."""
     return held._fingerprint

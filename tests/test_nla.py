@@ -243,7 +243,7 @@ def test_layer_refuses_another_width_and_a_missing_block(nla, model):
     with pytest.raises(InjectionError) as caught:
         nla.layer(small())
     assert "has blocks 0 to 1" in str(caught.value)
-    assert "block 3 was asked for" in str(caught.value)
+    assert "block 3 was requested" in str(caught.value)
     with pytest.raises(InjectionError, match="Expected an nnsight TransformersModel, got str"):
         nla.layer("Qwen/Qwen3-8B")
 

@@ -128,9 +128,11 @@ def test_every_notebook_is_in_the_series():
 
 def test_the_readme_lists_the_series():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert re.findall(r"^\d+\. \[(.+)\]\((?:https://.+/blob/main/)?tutorials/(.+)\.ipynb\)", readme, flags=re.MULTILINE) == [
-        (title(name), name) for name in SERIES
-    ]
+    assert re.findall(
+        r"^\d+\. \[(.+)\]\((?:https://.+/blob/main/)?tutorials/(.+)\.ipynb\)",
+        readme,
+        flags=re.MULTILINE,
+    ) == [(title(name), name) for name in SERIES]
 
 
 def refresh() -> None:

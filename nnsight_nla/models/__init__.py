@@ -1,1 +1,1 @@
-"""What wraps a language model: its blocks, its loading, its place in memory, its runtime."""
+"""Open, load, place in memory and run the language models that an NLA uses."""

@@ -1,19 +1,17 @@
-"""One set of weights, several roles: an adapter that stands on a live target's own tensors.
+"""Run a PEFT adapter on the weights of a live target, without a second copy of the base.
 
-Where a verbalizer or a reconstructor is a PEFT adapter over the target's base, a second copy of the
-base is not needed. `AdapterModel` is an nnsight model of its own whose modules hold *the target's
-tensors*, and the adapter on top::
+A verbalizer or a reconstructor may be a PEFT adapter on the target's base model. `AdapterModel` is
+a separate nnsight model whose modules hold *the target's tensors* and the adapter's own::
 
     av = AdapterModel(model, "you/your-av-adapter")      # no weights yet
-    with av.generate(ids): ...                           # now: the adapter's, and no others
+    with av.generate(ids): ...                           # loads the adapter's weights only
 
-The weights are shared, the modules are not. So the target is never edited: there is no adapter to
-switch off inside the user's traces and nothing to restore after an error, its own hooks, edits and
-adapters keep acting on it and never act here, and a text can be read inside a running trace of the
-target, as with a verbalizer that is a model of its own. What is changed in the target's weights is
-changed here too, for they are the same.
+The weights are shared, the modules are not, so the target is never edited. There is no adapter to
+switch off inside the user's traces and nothing to restore after an error. The target's hooks, edits
+and adapters act on the target only, and a text can be read inside a running trace of the target.
+A change to the target's weights changes this model too, because the tensors are the same.
 
-An adapter of the user's own on the target is left out: an `AdapterModel` stands on the base below.
+If the user has put an adapter on the target, `AdapterModel` ignores it and uses the base below it.
 """
 
 from __future__ import annotations
@@ -42,33 +40,33 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 class AdapterModel(TransformersModel):
-    """An adapter on the weights of a live model, as an nnsight model of its own."""
+    """A separate nnsight model: an adapter on the weights of a live model."""
 
     def __init__(
         self, target: TransformersModel, adapter: str | Path, *, blocks: int | None = None
     ) -> None:
-        """Read the adapter's configuration; no weights are loaded and `target` is not touched.
+        """Read the adapter's configuration. No weights are loaded; `target` is unchanged.
 
         Args:
-            target: The model whose weights are used; held for as long as this one lives.
+            target: The model whose weights are used; this object keeps a reference to it.
             adapter: The PEFT adapter: a folder or a Hub id.
-            blocks: How many of the target's blocks this model has; all of them unless given.
+            blocks: How many of the target's blocks this model has; all by default.
 
         Raises:
-            CheckpointError: `target` is no nnsight model, or the adapter cannot stand on it.
+            CheckpointError: `target` is not an nnsight model, or the adapter does not fit it.
 
         Warns:
             NLAWarning: The adapter names another base model than `target`.
         """
         if not isinstance(cast("Any", target), TransformersModel):
             raise CheckpointError(
-                f"An adapter stands on an nnsight TransformersModel, got {type(target).__name__}. "
+                f"An adapter needs an nnsight TransformersModel, got {type(target).__name__}. "
                 "Write: NLA.on(TransformersModel(name, task='text-generation'), av=...)."
             )
         need_peft(adapter)
         self._target, self._blocks = target, blocks
         self._follows: list[tuple[nn.Module, str, str]] = []
-        # From a path, nnsight may resolve `peft` against the Hub; a folder is written out.
+        # nnsight may look up `peft` on the Hub, so a folder is passed with ``~`` expanded.
         where = str(Path(adapter).expanduser() if Path(adapter).expanduser().exists() else adapter)
         _check_base(where, target)
         try:
@@ -78,17 +76,17 @@ class AdapterModel(TransformersModel):
             )  # fmt: skip
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"The adapter {where} cannot stand on {hosts.describe(target)}: "
+                f"The adapter {where} does not fit {hosts.describe(target)}: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
 
     @property
     def target(self) -> TransformersModel:
-        """The model whose weights these are."""
+        """The model whose weights are used."""
         return self._target
 
     def added(self) -> list[Tensor]:
-        """The tensors that are not the target's: the adapter's own."""
+        """Return the adapter's own tensors, without those of the target."""
         theirs = {id(_slots(owner)[name]) for owner, _, name in self._follows}
         return [each for each in _tensors(hosts.module_of(self)) if id(each) not in theirs]
 
@@ -106,12 +104,12 @@ class AdapterModel(TransformersModel):
             ) from error
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run, on the tensors that the target has now."""
+        """Run a trace, with the tensors that the target has now."""
         self.follow()
         return super().interleave(fn, *args, **kwargs)
 
     def _built(self, tensor: Callable[[Tensor], Tensor], *, weights: bool) -> nn.Module:
-        """The target's modules with `tensor` of its tensors, and the adapter on top."""
+        """Copy the target's modules, map each tensor through `tensor`, and attach the adapter."""
         self._follows = []
         module = _copy(hosts.module_of(self._target), tensor, {}, {}, "", self._follows)
         self._of = hosts.module_of(self._target)
@@ -124,7 +122,7 @@ class AdapterModel(TransformersModel):
         return module
 
     def follow(self) -> None:
-        """Take up what happened to the target's tensors: moved, replaced, loaded."""
+        """Use the target's current tensors, if they were moved, replaced or loaded."""
         if not self.dispatched:
             return
         module = hosts.module_of(self._target)
@@ -147,14 +145,14 @@ class AdapterModel(TransformersModel):
 
 
 def is_adapter(source: object) -> bool:
-    """Whether `source` is a folder or a Hub repository that holds a PEFT adapter."""
+    """Return whether `source` is a folder or a Hub repository with a PEFT adapter."""
     if not isinstance(source, str | Path):
         return False
     return reconstructor_files.stored(source, ADAPTER_CONFIG) is not None
 
 
 def adapter_folder(source: object) -> Path | None:
-    """The folder that `source` is, where it holds an adapter and no whole model."""
+    """Return `source` as a folder if it holds an adapter and not a full model."""
     folder = Path(source).expanduser() if isinstance(source, str | Path) else None
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         return None
@@ -162,64 +160,64 @@ def adapter_folder(source: object) -> Path | None:
 
 
 def base_of(folder: Path) -> str:
-    """The base model that an adapter's folder names.
+    """Return the base model that an adapter's folder names.
 
     Raises:
-        CheckpointError: It names none.
+        CheckpointError: The folder does not name one.
     """
     file = folder / ADAPTER_CONFIG
     config = json.loads(file.read_text("utf-8"))
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise CheckpointError(
-            f"{file} does not name its base model. Say it: NLA('path or id', peft='{folder}')."
+            f"{file} does not name its base model. Pass it: NLA('path or id', peft='{folder}')."
         )
     return str(base)
 
 
 def weights_of(model: Any) -> Any:
-    """The model that holds the weights `model` runs on: itself, or the target it stands on."""
+    """Return the model that holds the weights of `model`: itself, or an adapter's target."""
     return model.target if isinstance(model, AdapterModel) else model
 
 
 def check_shares(av: Any, ar: Any, target: Any) -> None:
-    """Refuse an `NLA.on` that shares nothing.
+    """Check that at least one model of an `NLA.on` is an adapter.
 
     Raises:
-        CheckpointError: Neither half is an adapter.
+        CheckpointError: Neither the verbalizer nor the reconstructor is an adapter.
     """
-    halves = [half for half in (av, ar) if half is not None]
-    if not any(isinstance(half, AdapterModel) or half.peft is not None for half in halves):
-        names = " and ".join(hosts.describe(half) for half in halves)
+    models = [model for model in (av, ar) if model is not None]
+    if not any(isinstance(model, AdapterModel) or model.peft is not None for model in models):
+        names = " and ".join(hosts.describe(model) for model in models)
         raise CheckpointError(
-            f"NLA.on runs adapters on {hosts.describe(target)}; {names}: no adapter "
-            f"({ADAPTER_CONFIG}, {reconstructor_files.META}). For models of their own write "
+            f"NLA.on runs adapters on {hosts.describe(target)}, but found no adapter in {names} "
+            f"({ADAPTER_CONFIG} or {reconstructor_files.META}). For full models, write "
             "NLA(av, ar=ar)."
         )
 
 
 def check_used(load: dict[str, Any], av: Any, ar: Any) -> None:
-    """Refuse options of a load that no half makes.
+    """Refuse loading options when nothing is loaded.
 
     Raises:
-        CheckpointError: Every half runs on the target's weights.
+        CheckpointError: Both models run on the target's weights.
     """
-    halves = [half for half in (av, ar) if half is not None]
-    if load and all(isinstance(half, AdapterModel) for half in halves):
+    models = [model for model in (av, ar) if model is not None]
+    if load and all(isinstance(model, AdapterModel) for model in models):
         raise CheckpointError(
-            f"{', '.join(load)} cannot be applied: what is run here are adapters on a model that "
-            "is already there. Load that one so: TransformersModel(..., "
+            f"{', '.join(load)} cannot be applied: these adapters run on a model that is already "
+            "loaded. Pass the option when you load that model: TransformersModel(..., "
             f"{next(iter(load))}=...)."
         )
 
 
 def _check_base(adapter: str, target: TransformersModel) -> None:
-    """Hold the base that an adapter names against the model it is to stand on."""
+    """Check an adapter and its base's name against the model that it will run on."""
     file = reconstructor_files.stored(adapter, ADAPTER_CONFIG)
     if file is None:
         raise CheckpointError(
-            f"{adapter} has no {ADAPTER_CONFIG}: it is no PEFT adapter. A model of its own goes "
-            "into NLA(av, ar=...)."
+            f"{adapter} has no {ADAPTER_CONFIG}, so it is not a PEFT adapter. Pass a full model to "
+            "NLA(av, ar=...)."
         )
     merged = [
         name
@@ -229,18 +227,18 @@ def _check_base(adapter: str, target: TransformersModel) -> None:
     if merged:
         raise CheckpointError(
             f"{hosts.describe(target)} has an adapter merged into {len(merged)} of its modules "
-            f"({merged[0]}, ...), so its weights are not the base's. Unmerge it first: "
+            f"({merged[0]}, ...), so its weights differ from the base's. Unmerge it first: "
             "module.unmerge()."
         )
     try:
         named = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no JSON object: {error}") from error
+        raise CheckpointError(f"{file} is not a JSON object: {error}") from error
     name = hosts.describe(target)
     if named and Path(str(named)).name.lower() != Path(name).name.lower():
         warnings.warn(
-            f"The adapter {adapter} was trained on {named}; it is put on {name} here. If these are "
-            "not the same weights, its texts and vectors are not to be trusted.",
+            f"The adapter {adapter} was trained on {named} and runs on {name} here. If the weights "
+            "differ, do not trust its texts and vectors.",
             NLAWarning,
             stacklevel=4,
         )
@@ -255,9 +253,10 @@ def _copy(
     follows: list[tuple[nn.Module, str, str]],
     tensors: dict[int, Tensor] | None = None,
 ) -> nn.Module:
-    """The tree below `module` with its own modules and configurations, and no hooks.
+    """Copy a tree of modules, with new modules and configurations and without hooks.
 
-    Ties stay ties. `follows` lists every tensor: its new owner, its path in the old tree, its name.
+    Tied tensors stay tied. `follows` collects, for every tensor, its new owner, its path in the old
+    tree and its name.
     """
     from transformers import GenerationConfig, PreTrainedConfig
 
@@ -292,7 +291,7 @@ def _copy(
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    """A module without the adapter that the user has put around it."""
+    """Return a module without the adapter that the user has wrapped around it."""
     children = _compat.children(module)
     if "base_layer" in children and hasattr(module, "get_base_layer"):
         return cast("Any", module).get_base_layer()
@@ -302,10 +301,10 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _cut(module: nn.Module, blocks: int) -> None:
-    """Take the blocks above the first `blocks` out of a copied tree, and out of its configuration.
+    """Remove the blocks after the first `blocks` from a copied tree and its configuration.
 
     Raises:
-        CheckpointError: It has fewer.
+        CheckpointError: The tree has fewer blocks.
     """
     _, found = find_blocks(module)
     if len(found) < blocks:
@@ -318,14 +317,17 @@ def _cut(module: nn.Module, blocks: int) -> None:
 
 
 def _weightless(tensor: Tensor) -> Tensor:
-    if type(tensor) not in (nn.Parameter, Tensor):  # A quantized one carries more than a shape.
+    if type(tensor) not in (
+        nn.Parameter,
+        Tensor,
+    ):  # A quantized tensor has more state than a shape.
         return tensor
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """The same memory as another parameter, so that nobody's ``requires_grad`` is the other's."""
+    """Return a new parameter on the same memory, with a ``requires_grad`` of its own."""
     if type(tensor) is nn.Parameter:
         return nn.Parameter(tensor.detach(), False)
     return tensor

@@ -1,6 +1,6 @@
 """Find the blocks of a language model by structure.
 
-This module travels with a remote request as source, so it imports nothing of ours.
+This module travels with a remote request as source, so it imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from typing import Any
 
 
 def find_blocks(module: Any) -> tuple[str, Any]:
-    """The path and the list of a language model's blocks: as long as its configuration says.
+    """Return the path and the list of a language model's blocks.
+
+    The list is the first `ModuleList` with as many entries as the configuration has layers.
 
     Raises:
-        LookupError: There is no such list.
+        LookupError: The model has no such list.
     """
     depth = module.config.get_text_config().num_hidden_layers
     for path, each in module.named_modules():

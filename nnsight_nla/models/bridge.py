@@ -1,20 +1,20 @@
-"""A TransformerLens `TransformerBridge` as the target, in TransformerLens' own ways of working.
+"""Use a TransformerLens `TransformerBridge` as the target.
 
-A bridge's ``blocks.K.hook_out`` *is* the residual that an nnsight envoy gives: same weights, same
-numbers. So the vectors are read where its users read them, in a cache or in a hook::
+A bridge's ``blocks.K.hook_out`` is the residual that an nnsight envoy gives: same weights, same
+numbers. So vectors can be read in the usual TransformerLens way, from a cache or in a hook::
 
     bridge = TransformerBridge.boot_transformers("Qwen/Qwen3-8B")
     _, cache = bridge.run_with_cache(prompt)
     nla.explain(cache[nla.hook_name][0, -1])
 
-    hook = nla.hook(bridge)                     # one that also knows the tokens and the padding
+    hook = nla.hook(bridge)                     # also knows the tokens and the padding
     bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)
     hook.explanations[0][1].text                # forward pass 0, prompt 1
 
-That holds for the weights as they were trained. Folded or centred ones (compatibility mode) give
-another residual stream, which no verbalizer has seen; such a bridge is refused.
+This requires the weights as they were trained. Folded or centered weights (compatibility mode)
+give a different residual stream, on which no verbalizer was trained; such a bridge is refused.
 
-TransformerLens is never imported here: where a bridge was passed, it already has been.
+This module never imports TransformerLens: if a bridge was passed, it is already imported.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _BOOT = "TransformerBridge.boot_transformers(name)"
 
 
 def is_bridge(model: object) -> TypeIs[TransformerBridge]:
-    """Whether `model` is a `TransformerBridge`; costs no import."""
+    """Return whether `model` is a `TransformerBridge`, without an import."""
     lens = sys.modules.get("transformer_lens.model_bridge")
     return lens is not None and isinstance(model, lens.TransformerBridge)
 
 
 def check_bridge(model: object) -> None:
-    """Refuse what is not a bridge where a hook is asked for.
+    """Check that a hook is requested for a bridge.
 
     Raises:
         InjectionError: `model` is not a `TransformerBridge`.
@@ -59,43 +59,43 @@ def check_bridge(model: object) -> None:
 
 
 def describe(bridge: TransformerBridge) -> str:
-    """The name a person would know `bridge` by."""
+    """Return the name a person would know `bridge` by."""
     return str(bridge.cfg.model_name)
 
 
 def width(bridge: TransformerBridge) -> int:
-    """The residual stream's width, d_model."""
+    """Return the width of the residual stream, d_model."""
     return int(bridge.cfg.d_model)
 
 
 def block(bridge: TransformerBridge, layer: int) -> Any:
-    """The hook point at the output of block `layer`.
+    """Return the hook point at the output of block `layer`.
 
     Raises:
-        InjectionError: There is no such block, or the weights are not those that were trained.
+        InjectionError: There is no such block, or the weights were processed.
     """
     check_weights(bridge)
     depth = int(bridge.cfg.n_layers)
     if not 0 <= layer < depth:
         raise InjectionError(
-            f"{describe(bridge)} has blocks 0 to {depth - 1}, block {layer} was asked for. Use the "
+            f"{describe(bridge)} has blocks 0 to {depth - 1}; block {layer} was requested. Use the "
             "model that the verbalizer was trained for."
         )
     return bridge.hook_dict[f"blocks.{layer}.hook_out"]
 
 
 def check_weights(bridge: TransformerBridge) -> None:
-    """Refuse a bridge whose weights were processed.
+    """Check that the weights of a bridge are those that were trained.
 
     Raises:
-        InjectionError: They were folded or centred.
+        InjectionError: The weights were folded or centered.
     """
     if getattr(bridge, "_weights_processed", False):
         raise InjectionError(
             f"The weights of this bridge of {describe(bridge)} were processed (compatibility mode "
-            "folds layer norms and centres what writes to the residual stream), so its residuals "
-            "are not those the verbalizer was trained on. Boot it again and leave the weights as "
-            f"they are: {_BOOT}; for the old hook names alone, "
+            "folds layer norms and centers what writes to the residual stream), so its residuals "
+            "differ from those that the verbalizer was trained on. Boot it again with unchanged "
+            f"weights: {_BOOT}. If you only need the old hook names, use "
             "bridge.enable_compatibility_mode(no_processing=True)."
         )
 
@@ -114,32 +114,32 @@ def check_here(*, remote: bool) -> None:
 
 
 def positions(bridge: TransformerBridge, prompts: str | Sequence[Any]) -> list[Positions]:
-    """The tokens of each prompt, as `bridge` itself makes them (with BOS where it adds one).
+    """Return the tokens of each prompt, as `bridge` itself tokenizes it.
 
     Args:
-        bridge: Whose tokenizer and whose choice about BOS.
+        bridge: Provides the tokenizer, and decides whether BOS is added.
         prompts: A prompt or a list of them: strings, lists of token ids, lists of chat messages.
 
     Raises:
-        InjectionError: One of them is something else.
+        InjectionError: One of them is not a prompt.
     """
     several = [prompts] if isinstance(prompts, str) else list(prompts)
     return [span(bridge, _ids(bridge, prompt)) for prompt in several]
 
 
 def span(bridge: TransformerBridge, ids: Sequence[int]) -> Positions:
-    """Token ids, each with its text."""
+    """Return token ids, each with its text."""
     decode = bridge.tokenizer.decode
     return Positions(tuple(ids), tuple(decode([token]) for token in ids))
 
 
 def residual(bridge: TransformerBridge, ids: Sequence[int], layer: int) -> Tensor:
-    """The output of block `layer` at every token of one prompt, ``[seq, d_model]``.
+    """Return the output of block `layer` at every token of one prompt, ``[seq, d_model]``.
 
     Args:
         bridge: The target.
         ids: Token ids, without padding.
-        layer: Counted from 0; the blocks above it are not run.
+        layer: Counted from 0; later blocks are not run.
     """
     point = block(bridge, layer)
     row = torch.tensor([list(ids)], device=bridge.cfg.device)
@@ -149,7 +149,7 @@ def residual(bridge: TransformerBridge, ids: Sequence[int], layer: int) -> Tenso
 
 
 def continued(bridge: TransformerBridge, ids: Sequence[int], new_tokens: int) -> tuple[int, ...]:
-    """`ids` and what the bridge goes on to write, greedily."""
+    """Return `ids` followed by the bridge's greedy continuation."""
     row = torch.tensor([list(ids)], device=bridge.cfg.device)
     options: dict[str, Any] = {"do_sample": False, "return_type": "tokens", "verbose": False}
     written = bridge.generate(row, max_new_tokens=new_tokens, **options)
@@ -157,11 +157,11 @@ def continued(bridge: TransformerBridge, ids: Sequence[int], new_tokens: int) ->
 
 
 class Hook:
-    """A forward hook that explains what passes: for one prompt, a batch, or a generation.
+    """A forward hook that explains residuals: for one prompt, a batch, or a generation.
 
-    ``fwd_hooks`` goes to ``run_with_hooks`` or ``bridge.hooks``. It reads the token ids too, so
-    padding is left out, whichever side it is on, and the explanations know their tokens. The model
-    computes what it computes without it.
+    Pass ``fwd_hooks`` to ``run_with_hooks`` or ``bridge.hooks``. The hook also reads the token ids,
+    so it leaves out padding on either side, and the explanations know their tokens. The hook does
+    not change what the model computes.
     """
 
     def __init__(
@@ -171,15 +171,15 @@ class Hook:
         layer: int,
         positions: Literal["last", "all"] = "last",
     ) -> None:
-        """Made by ``nla.hook(bridge)``.
+        """Create a hook; use ``nla.hook(bridge)``.
 
         Raises:
-            InjectionError: The bridge cannot be read, or `positions` is something else.
+            InjectionError: The bridge cannot be read, or `positions` is unknown.
         """
         if positions not in ("last", "all"):
             raise InjectionError(f"positions={positions!r}: expected 'last' or 'all'.")
         self.explanations: list[tuple[Any, ...]] = []
-        """Per forward pass, a handle per prompt: of shape ``()``, or ``(tokens,)`` for "all"."""
+        """For each forward pass, a handle per prompt: shape ``()``, or ``(tokens,)`` for "all"."""
         self._explain = explain
         self._bridge = bridge
         self._name = block(bridge, layer).name
@@ -189,19 +189,19 @@ class Hook:
 
     @property
     def fwd_hooks(self) -> list[tuple[str, Callable[..., None]]]:
-        """What ``run_with_hooks(..., fwd_hooks=...)`` takes."""
+        """The value for ``run_with_hooks(..., fwd_hooks=...)``."""
         return [(IDS, self._note), (self._name, self)]
 
     def __call__(self, value: Tensor, hook: Any) -> None:
-        """Capture the residuals of one forward pass; changes nothing.
+        """Capture the residuals of one forward pass, unchanged.
 
         Args:
             value: ``[batch, seq, d_model]``, or ``[seq, d_model]`` with ``remove_batch_dim``.
             hook: The hook point.
 
         Raises:
-            InjectionError: A batch came without its token ids, or the bridge's weights were
-                processed in the meantime.
+            InjectionError: A batch came without its token ids, or the bridge's weights have
+                been processed since.
         """
         del hook
         check_weights(self._bridge)
@@ -211,33 +211,33 @@ class Hook:
             if len(rows) > 1:
                 raise InjectionError(
                     f"A batch of {len(rows)} prompts came without its token ids, so its padding "
-                    "cannot be told from its words. Pass both hooks: fwd_hooks=hook.fwd_hooks."
+                    "cannot be found. Pass both hooks: fwd_hooks=hook.fwd_hooks."
                 )
             picked = rows[0] if self._all else rows[0, -1]
             self.explanations.append((self._explain(picked),))
             return
         stepped = ids.shape[1] == 1 and len(self._seen) == len(ids)
         kept = [slice(0, 1)] * len(ids) if stepped else [self._real(row) for row in ids.tolist()]
-        begun = self._seen if stepped else [0] * len(ids)
+        starts = self._seen if stepped else [0] * len(ids)
         self._seen = [
-            before + part.stop - part.start for before, part in zip(begun, kept, strict=True)
+            before + part.stop - part.start for before, part in zip(starts, kept, strict=True)
         ]
         self.explanations.append(
             tuple(
-                self._one(rows[row, part], ids[row, part].tolist(), begun[row])
+                self._one(rows[row, part], ids[row, part].tolist(), starts[row])
                 for row, part in enumerate(kept)
             )
         )
 
     def _one(self, vectors: Tensor, ids: list[int], before: int) -> Any:
         tokens = [self._bridge.tokenizer.decode([token]) for token in ids]
-        places = list(range(before, before + len(ids)))
+        numbers = list(range(before, before + len(ids)))
         if self._all:
-            return self._explain(vectors, tokens=tokens, positions=places)
-        return self._explain(vectors[-1], tokens=tokens[-1], positions=places[-1])
+            return self._explain(vectors, tokens=tokens, positions=numbers)
+        return self._explain(vectors[-1], tokens=tokens[-1], positions=numbers[-1])
 
     def _note(self, value: Tensor, hook: Any) -> None:
-        """Remember the ids of the pass that begins."""
+        """Remember the token ids of the forward pass that has just started."""
         del hook
         if value.is_floating_point():  # Embeddings were passed, not ids.
             self._ids = None
@@ -245,7 +245,7 @@ class Hook:
             self._ids = value[None] if value.ndim == 1 else value
 
     def _real(self, ids: list[int]) -> slice:
-        """Where a row's own tokens are: between the padding, which is on one side."""
+        """Return the slice of a row without its padding, which is on one side."""
         pad, start, stop = self._bridge.tokenizer.pad_token_id, 0, len(ids)
         while start < stop - 1 and ids[start] == pad:
             start += 1
@@ -253,7 +253,7 @@ class Hook:
             stop -= 1
         bos = self._bridge.tokenizer.bos_token_id
         if start and bos == pad and self._bridge.cfg.default_prepend_bos:
-            start -= 1  # The last of the run is no padding: it is the beginning.
+            start -= 1  # The last of these tokens is BOS, not padding.
         return slice(start, stop)
 
 

@@ -1,12 +1,12 @@
-"""Where a host model keeps what an NLA touches: its blocks, its embedding, its real positions.
+"""Find the parts of an nnsight model that an NLA uses: blocks, embedding, real token positions.
 
-A *host* is an nnsight `TransformersModel`: the target, the verbalizer, the reconstructor. Layer K
-is the **output of block K**, counted from 0 (``hidden_states[K + 1]``). Blocks are found by
-structure (the module list as long as the configuration says), so one function serves every
-architecture.
+The functions take an nnsight `TransformersModel`: the target, the verbalizer or the reconstructor.
+Layer K is the **output of block K**, counted from 0 (``hidden_states[K + 1]``). Blocks are found by
+structure (the module list with as many entries as the configuration has layers), so one function
+serves every architecture.
 
 In a batch of unequal prompts nnsight pads on the left: ``output[0, 0]`` of a short prompt is then
-the residual of a *pad* token. `positions` says which are real::
+the residual of a *pad* token. `positions` returns the real ones::
 
     short, long = positions(model, ["Paris", "The Eiffel Tower is in"])
     residual = layer.output[0, short.slice]      # no pads, in every batch
@@ -35,16 +35,16 @@ _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 @dataclass(frozen=True)
 class Positions:
-    """The real tokens of one prompt, wherever padding puts them."""
+    """The real tokens of one prompt, in a batch with any left padding."""
 
     ids: tuple[int, ...]
     """Token ids, special tokens included."""
     tokens: tuple[str, ...]
-    """The same, each decoded."""
+    """The text of each token."""
 
     @property
     def slice(self) -> slice:
-        """The real positions along the sequence axis, right in every left-padded batch."""
+        """The real positions along the sequence axis, valid in every left-padded batch."""
         return slice(-len(self.ids), None)
 
     @property
@@ -54,10 +54,10 @@ class Positions:
 
 
 def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Positions]:
-    """The real positions of each prompt, tokenized as `model` itself will.
+    """Return the real positions of each prompt, as `model` itself tokenizes it.
 
     Args:
-        model: The host that will run the prompts, as invokes or as one list.
+        model: The model that will run the prompts, as invokes or as one list.
         prompts: A prompt or a list of them; each is a string, a list of token ids, or a list of
             chat messages.
 
@@ -80,22 +80,22 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
 
 
 def block(model: TransformersModel, layer: int) -> Any:
-    """The envoy (or, for a plain module, the module) of block `layer`.
+    """Return the envoy (for a plain module, the module) of block `layer`.
 
     Raises:
-        InjectionError: `model` is no language model known here, or has no such block.
+        InjectionError: `model` is not a supported language model, or has no such block.
     """
     path, blocks = _blocks(model)
     if not 0 <= layer < len(blocks):
         raise InjectionError(
-            f"{describe(model)} has blocks 0 to {len(blocks) - 1} (at {path}), block {layer} was "
-            "asked for. Use the model that the verbalizer was trained for."
+            f"{describe(model)} has blocks 0 to {len(blocks) - 1} (at {path}); block {layer} was "
+            "requested. Use the model that the verbalizer was trained for."
         )
     return _envoy(model, path)[layer]
 
 
 def embedding(model: TransformersModel) -> Any:
-    """The envoy (or module) of the token embedding."""
+    """Return the envoy (or module) of the token embedding."""
     text_config(model)
     module = module_of(model)
     table = module.get_input_embeddings()
@@ -104,10 +104,10 @@ def embedding(model: TransformersModel) -> Any:
 
 
 def final_norm_path(model: TransformersModel) -> str:
-    """The path of the norm after the last block, which stands beside the blocks.
+    """Return the path of the norm after the last block, a sibling of the blocks.
 
     Raises:
-        InjectionError: There is none of a known name.
+        InjectionError: No sibling has a known name.
     """
     path, _ = _blocks(model)
     parent = path.rpartition(".")[0]
@@ -116,24 +116,24 @@ def final_norm_path(model: TransformersModel) -> str:
     if name is None:
         names = ", ".join(name for name, _ in decoder.named_children())
         raise InjectionError(
-            f"{describe(model)} keeps beside its blocks {names}: none is a final norm known here "
-            f"({', '.join(_FINAL_NORMS)})."
+            f"{describe(model)} has {names} next to its blocks; expected a final norm named one of "
+            f"{', '.join(_FINAL_NORMS)}."
         )
     return f"{parent}.{name}" if parent else name
 
 
 def final_norm(model: TransformersModel) -> Any:
-    """The envoy (or module) of the norm after the last block."""
+    """Return the envoy (or module) of the norm after the last block."""
     return _envoy(model, final_norm_path(model))
 
 
 def width(model: TransformersModel) -> int:
-    """The residual stream's width, d_model."""
+    """Return the width of the residual stream, d_model."""
     return int(text_config(model).hidden_size)
 
 
 def text_config(model: TransformersModel) -> Any:
-    """The configuration of `model`'s language model."""
+    """Return the configuration of `model`'s language model."""
     config = getattr(module_of(model), "config", None)
     if not hasattr(config, "get_text_config"):
         raise InjectionError(
@@ -144,12 +144,12 @@ def text_config(model: TransformersModel) -> Any:
 
 
 def describe(model: TransformersModel) -> str:
-    """The name a person would know `model` by."""
+    """Return the name a person would know `model` by."""
     return str(getattr(model, "repo_id", None) or type(module_of(model)).__name__)
 
 
 def only_last(model: TransformersModel) -> dict[str, int]:
-    """Return the option that computes the logits of the last token only, where it is known."""
+    """Return the option for computing only the last token's logits, if `model` has one."""
     known = "logits_to_keep" in inspect.signature(module_of(model).forward).parameters
     return {"logits_to_keep": 1} if known else {}
 

@@ -1,4 +1,4 @@
-"""Getting a half of an NLA by Hub id, folder or live model: tokenizer first, weights last."""
+"""Load the tokenizer, configuration and nnsight model of a Hub id, folder or live model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def load_tokenizer(
     source: str | Path | TransformersModel, checkpoint: Checkpoint, *, trust: bool = False
 ) -> Any:
-    """The tokenizer of `source`, or that of its base model where it ships none.
+    """Return the tokenizer of `source`, or its base model's if it ships without one.
 
     Args:
         source: A Hub id, a folder, or a live model.
-        checkpoint: Where the base model is named.
-        trust: Whether code in the repository may run; otherwise that is an error, not a question.
+        checkpoint: Names the base model.
+        trust: Whether code in the repository may run; if not, needing it is an error.
 
     Raises:
-        CheckpointError: Neither has one that can be read.
+        CheckpointError: Neither has a readable tokenizer.
     """
     if not isinstance(source, str | Path):
         tokenizer = getattr(source, "tokenizer", None)
@@ -38,13 +38,13 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tried: list[str] = []
-    for name in dict.fromkeys(filter(None, [_place(source), checkpoint.base_model])):
+    for name in dict.fromkeys(filter(None, [_expanded(source), checkpoint.base_model])):
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
         except Exception as error:  # tokenizers raises plain Exceptions on a damaged file.
             tried.append(f"{name}: {_first_line(error)}")
             continue
-        # From a folder with a config.json only, transformers 5 makes an empty tokenizer.
+        # For a folder that has only a config.json, transformers 5 returns an empty tokenizer.
         if set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
             return tokenizer
         tried.append(f"{name}: no tokenizer files")
@@ -57,10 +57,10 @@ def load_tokenizer(
 def at_depth(
     source: str | Path | TransformersModel, checkpoint: Checkpoint, load: dict[str, Any]
 ) -> Checkpoint:
-    """Fill a template's ``{depth_pct}``; a verbalizer is as deep as the target it was made from.
+    """Fill in a template's ``{depth_pct}``; a verbalizer has as many blocks as its target.
 
     Raises:
-        CheckpointError: There is such a slot, and no configuration that says how deep.
+        CheckpointError: The template has this slot, and the configuration cannot be read.
     """
     if DEPTH_SLOT not in checkpoint.template:
         return checkpoint
@@ -71,12 +71,12 @@ def at_depth(
     options = {name: load[name] for name in ("revision",) if name in load}
     trust = load.get("trust_remote_code", False)
     try:
-        config = AutoConfig.from_pretrained(_place(source), trust_remote_code=trust, **options)
+        config = AutoConfig.from_pretrained(_expanded(source), trust_remote_code=trust, **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.where('template')} has {DEPTH_SLOT}, and the configuration of "
-            f"{str(source)!r}, which says how deep it is, could not be read: "
-            f"{_first_line(error)} Put the number in place of {DEPTH_SLOT}."
+            f"{checkpoint.where('template')} has {DEPTH_SLOT}, which needs the number of blocks, "
+            f"and the configuration of {str(source)!r} could not be read: {_first_line(error)} "
+            f"Replace {DEPTH_SLOT} with the number."
         ) from error
     return checkpoint.at_depth(config.get_text_config().num_hidden_layers)
 
@@ -87,17 +87,17 @@ def load_model(
     peft: str | None,
     load: dict[str, Any],
 ) -> TransformersModel:
-    """The nnsight model of `source`, without its weights; a live model is taken as it is.
+    """Return the nnsight model of `source` without its weights; a live model as it is.
 
     Raises:
-        CheckpointError: Its configuration cannot be read.
+        CheckpointError: The configuration cannot be read.
     """
     if not isinstance(source, str | Path):
         hosts.text_config(source)
         if peft is not None or load:
             given = ", ".join([*(["peft"] if peft else []), *load])
             raise CheckpointError(
-                f"{given} cannot be applied to a model that is already there. Load it yourself: "
+                f"{given} cannot be applied to a model that is already loaded. Load it yourself: "
                 "TransformersModel(..., peft=...), or pass its path instead."
             )
         return source
@@ -107,10 +107,10 @@ def load_model(
     from nnsight import TransformersModel
 
     try:
-        # Left unsaid, transformers asks on the terminal whether to run a repository's own code.
+        # Without this option, transformers asks on the terminal whether to run remote code.
         load = {"trust_remote_code": False, **load}
         return TransformersModel(
-            _place(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
+            _expanded(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
         )
     except (OSError, ValueError, StrictDataclassError) as error:
         raise CheckpointError(
@@ -120,10 +120,10 @@ def load_model(
 
 
 def need_peft(adapter: str | Path) -> None:
-    """Check that PEFT is installed, which an adapter needs.
+    """Check that PEFT is installed, which adapters need.
 
     Raises:
-        CheckpointError: It is not.
+        CheckpointError: PEFT is not installed.
     """
     if find_spec("peft") is None:
         raise CheckpointError(
@@ -132,8 +132,8 @@ def need_peft(adapter: str | Path) -> None:
         )
 
 
-def _place(source: str | Path) -> str:
-    """A folder's path with ``~`` written out, or the Hub id as it is."""
+def _expanded(source: str | Path) -> str:
+    """Return a folder's path with ``~`` expanded, or the Hub id unchanged."""
     folder = Path(source).expanduser()
     return str(folder if folder.exists() else source)
 

@@ -1,23 +1,26 @@
-"""Whose weights are in memory, and when: the target, the verbalizer and the reconstructor.
+"""Decide which weights are in memory: those of the target, the verbalizer or the reconstructor.
 
-Handles make "capture now, verbalize later" possible, so the three need not be there at once. With
-``placement="sequential"`` one of them is, the one whose *turn* it is::
+Handles capture now and are verbalized later, so the three models need not be in memory at once.
+With ``placement="sequential"`` only the one that runs is::
 
-    with places.turn(av):       # the target makes room, the reconstructor is unloaded
+    with memory.running(av):    # the target makes room, the reconstructor is unloaded
         ...                     # the verbalizer loads and runs
-                                # ... is unloaded, and the target is back, also after an error
+                                # it is unloaded and the target restored, also after an error
 
-The **target** is every model that was given to `NLA.layer` (and so to `read` and to the
-experiments), held weakly, and the one passed as ``NLA(..., target=model)``. It *makes room* where
-it is: from an accelerator its tensors go to the CPU, from the CPU to a temporary file (in
-``TMPDIR``, which must lie on a disk, not in memory). They come back from there, never from the
-checkpoint, so bit for bit as they were, with what you changed in them: same device, same dtype.
-The modules stay, and with them hooks, envoys, edits and adapters. A live model that you passed as
-a half makes room likewise. A half that was loaded here, by path or id, is *unloaded*, and read
-again from its checkpoint at its next turn.
+A **target** is any model that was passed to `NLA.layer` (also through `read` and the experiments),
+held weakly, or as ``NLA(..., target=model)``. To *make room*, its tensors move from an accelerator
+to the CPU, or from the CPU to a temporary file (in ``TMPDIR``, which must be on a disk, not in
+memory). They are restored from there, not from the checkpoint: bit for bit, with your changes, on
+the same device and in the same dtype. The modules stay, and so do hooks, envoys, edits and
+adapters. A live model that you passed as the verbalizer or reconstructor makes room in the same
+way. One that was loaded here, by path or id, is *unloaded*, and read again from its checkpoint when
+it next runs.
 
-Gradients and optimizer states do not move, and a model that is not loaded here (one that runs on a
-host) has nothing to move.
+The temporary file is what makes "sequential" useful without an accelerator: for two float32 models
+of 360 MB, peak memory is 390 MB instead of 754 MB (x1.9), for about 1 to 1.4 s of CPU time more per
+switch.
+
+Gradients and optimizer states do not move. A model that runs on an NDIF host has nothing to move.
 """
 
 from __future__ import annotations
@@ -43,15 +46,15 @@ from .adapter import AdapterModel, weights_of
 
 Placement = Literal["together", "sequential"]
 
-_TURN = threading.RLock()
+_SWITCHING = threading.RLock()
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 class Memory:
-    """The models of one NLA, and which of them make room for which."""
+    """The models of one NLA; makes room for the one that runs."""
 
     def __init__(self, placement: Placement = "together", target: Any = None) -> None:
-        """Register the target, where there is one.
+        """Register the target, if there is one.
 
         Raises:
             CheckpointError: `placement` is neither ``"together"`` nor ``"sequential"``.
@@ -69,7 +72,7 @@ class Memory:
             self._targets.add(target)
 
     def add_target(self, model: Any) -> None:
-        """Register a target, for as long as somebody holds it."""
+        """Register a target, without keeping it alive."""
         self._targets.add(model)
 
     def add_model(self, name: str, model: Any, *, loaded_here: bool) -> None:
@@ -78,29 +81,29 @@ class Memory:
         Args:
             name: What errors call it.
             model: Its nnsight model.
-            loaded_here: Whether it came from a path or an id, so that it can be loaded again.
+            loaded_here: Whether it came from a path or an id and so can be loaded again.
         """
         self._models[model] = name
         if loaded_here:
             self._loaded_here.add(model)
 
     @contextlib.contextmanager
-    def turn(self, model: Any) -> Iterator[None]:
-        """Let a model run: others make room for it, and the targets come back at the end.
+    def running(self, model: Any) -> Iterator[None]:
+        """Make room for a model that is about to run, and restore the targets afterwards.
 
         Raises:
-            CheckpointError: Its weights do not fit where they would go; nothing was loaded.
+            CheckpointError: Its weights do not fit in memory; nothing was loaded.
             VerbalizationError: A trace is running on a model that would have to make room.
         """
         if self.placement == "together":
             self._check_fit(model)
             yield
             return
-        with _TURN:
+        with _SWITCHING:
             if self._active is model:
                 yield
                 return
-            self._bring_back()  # What an earlier turn could not.
+            self._bring_back()  # Tensors that could not be restored last time.
             try:
                 self._check_fit(model)
                 self._make_room(model)
@@ -153,7 +156,7 @@ class Memory:
             self._away.pop()
 
     def _check_fit(self, model: Any) -> None:
-        """Hold what a half needs against what is free, before any of it is loaded."""
+        """Compare what a model needs with the memory that is free, before loading it."""
         base = weights_of(model)
         device = None if _loaded(model) else _device_of(base)
         if device is None:
@@ -169,36 +172,34 @@ class Memory:
         targets = [each for each in self._targets if each is not base and _loaded(each)]
         theirs = sum(_held(each, device) for each in targets)
         lines = [
-            f"The {name} {hosts.describe(model)} needs {_gb(needed)} on {device}, and "
-            f"{_gb(free)} are free there."
+            f"The {name} {hosts.describe(model)} needs {_gb(needed)} on {device}, where "
+            f"{_gb(free)} are free."
         ]
         if theirs:
             names = ", ".join(hosts.describe(each) for each in targets)
-            lines.append(f"The target {names} takes {_gb(theirs)} of it.")
+            lines.append(f"The target {names} takes {_gb(theirs)}.")
         if self.placement == "together" and needed <= free + room:
-            lines.append("One after the other they fit: NLA(..., placement='sequential').")
+            lines.append("They fit one at a time: NLA(..., placement='sequential').")
         else:
-            lines.append(
-                f"One after the other does not do either: {_gb(free + room)} would be free."
-            )
+            lines.append(f"One at a time they do not fit either: {_gb(free + room)} would be free.")
         smaller = ", ".join(
             f"dtype={dtype!r} ({_gb(size(model, dtype))})" for dtype in ("int8", "nf4")
         )
         lines.append(
-            f"Smaller: NLA(..., {smaller}). Without a copy of the base, where it ships as an "
-            "adapter: NLA.on(model, av=...). On a host: NLA(..., remote=True)."
+            f"Load it smaller: NLA(..., {smaller}). If it ships as an adapter, share the base: "
+            "NLA.on(model, av=...). Or run it on an NDIF host: NLA(..., remote=True)."
         )
         raise CheckpointError(" ".join(lines))
 
 
 class Parked:
-    """The tensors of a module while they are elsewhere.
+    """The tensors of a module while they are moved out of the way.
 
-    Whole storages move, so tensors that shared memory share it again when they are back.
+    Complete storages move, so tensors that shared memory share it again when they are restored.
     """
 
     def __init__(self) -> None:
-        """Nothing has left yet."""
+        """Start with no tensors."""
         self._away: list[tuple[Tensor | int, torch.device, list[tuple[Any, ...]]]] = []
         self._file: IO[bytes] | None = None
 
@@ -206,8 +207,8 @@ class Parked:
         """Move the tensors of `module` to the CPU, or from the CPU to a file.
 
         Args:
-            module: Whose; it stays as it is, with nothing to compute with.
-            keep: Storages (by address) that stay, for they are in use.
+            module: The module; its structure stays, its tensors become empty.
+            keep: Addresses of storages that stay because they are in use.
         """
         groups: dict[tuple[torch.device, int], list[Tensor]] = {}
         for tensor in _each(module):
@@ -216,8 +217,8 @@ class Parked:
         for (device, address), tensors in groups.items():
             if address in keep:
                 continue
-            whole = _bytes(tensors[0].untyped_storage())
-            kept = self._write(whole) if device.type == "cpu" else whole.cpu()
+            content = _bytes(tensors[0].untyped_storage())
+            kept = self._write(content) if device.type == "cpu" else content.cpu()
             views = [
                 (tensor, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
                 for tensor in tensors
@@ -226,54 +227,57 @@ class Parked:
             for tensor in tensors:
                 nothing = torch.empty(0, dtype=tensor.dtype)
                 tensor.data = nothing if isinstance(kept, int) else nothing.to(device)
-            del whole
+            del content
         if self._file is not None:
             self._file.flush()
 
     def back(self) -> None:
-        """Put every tensor back; called again after an error, it goes on where it stopped."""
+        """Restore every tensor. Call it again after an error to continue where it stopped."""
         while self._away:
             kept, device, views = self._away[-1]
-            whole = self._read(*self._extent(kept)) if isinstance(kept, int) else kept.to(device)
+            content = self._read(*self._extent(kept)) if isinstance(kept, int) else kept.to(device)
             for tensor, dtype, offset, shape, stride in views:
                 empty = torch.empty(0, dtype=dtype, device=device)
-                tensor.data = empty.set_(whole.untyped_storage(), offset, shape, stride)
+                tensor.data = empty.set_(content.untyped_storage(), offset, shape, stride)
             self._away.pop()
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _write(self, whole: Tensor) -> int:
+    def _write(self, content: Tensor) -> int:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="nnsight_nla-")  # noqa: SIM115
             self._ends: list[int] = [0]
         self._file.seek(self._ends[-1])
-        self._file.write(memoryview(cast("Any", whole.numpy())))
-        self._ends.append(self._ends[-1] + whole.numel())
+        self._file.write(memoryview(cast("Any", content.numpy())))
+        self._ends.append(self._ends[-1] + content.numel())
         return len(self._ends) - 2
 
     def _extent(self, number: int) -> tuple[int, int]:
         return self._ends[number], self._ends[number + 1] - self._ends[number]
 
     def _read(self, start: int, length: int) -> Tensor:
-        whole = torch.empty(length, dtype=torch.uint8)
+        content = torch.empty(length, dtype=torch.uint8)
         file = cast("Any", self._file)
         file.seek(start)
-        got = file.readinto(memoryview(cast("Any", whole.numpy())))
+        got = file.readinto(memoryview(cast("Any", content.numpy())))
         if got != length:
-            raise NLAError(f"The target's weights were cut short in {tempfile.gettempdir()}.")
-        return whole
+            raise NLAError(
+                f"The file in {tempfile.gettempdir()} that held the target's weights is truncated: "
+                f"read {got} of {length} bytes. Load the target again."
+            )
+        return content
 
 
 def load_weights(model: Any) -> None:
-    """Load the weights of a half, unless they are there; it is then ready to run, not to train.
+    """Load the weights of a model, if they are not loaded, and set it to evaluation mode.
 
     Raises:
-        CheckpointError: A library that its format needs is not installed.
+        CheckpointError: A library that its dtype needs is not installed.
     """
     if _loaded(model):
         if isinstance(model, AdapterModel):
-            model.follow()  # Not only traces run it.
+            model.follow()  # Code other than a trace may run it next.
         return
     try:
         model.dispatch()
@@ -285,15 +289,15 @@ def load_weights(model: Any) -> None:
             f"{str(error).strip().splitlines()[0]} Install what it needs (pip install {needs}), or "
             "load it in a torch dtype: NLA(..., dtype='bfloat16')."
         ) from error
-    # An adapter is attached after the model was made ready, and brings its dropout.
+    # An adapter is attached after nnsight's own eval(), with its dropout active.
     hosts.module_of(model).eval()
 
 
 def unload(model: Any) -> None:
     """Drop the weights of a model that was loaded from a checkpoint; its envoys stay.
 
-    It is as it was before it first ran, and loads again when it runs again. PyTorch hooks that were
-    put on its modules go with them.
+    The model returns to its state before it first ran, and loads again when it next runs. PyTorch
+    hooks on its modules are lost.
 
     Raises:
         VerbalizationError: A trace is running on it.
@@ -306,12 +310,12 @@ def unload(model: Any) -> None:
 
 
 def size(model: Any, dtype: Any = None) -> int:
-    """The bytes that the weights of a model take once it is loaded, those that are there left out.
+    """Return how many bytes loading a model will take; 0 if it is loaded.
 
     Args:
         model: An nnsight model, read without its weights.
-        dtype: As nnsight takes it, for what it would be in another one; a quantized one holds the
-            blocks' matrices in fewer bits and the rest as it computes.
+        dtype: Another dtype to compute the size for, as nnsight takes it. A quantized dtype stores
+            the blocks' matrices in fewer bits, and the rest in the dtype it computes in.
     """
     if _loaded(model):
         return 0
@@ -337,14 +341,14 @@ def size(model: Any, dtype: Any = None) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be held on `device`: memory that PyTorch keeps for reuse counts as free."""
+    """Return the free bytes on `device`, including what PyTorch keeps for reuse."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # No control group, or one without a limit.
+    with contextlib.suppress(OSError, ValueError):  # There is no control group, or it has no limit.
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
@@ -354,7 +358,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def free_for(model: Any) -> int:
-    """What can still be held where the weights of `model` are, or where they will go."""
+    """Return the free bytes on the device where the weights of `model` are or will be."""
     device = _device_of(weights_of(model))
     if device is None and torch.cuda.is_available():
         cards = range(torch.cuda.device_count())
@@ -363,13 +367,13 @@ def free_for(model: Any) -> int:
 
 
 def _device_of(model: Any) -> torch.device | None:
-    """Where the weights of `model` would go, ``None`` where accelerate spreads them itself."""
+    """Return the device for the weights of `model`, ``None`` if accelerate spreads them."""
     if _loaded(model):
         return next(iter(_each(hosts.module_of(model)))).device
     there = model.kwargs.get("device_map", model.kwargs.get("device"))
     if isinstance(there, dict):
-        places = {str(place) for place in there.values()}
-        there = places.pop() if len(places) == 1 else "auto"
+        devices = {str(device) for device in there.values()}
+        there = devices.pop() if len(devices) == 1 else "auto"
     has_cuda = torch.cuda.is_available()
     if there is None or there in _SPREAD:
         if has_cuda:
@@ -377,7 +381,7 @@ def _device_of(model: Any) -> torch.device | None:
         return torch.device("cpu") if not torch.accelerator.is_available() else None
     try:
         device = torch.device(f"cuda:{there}" if str(there).isdigit() else there)
-    except (RuntimeError, TypeError):  # transformers says what is wrong with it.
+    except (RuntimeError, TypeError):  # transformers reports what is wrong with it.
         return None
     return device if device.type == "cpu" or (device.type == "cuda" and has_cuda) else None
 
@@ -392,16 +396,16 @@ def _check_idle(model: Any, name: str) -> None:
 
 
 def _check_plain(model: Any) -> None:
-    """Quantized and sharded tensors keep state beside their memory, which would not move along."""
-    strange = {type(tensor).__name__ for tensor in _each(hosts.module_of(model))} - {
+    """Refuse quantized and sharded tensors: they have state that would not move with them."""
+    special = {type(tensor).__name__ for tensor in _each(hosts.module_of(model))} - {
         "Tensor",
         "Parameter",
     }
-    if strange:
+    if special:
         raise CheckpointError(
-            f"{hosts.describe(model)} holds {', '.join(sorted(strange))}, which cannot make room "
-            "(placement='sequential' moves plain tensors). Load the target in a torch dtype, or "
-            "keep both there: NLA(..., placement='together', dtype='nf4')."
+            f"{hosts.describe(model)} has tensors of type {', '.join(sorted(special))}; "
+            "placement='sequential' moves plain tensors only. Load the target in a torch dtype, or "
+            "keep both models loaded: NLA(..., placement='together', dtype='nf4')."
         )
 
 
@@ -414,7 +418,7 @@ def _held(model: Any, device: torch.device) -> int:
 
 
 def _each(module: nn.Module) -> Iterator[Tensor]:
-    """Every parameter and buffer once."""
+    """Yield every parameter and buffer once."""
     yield from module.parameters()
     yield from module.buffers()
 
@@ -428,11 +432,13 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
 
 
 def _free() -> None:
-    """Give memory back to the system, not only to the allocators."""
+    """Return memory to the operating system, not only to the allocators."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # glibc keeps what was freed in pieces.
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # glibc keeps freed memory; others lack this call.
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What the verbalizer and the reconstructor of one NLA have in common."""
+    """Options that the verbalizer and the reconstructor of one NLA share."""
 
     target: TransformersModel | None
     """The model on whose weights an adapter runs."""
     remote: bool
     """Whether the models run on the configured NDIF host."""
     memory: Memory
-    """Where the models are registered."""
+    """Registers the models."""
     load: dict[str, Any]
-    """Goes to nnsight's `TransformersModel` as it is."""
+    """Keyword arguments of nnsight's `TransformersModel`."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class OpenedVerbalizer:
     runtime: Runtime
     """Runs its model."""
     checkpoint: Checkpoint
-    """What it was trained with, completed by its tokenizer."""
+    """Its training settings, completed with its tokenizer."""
     prompt: Prompt
-    """Its prompt, rendered."""
+    """Its rendered prompt."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def open_verbalizer(
     """Read and check a verbalizer; loads no weights.
 
     Args:
-        source: A Hub id, a folder (of a whole model, or of an adapter), or a live model.
-        options: What both models of the NLA have in common.
+        source: A Hub id, a folder (of a full model or an adapter), or a live model.
+        options: Shared by both models of the NLA.
         checkpoint: Overrides the sidecar; see `NLA`.
         peft: An adapter on `source`.
 
     Raises:
-        CheckpointError: The checkpoint cannot be found, read, or served as it is.
+        CheckpointError: The checkpoint cannot be found, read or used.
     """
     base, load, target = cast("Any", source), options.load, options.target
     if target is not None and peft is None and adapters.is_adapter(source):
@@ -107,12 +107,12 @@ def open_verbalizer(
 def open_reconstructor(
     source: str | Path | TransformersModel, options: OpenOptions, checkpoint: Checkpoint
 ) -> OpenedReconstructor:
-    """Read and check a reconstructor; loads no weights but its head.
+    """Read and check a reconstructor; loads only its head.
 
     Args:
         source: A Hub id, a folder, or a live model; see `reconstructor_files`.
-        options: What both models of the NLA have in common.
-        checkpoint: The verbalizer's, for what the reconstructor's own sidecar leaves out.
+        options: Shared by both models of the NLA.
+        checkpoint: The verbalizer's, for fields that the reconstructor's own sidecar lacks.
 
     Raises:
         CheckpointError: Files are missing, damaged, or of another layer or width.
@@ -127,7 +127,7 @@ def open_reconstructor(
     if is_path and not on_target:
         base = layout.base
         config = reconstructor_files.cut_config(base, checkpoint.layer, load)
-        # A host serves whole models; the blocks above K are not run there.
+        # A host serves full models; the blocks after K are not run there.
         if config is not None and not options.remote:
             load = {**load, "config": config}
     blocks = checkpoint.layer + 1
@@ -144,7 +144,7 @@ def _model(
     options: OpenOptions,
     blocks: int | None = None,
 ) -> TransformersModel:
-    """A model without its weights; an adapter on the target runs on the target's weights."""
+    """Return a model without its weights; an adapter on the target shares the target's."""
     if adapter is None or source is not options.target:
         return load_model(source, tokenizer, adapter, load)
     if options.remote:
@@ -174,7 +174,7 @@ def _described(where: str | Path, given: Checkpoint | Injection | str | Path | N
 
 
 def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
-    """Fill in the neighbours that a sidecar left out, and say whose tokenizer is used."""
+    """Fill in the marker's neighbors if the sidecar lacks them, and record the tokenizer."""
     live = {"left_id": prompt.left_id, "right_id": prompt.right_id}
     absent = {
         name: value

@@ -1,15 +1,14 @@
-"""The layouts in which reconstructors ship, read into one `Layout`.
+"""Read every file layout of a reconstructor into one `Layout`.
 
-A reconstructor is the first K + 1 blocks of its base and a square head. Three ways of storing that
-are in use:
+A reconstructor is the first K + 1 blocks of its base and a square head. Three layouts are in use:
 
-* a **truncated model** with ``value_head.safetensors`` beside it;
+* a **truncated model** with ``value_head.safetensors`` in the same folder;
 * an **adapter** on the base: ``ar_meta.json`` and ``ar_lora_value_head.safetensors``, which holds
-  the adapter's matrices and the head; or as PEFT writes one, with ``value_head.safetensors``;
-* a **plain base model**, cut after block K when it is loaded; with no head beside it the head is
-  the identity, as at the start of training, and a warning says so.
+  the adapter's matrices and the head; or in PEFT's format, with ``value_head.safetensors``;
+* a **plain base model**, cut after block K when it is loaded. Without a head file, the head is the
+  identity, as at the start of training, with a warning.
 
-Nothing is loaded here but the head; the weights of the blocks come at the first text.
+Only the head is loaded here; the blocks are loaded when the first text is reconstructed.
 """
 
 from __future__ import annotations
@@ -47,30 +46,30 @@ _PER_BLOCK = ("layer_types", "no_rope_layers", "sliding_window_pattern")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a reconstructor is made of, before any weights of its blocks are loaded."""
+    """The parts of a reconstructor, before the weights of its blocks are loaded."""
 
     base: str | Path
-    """Where the blocks lie: a folder or a Hub id."""
+    """The folder or Hub id of the blocks."""
     head: Float[Tensor, "d_model d_model"]
-    """The matrix between the residual at the last token and the vector."""
+    """The matrix that maps the residual at the last token to the vector."""
     template: str | None
-    """Its prompt, where its own sidecar has one."""
+    """Its prompt template, if its own sidecar has one."""
     suffix_ids: tuple[int, ...] | None
-    """The ids that its prompt ends in, where its own sidecar says."""
+    """The ids that its prompt ends with, if its own sidecar has them."""
     final_norm: bool
     """Whether the base's final norm is applied; older adapters were trained with it."""
     adapter: Path | None = None
-    """The adapter as a PEFT folder (one made here lives as long as this record), or its Hub id."""
+    """The adapter as a PEFT folder (deleted with this record if made here), or its Hub id."""
     travels: bool = False
-    """Whether the adapter is stored as PEFT stores one, so that a host can read it."""
+    """Whether the adapter is stored in PEFT's format, so that a host can read it."""
 
 
 def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layout:
-    """Find out how a reconstructor is stored and read its head.
+    """Find the layout of a reconstructor and read its head.
 
     Args:
         source: A folder, a Hub id, or a live model that came from one.
-        checkpoint: The verbalizer's, for what the reconstructor's own sidecar leaves out.
+        checkpoint: The verbalizer's, for fields that the reconstructor's own sidecar lacks.
 
     Raises:
         CheckpointError: Files are missing, damaged, or of another layer or width.
@@ -88,8 +87,8 @@ def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layo
     own_head = head_file is not None and isinstance(source, str | Path)
     if own_head and cut_config(base, checkpoint.layer, {}) is not None:
         warnings.warn(
-            f"{where} has a head and more blocks than a reconstructor of layer {checkpoint.layer}: "
-            "it is cut after that block. If the head was trained on a later one, this is the "
+            f"{where} has a head and more blocks than a reconstructor of layer {checkpoint.layer}, "
+            "so it is cut after that block. If the head was trained on a later block, this is the "
             "reconstructor of another layer.",
             NLAWarning,
             stacklevel=4,
@@ -98,15 +97,15 @@ def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layo
 
 
 def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | None:
-    """The configuration of `source` without the blocks above `layer`, ``None`` if it has none.
+    """Return a configuration without the blocks after `layer`, ``None`` if there are none.
 
     Raises:
-        CheckpointError: It has fewer blocks than that.
+        CheckpointError: `source` has no block `layer`.
     """
     from transformers import AutoConfig
 
     try:
-        # Left out, transformers asks on the terminal whether to run the repository's code.
+        # Without this option, transformers asks on the terminal whether to run remote code.
         options = {"trust_remote_code": load.get("trust_remote_code", False)}
         options |= {"revision": load["revision"]} if "revision" in load else {}
         config = AutoConfig.from_pretrained(str(source), **options)
@@ -148,12 +147,13 @@ def _adapter(
     if meta["ar_num_layers"] != checkpoint.layer + 1:
         raise CheckpointError(
             f"{meta_file}: ar_num_layers is {meta['ar_num_layers']}; a reconstructor of layer "
-            f"{checkpoint.layer} has {checkpoint.layer + 1}. Use the two halves of one checkpoint."
+            f"{checkpoint.layer} has {checkpoint.layer + 1}. Use the verbalizer and reconstructor "
+            "of one checkpoint."
         )
     base = meta.get("base_model") or checkpoint.base_model
     if base is None:
         raise CheckpointError(
-            f"{where} is an adapter and neither {META} nor the sidecar names its base model. Say "
+            f"{where} is an adapter and neither {META} nor the sidecar names its base model. Pass "
             "it: NLA(..., checkpoint=Checkpoint(base_model=...))."
         )
     weights = stored(where, ADAPTER)
@@ -189,7 +189,7 @@ def _peft(
     base = named or checkpoint.base_model
     if base is None:
         raise CheckpointError(
-            f"{where} is an adapter and neither {PEFT} nor the sidecar names its base model. Say "
+            f"{where} is an adapter and neither {PEFT} nor the sidecar names its base model. Pass "
             "it: NLA(..., checkpoint=Checkpoint(base_model=...))."
         )
     folder = Path(where).expanduser()
@@ -211,7 +211,7 @@ def _meta(file: Path) -> dict[str, Any]:
 
 
 def _as_peft(tensors: dict[str, Tensor], meta: dict[str, Any], base: str) -> Path:
-    """The adapter as PEFT stores one, so that nnsight loads it like any other."""
+    """Write the adapter in PEFT's format, so that nnsight can load it."""
     from safetensors.torch import save_file
 
     folder = Path(tempfile.mkdtemp(prefix="nnsight_nla-ar-"))
@@ -221,7 +221,7 @@ def _as_peft(tensors: dict[str, Tensor], meta: dict[str, Any], base: str) -> Pat
         "base_model_name_or_path": base,
         "r": meta["lora_r"],
         "lora_alpha": meta["lora_alpha"],
-        # ar_meta.json does not say; the code that writes it trains and reloads with it on.
+        # ar_meta.json lacks it; the code that writes that file trains and reloads with it on.
         "use_rslora": meta.get("use_rslora", True),
         "target_modules": meta["target_modules"],
         "bias": "none",
@@ -239,7 +239,7 @@ def _as_peft(tensors: dict[str, Tensor], meta: dict[str, Any], base: str) -> Pat
 def _own_sidecar(
     where: str | Path, checkpoint: Checkpoint
 ) -> tuple[str | None, tuple[int, ...] | None, bool | None]:
-    """The template, suffix and norm of the reconstructor's own sidecar, checked for its layer."""
+    """Return template, suffix and norm from the reconstructor's own sidecar, after checks."""
     file = next((found for name in sidecar.SIDECARS if (found := stored(where, name))), None)
     if file is None:
         return None, None, None
@@ -249,8 +249,8 @@ def _own_sidecar(
         mine, other = values.get(name), getattr(checkpoint, name)
         if mine is not None and mine != other:
             raise CheckpointError(
-                f"{file}: {name} is {mine}, the verbalizer's is {other}. Use the two halves of "
-                "one checkpoint."
+                f"{file}: {name} is {mine}, the verbalizer's is {other}. Use the verbalizer and "
+                "reconstructor of one checkpoint."
             )
     suffix = values.get("ar_suffix_ids")
     stripped = tree.get("final_norm_stripped") if isinstance(tree, dict) else None
@@ -258,11 +258,11 @@ def _own_sidecar(
 
 
 def is_partial(adapter: str | Path, blocks: int) -> bool:
-    """Return whether a PEFT adapter has matrices for fewer blocks and does not say for which.
+    """Return whether a PEFT adapter covers fewer blocks than its base without listing them.
 
     Args:
         adapter: The adapter's folder or Hub id.
-        blocks: How many blocks its base has.
+        blocks: The number of blocks of its base.
     """
     from safetensors import safe_open
 
@@ -277,16 +277,16 @@ def is_partial(adapter: str | Path, blocks: int) -> bool:
 
 
 def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:
-    """The head of a plain base model; a cut one without a head has lost it."""
+    """Return the identity as head of a full base model; a cut model must have a head file."""
     if isinstance(source, str | Path):
         cut = cut_config(where, checkpoint.layer, {}) is None
     else:
         cut = hosts.text_config(source).num_hidden_layers == checkpoint.layer + 1
     if cut:
-        raise CheckpointError(f"{where} has no {HEAD}; a reconstructor's folder has one.")
+        raise CheckpointError(f"{where} has no {HEAD}; a reconstructor's folder needs one.")
     warnings.warn(
         f"{where} has no {HEAD}: its blocks 0 to {checkpoint.layer} are used with the identity as "
-        "head, a reconstructor as it is before training. Its scores are a floor, no more.",
+        "head, as in a reconstructor before training. Its scores are only a lower bound.",
         NLAWarning,
         stacklevel=4,
     )
@@ -294,9 +294,9 @@ def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:
 
 
 def stored(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
-    """A file of a folder or a Hub repository, ``None`` where there is none.
+    """Return a file of a folder or a Hub repository, ``None`` if there is none.
 
-    With no network, a file that is not `needed` and not in the cache counts as not there.
+    With no network, a file that is neither cached nor `needed` counts as absent.
     """
     folder = Path(where).expanduser()
     if folder.is_dir():
@@ -313,8 +313,8 @@ def stored(where: str | Path, name: str, *, needed: bool = False) -> Path | None
             return None
         raise CheckpointError(
             f"{name} of {str(where)!r} is not in the local Hub cache and could not be fetched "
-            f"({type(error).__name__}). With no network, download the repository elsewhere and "
-            "pass its folder."
+            f"({type(error).__name__}). With no network, download the repository elsewhere "
+            "and pass its folder."
         ) from error
 
 

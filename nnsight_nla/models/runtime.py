@@ -1,13 +1,13 @@
-"""Run one language model of an NLA: its lock, its loading and its place in memory.
+"""Run one model of an NLA: hold its lock, make room for it in memory, load its weights.
 
-An NLA has a `Runtime` for the verbalizer and one for the reconstructor. Whatever runs one of the
-two models does so inside `Runtime.use`, and nowhere else::
+An NLA has a `Runtime` for the verbalizer and one for the reconstructor. All code that runs one of
+the two models does so inside `Runtime.use`::
 
     with runtime.use() as model:        # other threads wait, other models make room, weights load
         with model.trace(prompts): ...  # exactly one trace on this model at a time
 
 The lock belongs to the model, so two NLAs that share a live model share it too. nnsight allows one
-trace per model at a time; a trace of the user's own on the same model is an error, not a wait.
+trace per model at a time; if the user is tracing the same model, that is an error, not a wait.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _IN_USE: dict[Role, tuple[type[NLAError], str]] = {
     "verbalizer": (
         VerbalizationError,
         "Read the text after the `with` block (the vector is kept until then), or use a verbalizer "
-        "that is a model of its own: NLA('path or id').",
+        "that is a separate model: NLA('path or id').",
     ),
     "reconstructor": (ReconstructionError, "Reconstruct after the `with` block."),
 }
 
 
 class Runtime:
-    """One of the two models of an NLA, and the only way to run it."""
+    """One of the two models of an NLA; all runs of it go through `use`."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class Runtime:
 
         Args:
             model: The nnsight model.
-            role: What errors call it.
-            memory: Decides which models are in memory together; a memory of its own unless given.
+            role: Its name in errors.
+            memory: Decides which models are in memory together; a new `Memory` by default.
             remote: Whether it runs on the configured NDIF host.
-            loaded_here: Whether it came from a path or an id, so that it can be loaded again.
+            loaded_here: Whether it came from a path or an id and so can be loaded again.
         """
         self.model, self.role, self.remote = model, role, remote
         self.memory = memory or Memory()
@@ -76,29 +76,29 @@ class Runtime:
 
     @contextmanager
     def use(self) -> Iterator[TransformersModel]:
-        """Run the model: wait for other threads, make room in memory, load the weights.
+        """Wait for other threads, make room in memory, load the weights, and yield the model.
 
-        A remote model has no weights here: nothing is loaded and nothing makes room.
+        A remote model has no weights here, so nothing is loaded and nothing makes room.
 
         Yields:
             The model, in evaluation mode.
 
         Raises:
-            VerbalizationError: A trace of yours is running on the verbalizer.
-            ReconstructionError: A trace of yours is running on the reconstructor.
-            CheckpointError: The weights do not fit into memory, or cannot be loaded.
+            VerbalizationError: You are tracing the verbalizer.
+            ReconstructionError: You are tracing the reconstructor.
+            CheckpointError: The weights do not fit in memory, or cannot be loaded.
         """
         with self.lock:
             self._check_idle()
             if self.remote:
                 yield self.model
                 return
-            with self.memory.turn(self.model):
+            with self.memory.running(self.model):
                 load_weights(self.model)
                 yield self.model
 
     def free_bytes(self) -> int:
-        """Return the memory that is left where the weights are, once they are loaded."""
+        """Return the free bytes on the model's device, once the weights are loaded."""
         return free_for(self.model) - size(self.model)
 
     def _check_idle(self) -> None:

@@ -1,8 +1,8 @@
-"""The model whose residuals are read: an nnsight model or a TransformerLens bridge.
+"""Read residuals from a target: an nnsight model or a TransformerLens bridge.
 
-`hosts` and `bridge` have the same functions for the two kinds. Here the right one is chosen::
+`hosts` and `bridge` have the same functions for the two kinds of model; this module chooses::
 
-    envoy = residual(model, checkpoint)        # the output of block K, checked for its width
+    envoy = residual(model, checkpoint)        # the output of block K, after checking the width
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def kind(model: Target) -> ModuleType:
-    """Return the module that knows this kind of model: `bridge` or `hosts`."""
+    """Return the module for this kind of model: `bridge` or `hosts`."""
     return bridge if bridge.is_bridge(model) else hosts
 
 
@@ -43,8 +43,8 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
     """Return the envoy (or hook point) of the residual that a verbalizer was trained on.
 
     Raises:
-        InjectionError: `model` is not a known kind of target, has another width or no such block,
-            or is a bridge whose weights were folded or centred.
+        InjectionError: `model` is not a known kind of target, has another width, lacks the block,
+            or is a bridge whose weights were folded or centered.
     """
     width = kind(model).width(model)
     if width != checkpoint.d_model:
@@ -56,6 +56,6 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
 
 
 def is_foreign(model: Target, checkpoint: Checkpoint) -> bool:
-    """Return whether `model` has another name than the one the verbalizer was trained on."""
+    """Return whether `model` has another name than the verbalizer's base model."""
     base = checkpoint.base_model
     return bool(base) and Path(str(base)).name.lower() != Path(describe(model)).name.lower()

@@ -1,1 +1,1 @@
-"""Remote runs on an NDIF host: what is sent, what comes back, and what can go wrong on the way."""
+"""Run on an NDIF host: check blocks, send requests, rebuild results, report errors."""

@@ -1,7 +1,7 @@
-"""Check a remote block before anything is sent: what could not work there is refused here.
+"""Check a remote block before it is sent, and refuse what cannot work on the server.
 
-A request runs one model, and its block is shipped as source. A second model's modules would
-silently be the served model's, and a text cannot be generated on the server.
+A request runs one model, and its block is shipped as source. The modules of a second model would
+silently become those of the served model, and a text cannot be generated on the server.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from nnsight import Envoy
 
 from ..errors import VerbalizationError
+from ..explanation.protocols import ExplainsAndReconstructs
 from ..models.adapter import weights_of
 from . import wire
 
@@ -22,22 +23,22 @@ _NEEDS_TEXT = {
 }  # fmt: skip
 _MODELS = {"av", "ar"}
 _ONE_MODEL = (
-    "a remote request runs one model, and another one's modules would silently be the served "
-    "model's. Use two requests, and read the first one's saved values in the second."
+    "a remote request runs one model, and the modules of another would silently become those "
+    "of the served model. Use two requests, and use the saved values of the first in the second."
 )
 _DEEPEST = 4
 
 
-def check_block(tracer: Any, nlas: Iterable[Any]) -> None:
-    """Refuse a block in which an NLA could not work; a block without one is left alone.
+def check_block(tracer: Any, nlas: Iterable[ExplainsAndReconstructs]) -> None:
+    """Refuse a block in which an NLA cannot work; ignore a block without an NLA.
 
     Args:
         tracer: The tracer that is about to be pickled into a request.
-        nlas: Every NLA of this process.
+        nlas: All NLAs of this process.
 
     Raises:
-        VerbalizationError: The block reads a text, uses a second model, or the verbalizer is the
-            model that the block runs remotely.
+        VerbalizationError: The block reads a text, uses a second model, or runs the verbalizer
+            itself remotely.
     """
     if getattr(tracer, "node", None) is None or getattr(tracer.info, "frame", None) is None:
         return
@@ -71,14 +72,14 @@ def check_block(tracer: Any, nlas: Iterable[Any]) -> None:
             model is nla.av or (model is here and not model.dispatched) for model in models.values()
         ):
             raise VerbalizationError(
-                "the verbalizer is the very model that this block runs remotely, so its text would "
-                "load the weights here. Let it run remotely too: NLA(model, remote=True), or "
+                "the verbalizer is the model that this block runs remotely, so reading its text "
+                "would load the weights here. Verbalize remotely too: NLA(model, remote=True), or "
                 "NLA.on(model, av=..., remote=True) for an adapter."
             )
 
 
-def _models(nla: Any) -> list[Any]:
-    """Return the models of an NLA; one that was restored from a pickle may have none."""
+def _models(nla: ExplainsAndReconstructs) -> list[Any]:
+    """Return the models of an NLA; an NLA restored from a pickle may have none."""
     if nla.runtime is None:
         return []
     return [nla.av, *([nla.ar] if nla.has_reconstructor else [])]
@@ -110,7 +111,7 @@ def _filled(cell: Any) -> bool:
 
 
 def _handles(nodes: list[ast.AST], ours: set[str]) -> set[str]:
-    """Return the names that the block binds to what an ``explain()`` of ours returns."""
+    """Return the names that the block binds to the result of an NLA's ``explain()``."""
     found: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Assign) and _is_explain(node.value, ours):

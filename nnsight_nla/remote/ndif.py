@@ -1,8 +1,8 @@
-"""Talking to an NDIF host: retries while it is away, errors that say what to type, and its status.
+"""Send requests to an NDIF host, retry transient failures, and report the host's status.
 
-nnsight reports a host's troubles in many ways (a refused connection, a closed websocket, a failed
-poll, a `RemoteError` that wraps one of these). Here they are two kinds: *transient* ones are tried
-again, a bounded number of times; whatever is left becomes one `HostError`.
+nnsight reports failures of a host in many ways (a refused connection, a closed websocket, a failed
+poll, a `RemoteError` that wraps one of these). Here there are two kinds: *transient* failures are
+retried a bounded number of times; all others become a `HostError`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..errors import HostError
 T = TypeVar("T")
 
 ATTEMPTS = 4
-"""How often one request is tried."""
+"""The number of times that a request is tried."""
 _LONGEST_WAIT = 8.0
 
 
 def send(request: Callable[[], T], what: str) -> T:
-    """Run one remote request, again while the host is only away for a moment.
+    """Run one remote request, and retry it after transient failures.
 
     Args:
         request: Makes the request and returns its result.
-        what: The request in words, for the error.
+        what: Names the request in the error.
 
     Raises:
-        HostError: The host stayed away, or the request itself failed there.
+        HostError: The host stayed unavailable, or the request failed there.
     """
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
@@ -57,7 +57,7 @@ def send(request: Callable[[], T], what: str) -> T:
 
 
 def _ship_operations() -> None:
-    """Let requests carry third parties' injections as source: no host has their modules."""
+    """Ship third-party injection operations as source, because hosts lack their modules."""
     import nnsight
 
     for operation in OPERATIONS.values():
@@ -67,7 +67,7 @@ def _ship_operations() -> None:
 
 
 def transient(error: BaseException) -> bool:
-    """Whether trying again may help: the host is away, restarting, or dropped the connection."""
+    """Return whether a retry may help: the host is away, restarting, or disconnected."""
     import httpx
     from websocket import WebSocketException
 
@@ -85,28 +85,28 @@ def transient(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class HostStatus:
-    """What the configured NDIF host can do for an NLA right now."""
+    """The state of the configured NDIF host for one NLA."""
 
     host: str
     """Its address."""
     reachable: bool
     """Whether it answered."""
     target: str
-    """The state of the verbalizer's target there, ``absent`` where it is not deployed."""
+    """The state of the verbalizer's target there; ``absent`` if it is not deployed."""
     verbalizer: str
-    """The state of the verbalizer, or of its base model where it is an adapter."""
+    """The state of the verbalizer there; for an adapter, that of its base model."""
     here: bool
     """Whether the verbalizer's weights are loaded in this process."""
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """What can be done now, in words."""
+        """The ways in which the host can be used now, in words."""
         found: list[str] = []
         if self.target == RUNNING:
             found.append("target on the host, verbalizer here: model.trace(..., remote=True)")
         if self.verbalizer == RUNNING:
             found.append("verbalizer on the host: NLA(..., remote=True)")
-        return tuple(found) or ("target and verbalizer both here: nothing of yours runs there",)
+        return tuple(found) or ("run target and verbalizer here: the host runs neither of them",)
 
     def __str__(self) -> str:
         state = "reachable" if self.reachable else "not reachable"
@@ -131,7 +131,7 @@ def status(av: Any, base_model: str | None) -> HostStatus:
 
     import nnsight
 
-    # nnsight says on standard error that a host is down; here that is part of the answer.
+    # nnsight reports an unreachable host on standard error; here it is part of the result.
     with contextlib.redirect_stderr(io.StringIO()):
         raw = nnsight.status(raw=True) or {}
     deployed = {
@@ -153,7 +153,7 @@ def _deployments(raw: Any) -> list[dict[str, Any]]:
 
 
 def _repository(model_key: str) -> str:
-    """The repository in a model key such as ``nnsight.…:{"repo_id": …}``."""
+    """Return the repository in a model key such as ``nnsight.…:{"repo_id": …}``."""
     try:
         return str(json.loads(model_key[model_key.index("{") :])["repo_id"])
     except (ValueError, KeyError, TypeError):

@@ -1,10 +1,10 @@
-"""The client's side of a remote run: what an NLA and its handles become when they are pickled.
+"""Pickle NLAs and handles, for remote requests and for other processes.
 
-It depends on who pickles. A *remote request* (nnsight's own pickler, told apart by its dispatch
-table) gets the stand-ins of `wire`, always, also where the server has this package. Everything else
-(a worker process, a file) gets an ordinary pickle: an `NLA` that is rebuilt from its arguments, an
-`Explanation` that carries its texts. What comes back from a server is rebuilt by `receive_capture`
-and `receive_handle`, which never raise on a value: a bad option must not lose a result.
+The result depends on the pickler. A *remote request* (nnsight's own pickler, recognized by its
+dispatch table) always gets the stand-ins of `wire`, even if the server has this package. Any other
+pickler (for a worker process, a file) gets an ordinary pickle: an `NLA` is rebuilt from its
+arguments, an `Explanation` carries its texts. `receive_capture` and `receive_handle` rebuild what
+comes back from a server. They do not raise on a bad option, because that would lose the result.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..core.injection import Injection
 from ..core.sampling import Sampling
 from ..errors import NLAError, VerbalizationError
 from ..explanation.handle import Explanation
+from ..explanation.protocols import ExplainsAndReconstructs
 from ..explanation.records import Capture, Receipt
 from ..models.hosts import Positions
 from . import wire
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from ..explanation.capturing import CaptureOptions
     from ..explanation.records import Owner
 
-# Shipped as source with a request: the stand-ins, and the modules whose functions run inside the
-# verbalizer's own block.
+# Modules that are shipped as source with a request: the stand-ins, and those whose functions run
+# inside the verbalizer's block.
 _BY_VALUE = (
     "nnsight_nla._compat",
     "nnsight_nla.remote.wire",
@@ -51,7 +52,7 @@ _BY_VALUE = (
 )
 
 
-class Travels(Protocol):
+class Travels(ExplainsAndReconstructs, Protocol):
     """The part of an NLA that pickling needs."""
 
     @property
@@ -72,26 +73,26 @@ class Travels(Protocol):
 
 
 NLAS: weakref.WeakValueDictionary[str, Travels] = weakref.WeakValueDictionary()
-"""Every NLA of this process, by its uid."""
+"""All NLAs of this process, by uid."""
 _CAPTURES: weakref.WeakValueDictionary[str, Capture] = weakref.WeakValueDictionary()
-"""Captures that have crossed the wire, so that one that comes back is the same one."""
+"""Captures that were sent or received, so that a returning one is the same object."""
 
 
 class Unavailable:
-    """The queue of handles whose NLA is not in this process: their vectors and texts are."""
+    """The queue of handles whose NLA is not in this process; they keep vectors and texts."""
 
     def __init__(
         self, why: str, receipt: Receipt | None = None, owner: Owner | None = None
     ) -> None:
-        """Keep the reason, and the receipt where there is one."""
+        """Store the reason, and the receipt if there is one."""
         self.why, self.owner = why, owner
         self._receipt = receipt
 
     def add(self, handle: Explanation) -> None:
-        """Nothing waits here."""
+        """Ignore the handle: nothing can be verbalized."""
 
     def resolve(self, first: Any, *, implicit: bool = False) -> None:  # noqa: ARG002
-        """Say why there is no text.
+        """Raise the reason why there is no text.
 
         Raises:
             VerbalizationError: Always.
@@ -99,10 +100,10 @@ class Unavailable:
         raise VerbalizationError(self.why)
 
     def receipt(self, capture: Capture) -> Receipt:  # noqa: ARG002
-        """Return the receipt that travelled with the texts.
+        """Return the receipt that was pickled with the texts.
 
         Raises:
-            VerbalizationError: There is none.
+            VerbalizationError: There is no receipt.
         """
         if self._receipt is None:
             raise VerbalizationError(self.why)
@@ -110,7 +111,7 @@ class Unavailable:
 
 
 def enter(nla: Travels) -> str:
-    """Register an NLA and name it: the same arguments give the same name in every process."""
+    """Register an NLA and return its uid, which equal arguments share in every process."""
     spec = "live model" if nla.spec is None else repr(sorted(nla.spec.items(), key=str))
     stem = hashlib.blake2b(spec.encode(), digest_size=8).hexdigest()
     uid = next(f"{stem}-{n}" for n in itertools.count() if f"{stem}-{n}" not in NLAS)
@@ -131,7 +132,7 @@ def rebuildable(given: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def join_requests(nla_class: type) -> None:
-    """Tell each pickler what our values become: nnsight's for requests, and all others."""
+    """Register our types with nnsight's pickler of requests, and with all other picklers."""
     _compat.join_requests(
         {
             nla_class: _ship_nla,
@@ -156,12 +157,12 @@ SAMPLING = f"{Sampling.__module__}.{Sampling.__qualname__}"
 
 
 def _ship_tracer(tracer: Any) -> Any:
-    """Check the block of a request; the tracer is the first thing of it that is pickled."""
+    """Check the block of a request: the tracer is the first object that is pickled."""
     check_block(tracer, list(NLAS.values()))
     return tracer.__reduce_ex__(4)
 
 
-def _ship_nla(nla: Any) -> tuple[Any, ...]:
+def _ship_nla(nla: Travels) -> tuple[Any, ...]:
     return (wire.RemoteNLA, (nla.uid, nla.checkpoint.layer, nla.checkpoint.d_model))
 
 
@@ -177,14 +178,14 @@ def _ship_capture(capture: Capture) -> tuple[Any, ...]:
 
 
 def receive_capture(owner: str, uid: str, vectors: Any, options: dict[str, Any]) -> Capture:
-    """Rebuild what an ``explain()`` call captured on a server; never raise on a value."""
+    """Rebuild a capture from a server; bad options become errors of its rows."""
     if uid in _CAPTURES:
         return _CAPTURES[uid]
     nla = NLAS.get(owner)
     if nla is None:
         queue = Unavailable(
-            "The NLA that explained this in a remote run is gone from this process. Make it again "
-            "and explain the vectors: nla.explain(thought.vectors)."
+            "The NLA that explained this in a remote run no longer exists in this process. Create "
+            "it again and explain the vectors: nla.explain(thought.vectors)."
         )
         capture = Capture(queue, vectors, len(vectors), 1, Sampling())
     else:
@@ -200,12 +201,12 @@ def receive_capture(owner: str, uid: str, vectors: Any, options: dict[str, Any])
 
 
 def receive_handle(capture: Capture, rows: Sequence[int], shape: tuple[int, ...]) -> Explanation:
-    """Rebuild a handle on a capture that came back."""
+    """Rebuild a handle from a server on its capture."""
     return Explanation(capture, np.array(rows, dtype=np.int64).reshape(shape))
 
 
-def _reduce_nla(nla: Any) -> tuple[Any, ...]:
-    """Pickle an NLA as its arguments, or as the news that it cannot travel."""
+def _reduce_nla(nla: Travels) -> tuple[Any, ...]:
+    """Pickle an NLA as its arguments, or as a placeholder if it has a live model."""
     about = None if nla.spec is not None else (nla.checkpoint, nla.prompt, nla.sampling)
     return (_restore_nla, (type(nla), nla.uid, nla.spec, about))
 
@@ -240,8 +241,8 @@ def _restore_nla(
     nla.checkpoint, nla.prompt, nla.sampling = about or (None, None, None)
     nla.uid, nla.spec, nla.runtime, nla.labeller = uid, None, None, None
     nla.queue = Unavailable(
-        "This NLA was built on a live model and then sent to another process, where that model is "
-        "not. Build it there: NLA(path_or_id)."
+        "This NLA was built on a live model and then sent to another process, which does not have "
+        "that model. Build it there: NLA(path_or_id)."
     )
     return nla
 

@@ -1,12 +1,13 @@
-"""What travels with a remote request: an NLA that needs nothing but torch and nnsight.
+"""Stand-ins for an NLA and its handles in a remote request, which need only torch and nnsight.
 
-A block that names an `NLA` is run on a server that has never heard of this package. The request
-therefore carries a `RemoteNLA` in its place, *by value* (as source), with the same ``layer()`` and
-``explain()``. What it returns, a `RemoteExplanation`, pickles as a call to the client's own
-constructor, found by name only where the result is read: so the client gets a real `Explanation`.
+A block that names an `NLA` runs on a server that does not have this package. The request therefore
+carries a `RemoteNLA` in its place, *by value* (as source), with the same ``layer()`` and
+``explain()``. It returns a `RemoteExplanation`, which pickles as a call to the client's own
+constructor. The client finds that constructor by name and gets a real `Explanation`.
 
-Because it travels as source, nothing here may use decorators other than ``property``, zero-argument
-``super``, ``nonlocal``, or a module that a server lacks; and it imports nothing of ours.
+This module is shipped as source. So it may not use decorators other than ``property``,
+zero-argument ``super``, ``nonlocal``, or a module that a server lacks, and its only imports from
+this package are modules that are shipped in the same way.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ from ..models.blocks import find_blocks
 CAPTURE = "nnsight_nla.remote.pickling.receive_capture"
 HANDLE = "nnsight_nla.remote.pickling.receive_handle"
 LATER = (
-    "The text of a remote explanation is made on the client, after the block: read .text there. "
+    "The text of a remote explanation is generated on the client: read it after the block. "
     "Inside the block a handle has .shape, .vectors, indexing, len and iteration."
 )
 
 
 class Direction(torch.Tensor):
-    """A vector that is added wherever the residual lives: it takes that one's device and dtype.
+    """A vector that takes the device and dtype of the tensor it is combined with.
 
     ``layer.output[:, -1] += 2 * direction`` works for a half-precision model on an accelerator, on
-    this machine or on a server. Numbers scale it; anything else gives a plain tensor.
+    this machine or on a server. A number scales it; any other operation gives a plain tensor.
     """
 
     def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: N805
         del types
         kwargs = kwargs or {}
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
-        hosts = [each for each in given if not isinstance(each, Direction) and each.ndim]
-        if not hosts:
+        others = [each for each in given if not isinstance(each, Direction) and each.ndim]
+        if not others:
             return torch.Tensor.__torch_function__.__func__(cls, func, (cls,), args, kwargs)
-        plain = [_beside(each, hosts[0]) for each in args]
-        named = {name: _beside(value, hosts[0]) for name, value in kwargs.items()}
+        plain = [_cast_like(each, others[0]) for each in args]
+        named = {name: _cast_like(value, others[0]) for name, value in kwargs.items()}
         return func(*plain, **named)
 
     __torch_function__ = classmethod(__torch_function__)
@@ -56,26 +57,26 @@ class Direction(torch.Tensor):
 
 
 def direction(values: Any) -> Direction:
-    """A plain tensor as a `Direction`."""
+    """Return a plain tensor as a `Direction`."""
     return values.as_subclass(Direction)
 
 
-def _beside(value: Any, host: Any) -> Any:
+def _cast_like(value: Any, other: Any) -> Any:
     if not isinstance(value, Direction):
         return value
-    return value.as_subclass(torch.Tensor).to(device=host.device, dtype=host.dtype)
+    return value.as_subclass(torch.Tensor).to(device=other.device, dtype=other.dtype)
 
 
 class Located:
-    """A function known by its name alone, looked up where it is unpickled."""
+    """A function that is known by name and looked up where it is unpickled."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self, *args: Any) -> Any:
-        """Nothing is called on the server."""
+        """Raise: the function exists on the client only."""
         del args
-        raise RuntimeError(f"{self.name} is called where the result is read, not here")
+        raise RuntimeError(f"{self.name} can only be called where the result is read")
 
     def __reduce__(self) -> Any:
         import pydoc
@@ -84,7 +85,7 @@ class Located:
 
 
 class Sealed:
-    """A client's value that the server only carries: it is remade on the way back."""
+    """A value of the client that the server passes through; the client rebuilds it."""
 
     def __init__(self, name: str, args: tuple[Any, ...]) -> None:
         self.name = name
@@ -110,7 +111,7 @@ class RemoteCapture:
 
 
 class RemoteExplanation:
-    """A handle on the server: it knows its shape and its vectors, and has no text yet."""
+    """A handle on the server: it has a shape and vectors, and no text yet."""
 
     def __init__(self, capture: RemoteCapture, rows: Any) -> None:
         self.capture = capture
@@ -142,7 +143,7 @@ class RemoteExplanation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the batch."""
+        """The shape of the handle."""
         return tuple(self.rows.shape)
 
     @property
@@ -153,7 +154,7 @@ class RemoteExplanation:
 
 
 def handle(capture: RemoteCapture, rows: list[int], shape: tuple[int, ...]) -> RemoteExplanation:
-    """A client's handle, as the server sees it."""
+    """Return the stand-in of a client's handle."""
     return RemoteExplanation(capture, np.array(rows, dtype=np.int64).reshape(shape))
 
 
@@ -169,17 +170,17 @@ class RemoteNLA:
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(
-            f"{name}: inside a remote block an NLA has layer() and explain(); do the rest before "
-            "or after the block."
+            f"{name}: inside a remote block an NLA has layer() and explain() only; use the rest "
+            "before or after the block."
         )
 
     def layer(self, model: Any) -> Any:
-        """The envoy of block K of the served model."""
+        """Return the envoy of block K of the served model."""
         path, blocks = find_blocks(module_of(model))
         if self.block >= len(blocks):
             raise ValueError(
-                f"the served model has blocks 0 to {len(blocks) - 1}, "
-                f"block {self.block} was asked for"
+                f"the served model has blocks 0 to {len(blocks) - 1}; "
+                f"block {self.block} was requested"
             )
         envoy = model
         for name in path.split("."):
@@ -195,18 +196,18 @@ class RemoteNLA:
         samples: int = 1,
         sampling: Any = None,
     ) -> RemoteExplanation:
-        """Capture vectors; the client explains them."""
+        """Capture vectors, which the client will explain."""
         shape = tuple(getattr(vectors, "shape", ()))
         if not shape or shape[-1] != self.d_model or not vectors.is_floating_point():
             got = f"{vectors.dtype} {list(shape)}" if shape else type(vectors).__name__
             raise ValueError(
                 f"explain() takes a floating-point tensor of shape [..., {self.d_model}], got {got}"
             )
-        places = {"tokens": tokens, "positions": positions}
-        for name in places:
-            if hasattr(places[name], "tolist"):
-                places[name] = places[name].tolist()
-        options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **places}
+        labels = {"tokens": tokens, "positions": positions}
+        for name in labels:
+            if hasattr(labels[name], "tolist"):
+                labels[name] = labels[name].tolist()
+        options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **labels}
         flat = vectors.detach().reshape(-1, self.d_model).clone()
         uid = uuid.uuid4().hex
         capture = RemoteCapture(self.uid, uid, flat, options)

@@ -1,1 +1,1 @@
-"""From vectors to text: the verbalizer's graph, its queue of pending handles, fast decoding."""
+"""Turn vectors into text: the verbalizer's graph, its pending handles, fast decoding."""

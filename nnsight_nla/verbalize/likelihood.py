@@ -1,7 +1,7 @@
-"""How likely a verbalizer finds its own reply, with its vector and without one.
+"""Measure the log-likelihood of a verbalizer's replies, with and without the vector.
 
-The difference is what the vector adds to the text, in nats per token: the *effect* of the doctor's
-table. It is 0 for a verbalizer that does not read its vector, however fluent the text is::
+The difference is how much the vector contributes to the text, in nats per token: the *effect* in
+the doctor's table. It is 0 for a verbalizer that ignores its vector, however fluent the text is::
 
     given = likelihoods(verbalizer, vectors, everyone, ids)
     effect = given - likelihoods(verbalizer, vectors, ~everyone, ids)
@@ -32,17 +32,17 @@ def likelihoods(
     """Return the mean log-likelihood of each reply's tokens after the prompt, in nats.
 
     Args:
-        verbalizer: Its checkpoint and prompt say what is written where.
+        verbalizer: The verbalizer; its checkpoint and prompt say where the vector is written.
         vectors: One vector per row.
         given: Rows that get their vector; the others are the null control.
         replies: The token ids of each row's reply.
 
     Raises:
-        VerbalizationError: A trace of yours is running on the verbalizer.
-        HostError: The host of a remote run stayed away.
+        VerbalizationError: You are tracing the verbalizer.
+        HostError: The NDIF host stayed unavailable, or the request failed there.
     """
     longest = max(map(len, replies))
-    # Padded on the right, where a causal model cannot see it from the left.
+    # In a causal model, padding on the right does not affect the tokens before it.
     padded = [[*verbalizer.prompt.ids, *ids, *[ids[-1]] * (longest - len(ids))] for ids in replies]
     with verbalizer.runtime.use():
         if not verbalizer.runtime.remote:
@@ -70,7 +70,7 @@ def _forward(
         means = []
         for row in range(len(replies)):
             said = torch.tensor(replies[row], device=logits.device)
-            places = logits[row, start - 1 : start - 1 + len(said)].float().log_softmax(-1)
-            means.append(places.gather(1, said[:, None]).mean())
+            scores = logits[row, start - 1 : start - 1 + len(said)].float().log_softmax(-1)
+            means.append(scores.gather(1, said[:, None]).mean())
         found = torch.stack(means).cpu().save()
     return found  # noqa: RET504  (made in a traced block, it is a value only after it)

@@ -1,9 +1,9 @@
-"""Handles that wait for their text, and how they are verbalized in batches.
+"""Keep pending handles and verbalize them in batches.
 
-The queue holds handles weakly: a handle that nobody can reach any more is never verbalized. Batches
-settle one by one, so after an exception, an out-of-memory error or Ctrl-C the settled rows keep
-their text and the others stay pending with their vectors. One thread verbalizes at a time; handles
-may be added from any thread meanwhile.
+The queue holds handles weakly: a handle without other references is never verbalized. Batches are
+settled one by one, so after an exception, an out-of-memory error or Ctrl-C the settled rows keep
+their text and the others stay pending with their vectors. One thread verbalizes at a time; other
+threads may add handles meanwhile.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from .verbalizer import Verbalizer
 
 Job = tuple[Capture, int, int]
-"""One reply to generate: the capture, the row, the number of the sample."""
+"""One reply to generate: the capture, the row, the sample number."""
 _MANY = 1000
 
 
 class Queue:
-    """The pending handles of one NLA, in the order in which they were made."""
+    """The pending handles of one NLA, in the order in which they were created."""
 
     def __init__(
         self, owner: Owner, verbalizer: Verbalizer, batch_size: int | None, new_tokens: int
@@ -46,10 +46,10 @@ class Queue:
         """Start with nothing pending.
 
         Args:
-            owner: The NLA: handles keep it alive, and take it along when they are pickled.
+            owner: The NLA. Handles keep it alive and are pickled with it.
             verbalizer: Generates the texts.
-            batch_size: Rows per batch; ``None`` to find a number that fits into memory.
-            new_tokens: The length of a reply that this number is found for.
+            batch_size: Rows per batch; ``None`` to choose a number that fits in memory.
+            new_tokens: The reply length for which this number is chosen.
         """
         self.owner = owner
         self._verbalizer = verbalizer
@@ -60,7 +60,7 @@ class Queue:
 
     @property
     def batch_size(self) -> int:
-        """Rows in a batch; if none were given, a number that fits is found at the first use."""
+        """Rows in a batch; by default, a number that fits is chosen at the first use."""
         if self._batch_size is None:
             self._batch_size = self._verbalizer.rows_that_fit(self._new_tokens)
         return self._batch_size
@@ -70,12 +70,12 @@ class Queue:
         self._batch_size = rows
 
     def add(self, handle: Explanation) -> None:
-        """Let `handle` wait for its text, without keeping it alive."""
+        """Add a pending handle, without keeping it alive."""
         with self._guard:
             self._handles[next(self._number)] = handle
 
     def pending(self) -> list[Explanation]:
-        """Return the reachable handles with rows that are not settled, oldest first."""
+        """Return the live handles that have unsettled rows, oldest first."""
         with self._guard:
             handles = sorted(self._handles.items())
         done = {number for number, handle in handles if handle.resolved}
@@ -88,17 +88,18 @@ class Queue:
         """Verbalize `first`, then every other pending handle.
 
         Args:
-            first: Handles whose rows come first.
-            implicit: Whether a ``.text`` asked, not a ``resolve()``; warn if that is much work.
+            first: Handles whose rows are verbalized first.
+            implicit: Whether ``.text`` was read rather than ``resolve()`` called; then a large
+                number of rows causes a warning.
 
         Raises:
-            VerbalizationError: Generating failed; what had settled keeps its text.
+            VerbalizationError: Generation failed; settled rows keep their text.
         """
         with self._verbalizer.runtime.lock:
             jobs = _jobs([*first, *self.pending()])
             if implicit and len(jobs) >= _MANY:
                 warnings.warn(
-                    f"Reading one text verbalizes everything that is pending: {len(jobs):,} rows. "
+                    f"Reading one text verbalizes all pending handles: {len(jobs):,} rows. "
                     "Call nla.resolve(handle) to verbalize one handle only.",
                     NLAWarning,
                     stacklevel=4,
@@ -106,12 +107,12 @@ class Queue:
             self._run(jobs)
 
     def resolve_only(self, handles: Iterable[Explanation]) -> None:
-        """Verbalize these handles and nothing else."""
+        """Verbalize only these handles."""
         with self._verbalizer.runtime.lock:
             self._run(_jobs(handles))
 
     def receipt(self, capture: Capture) -> Receipt:
-        """Return the part of the receipt that is the same for every row."""
+        """Return the part of the receipt that all rows share."""
         verbalizer = self._verbalizer
         checkpoint, injection = verbalizer.checkpoint, verbalizer.checkpoint.injection
         k = checkpoint.layer
@@ -142,7 +143,7 @@ class Queue:
                 self._settle(group, sampling, bar)
 
     def _settle(self, jobs: list[Job], sampling: Sampling, bar: Bar) -> None:
-        """Run batch after batch; a batch that does not fit into memory is tried again in halves."""
+        """Run all batches; one that does not fit in memory is retried with half as many rows."""
         waiting = _merged(jobs)
         while waiting:
             size = self.batch_size
@@ -173,14 +174,14 @@ class Queue:
         )
 
     def _halve(self, size: int, why: str) -> None:
-        """Make batches smaller from here on; called outside of `except`, which holds tensors."""
+        """Use smaller batches from now on; called outside `except`, which keeps tensors alive."""
         self.batch_size = size // 2
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
-            f"A batch of {size} did not fit into memory ({why}). Going on with batches of "
-            f"{self.batch_size}; NLA(..., batch_size={self.batch_size}) starts there.",
+            f"A batch of {size} did not fit in memory ({why}). Continuing with batches of "
+            f"{self.batch_size}. To start with that size: NLA(..., batch_size={self.batch_size}).",
             NLAWarning,
             stacklevel=2,
         )
@@ -189,7 +190,7 @@ class Queue:
         left = sum(not _has_reply(job) for job in jobs)
         return VerbalizationError(
             f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {len(jobs)} "
-            "rows are still pending with their vectors; call nla.resolve() to go on."
+            "rows are still pending with their vectors; call nla.resolve() to continue."
         )
 
 
@@ -199,19 +200,19 @@ def _has_reply(job: Job) -> bool:
 
 
 def _merged(jobs: list[Job]) -> list[list[Job]]:
-    """Group jobs whose replies are the same, because vector and draw are the same."""
+    """Group jobs with equal replies: those with equal vectors and draws."""
     same: dict[object, list[Job]] = {}
     for job in jobs:
         capture, row, sample = job
         draw = None if capture.sampling.greedy else sample
-        # A reply depends on nothing but what `draw_seed` hashes.
+        # A reply depends only on the values that `draw_seed` hashes.
         key = None if capture.null else draw_seed(0, capture.vectors[row], 0)
         same.setdefault((key, draw), []).append(job)
     return list(same.values())
 
 
 def _jobs(handles: Iterable[Explanation]) -> list[Job]:
-    """List the replies to generate, each once; unusable rows are recorded and left out."""
+    """List each reply to generate once; record unusable rows as errors and skip them."""
     rows: dict[int, tuple[Capture, dict[int, None]]] = {}
     for handle in handles:
         capture = handle.capture
@@ -223,7 +224,7 @@ def _jobs(handles: Iterable[Explanation]) -> list[Job]:
         listed = list(wanted)
         if not capture.null and listed:
             bad = unusable(capture.vectors[torch.tensor(listed)])
-            capture.errors.update((listed[place], reason) for place, reason in bad.items())
+            capture.errors.update((listed[index], reason) for index, reason in bad.items())
         jobs += [
             (capture, row, sample)
             for row in listed

@@ -1,8 +1,8 @@
-"""The activation verbalizer (AV) as an nnsight graph: write at the injection site, generate.
+"""Run the activation verbalizer (AV): write vectors at the injection site and generate.
 
-One call runs one batch. The prompt is the same in every row; row i's vector is written at the
-marker, at the injection site's output, in the prefill (a plain read inside nnsight's ``generate``
-*is* the prefill), and the rest is ordinary generation::
+One call runs one batch. The prompt is the same in every row. Row i's vector is written at the
+marker, into the injection site's output, during the prefill (a plain read inside nnsight's
+``generate`` sees the prefill); the rest is ordinary generation::
 
     with av.generate(ids, ...) as tracer:
         before = site.output
@@ -31,16 +31,8 @@ from ..errors import CheckpointError, VerbalizationError
 from ..explanation.records import Reply
 from ..models import hosts
 from ..remote.ndif import send
-from .decoding import (
-    AT_A_HOST,
-    Closing,
-    Engine,
-    check_engine,
-    decode,
-    in_place,
-    rows_that_fit,
-    unfit,
-)
+from .cache import in_place
+from .decoding import AT_A_HOST, Closing, Engine, check_engine, decode, rows_that_fit, unfit
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -50,7 +42,7 @@ if TYPE_CHECKING:
     from ..models.runtime import Runtime
 
 
-# Merged checkpoints ship a generation_config; none of it may steer a verbalizer.
+# Merged checkpoints ship a generation_config, which must not affect a verbalizer.
 _NEUTRAL: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 50,
@@ -66,7 +58,7 @@ _NEUTRAL: dict[str, Any] = {
     "guidance_scale": 1.0,
 }
 
-# Remote verbalizers whose host keeps the cache in another process; found out by the first request.
+# Remote verbalizers whose host keeps the cache in another process, as the first request shows.
 _SEPARATE: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -137,22 +129,22 @@ class Verbalizer:
         """Write one vector per row and generate, in one batch. Call it inside ``runtime.use()``.
 
         Args:
-            vectors: The vectors, raw; a row that is not `given` may hold anything.
+            vectors: The unscaled vectors; a row that is not `given` may have any values.
             given: Which rows get their vector; the others are the null control.
             samples: The sample number of each row.
             sampling: How tokens are chosen.
 
         Yields:
-            A row's number and its `Reply`, once it is done; not in the order of the rows.
+            A row's number and its `Reply`, in the order in which rows finish.
 
         Raises:
-            VerbalizationError: The reply cannot fit the context.
+            VerbalizationError: The reply does not fit in the context.
         """
         start = len(self.prompt.ids)
         if start + sampling.max_new_tokens > self.context:
             raise VerbalizationError(
-                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {start} tokens goes "
-                f"past the verbalizer's context of {self.context}. "
+                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {start} tokens "
+                f"exceeds the verbalizer's context of {self.context}. "
                 f"Use Sampling(max_new_tokens={self.context - start}) or less."
             )
         seeds = (
@@ -170,13 +162,13 @@ class Verbalizer:
 
     @property
     def why_plain(self) -> str | None:
-        """Why batches take nnsight's own ``generate``, ``None`` where they are decoded fast."""
+        """The reason for using nnsight's own ``generate``; ``None`` if decoding is fast."""
         if self.runtime.remote and self.av in _SEPARATE:
-            return "the host runs blocks in a process apart from the model, and its cache"
-        return "engine='generate' was asked for" if self.engine == "generate" else unfit(self.av)
+            return "the host runs blocks in another process than the model and its cache"
+        return "engine='generate' was requested" if self.engine == "generate" else unfit(self.av)
 
     def info(self) -> dict[str, Any]:
-        """Return what is served, as plain data."""
+        """Return the settings of this verbalizer as plain values."""
         checkpoint = self.checkpoint
         return {
             "verbalizer": self.runtime.name,
@@ -196,12 +188,12 @@ class Verbalizer:
         }
 
     def engine_info(self) -> dict[str, str | None]:
-        """Return which engine runs, and why where it is not the fast one."""
+        """Return which engine runs, and why if it is not the fast one."""
         why = self.why_plain
         return {"name": "fast" if why is None else "generate", "why": why}
 
     def rows_that_fit(self, new_tokens: int) -> int:
-        """How many rows a batch should have, going by the memory that is free."""
+        """Return how many rows a batch may have in the memory that is free."""
         if self.runtime.remote:
             return AT_A_HOST
         prompt = len(self.prompt.ids)
@@ -211,10 +203,10 @@ class Verbalizer:
     def _fast(
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]] | None:
-        """Prefill each different vector once, after a prefix that is computed once; decode.
+        """Compute the prefix once, prefill each distinct vector once, and decode.
 
         Returns:
-            The replies; ``None`` where the host keeps the cache in another process.
+            The replies; ``None`` if the host keeps the cache in another process.
         """
         different = _different(vectors, given)
         prefilled = list(dict.fromkeys(different))
@@ -244,7 +236,7 @@ class Verbalizer:
         )
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Run the prompt, a vector in each row: the marker's residual, last logits, cache."""
+        """Run the prompt with a vector in each row; return marker residuals, logits and cache."""
         model, ids = hosts.module_of(self.av), torch.tensor([self.prompt.ids])
         sites = self.prompt.sites
         injection, site, start = self.checkpoint.injection, self.site, sites[0]
@@ -268,8 +260,8 @@ class Verbalizer:
     ) -> tuple[bool, Tensor, list[tuple[int, list[int], bool]]]:
         """Run prefix, prefill and decoding in one request; the cache never leaves the host.
 
-        The block is shipped as source, so it names nothing of `self`. A sandboxed block runs in a
-        process of its own, and the model fills the cache of another one: then nothing is decoded.
+        The block is shipped as source, so it does not name `self`. If the host runs blocks in a
+        separate process, the model fills another copy of the cache; then nothing is decoded.
         """
         av, injection, site = self.av, self.checkpoint.injection, self.site
         ids, start = torch.tensor([self.prompt.ids]), self.prompt.sites[0]
@@ -300,7 +292,7 @@ class Verbalizer:
     def _plain(
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
-        """The reference: nnsight's ``generate`` on the whole prompt of every row."""
+        """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
         settings = {
             "generation_config": self._generation_config(sampling),
             "logits_processor": sampling.processors(seeds),
@@ -318,7 +310,7 @@ class Verbalizer:
         closed = Closing(self.tokenizer, CLOSE)
         receipts = self._receipts(marker, vectors.float().cpu(), given)
         for row, ids in enumerate(sequences[:, len(self.prompt.ids) :].tolist()):
-            # Its stop strings are not found in every tokenizer's vocabulary: it may have gone on.
+            # Stop strings do not work with every tokenizer, so the model may have continued.
             stop = next(
                 (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
                 len(ids),
@@ -329,9 +321,9 @@ class Verbalizer:
     def _generate(
         self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """One batch through the graph: the sequences, and the marker's residual before and after.
+        """Generate one batch; return sequences, and the marker's residual before and after.
 
-        The block is shipped as it stands where it runs remotely, so it names nothing of `self`.
+        In a remote run the block is shipped as source, so it does not name `self`.
         """
         sites, injection, site = self.prompt.sites, self.checkpoint.injection, self.site
         position = sites[0]
@@ -350,13 +342,13 @@ class Verbalizer:
         return cast("Any", hosts.module_of(self.av)).generation_config
 
     def _ends(self) -> list[int]:
-        """The ids that end a reply: the tokenizer's and those of the checkpoint's own settings."""
+        """Return the ids that end a reply, from the tokenizer and the checkpoint's settings."""
         listed = self._own_settings.eos_token_id
         ends = listed if isinstance(listed, list) else [listed]
         return sorted({*ends, self.tokenizer.eos_token_id} - {None})
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        """The settings of one run; what the checkpoint's own would leak is put back to neutral."""
+        """Return the settings of one run, with the checkpoint's own reset to neutral values."""
         from transformers import GenerationConfig
 
         own = self._own_settings
@@ -379,7 +371,7 @@ class Verbalizer:
     def _receipts(
         self, marker: Tensor, vectors: Tensor, given: Tensor
     ) -> list[tuple[float, float, float]]:
-        """Of each row: the residual's norm before and after writing, and the cosine of the two."""
+        """Return each row's norms before and after writing, and the cosine with its vector."""
         before, after = marker
         added = after if self.checkpoint.injection.operation == "replace" else after - before
         angles = torch.where(given.cpu(), cosine(added, vectors), torch.nan)
@@ -394,11 +386,11 @@ class Verbalizer:
 
 
 def _different(vectors: Tensor, given: Tensor) -> list[int]:
-    """Of each row, the first that has the same bytes; rows without a vector are all the same."""
+    """Return, for each row, the first row with equal bytes; null rows are all equal."""
     first: dict[bytes | None, int] = {}
     return [
-        first.setdefault(row.numpy().tobytes() if has else None, place)
-        for place, (row, has) in enumerate(
+        first.setdefault(row.numpy().tobytes() if has else None, index)
+        for index, (row, has) in enumerate(
             zip(vectors.detach().float().cpu(), given.tolist(), strict=True)
         )
     ]

@@ -33,7 +33,7 @@ from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.facts import held_out_pairs
-from nnsight_nla.verbalize.decoding import in_place
+from nnsight_nla.verbalize.cache import in_place
 
 SHORTEST, LONGEST = 40, 150
 FIRST = 100

@@ -211,7 +211,7 @@ def test_an_injection_at_a_block_that_does_not_exist(folder, preset):
 def test_a_target_without_such_a_block(folder, preset, target):
     deep = NLA(folder, checkpoint=replace(preset, layer=36))
     message = (
-        f"{folder} has blocks 0 to 35 (at model.layers), block 36 was asked for. Use the model "
+        f"{folder} has blocks 0 to 35 (at model.layers); block 36 was requested. Use the model "
         "that the verbalizer was trained for."
     )
     with pytest.raises(InjectionError, match=f"^{re.escape(message)}$"):

@@ -342,7 +342,7 @@ def test_a_target_that_is_not_loaded_yet(av, vectors, alone):
     assert torch.equal(logits(target), logits(load(dispatch=True)))
 
 
-def test_one_half_may_be_a_model_of_its_own(target, av, ar, vectors, alone):
+def test_the_reconstructor_may_be_a_separate_model(target, av, ar, vectors, alone):
     nla = NLA.on(target, av=av, ar=PATHS["ar"], sampling=SHORT, dtype=torch.float32)
     own = NLA(PATHS["av"], ar=PATHS["ar"], sampling=SHORT, dtype=torch.float32)
     assert not isinstance(nla.ar, AdapterModel)
@@ -382,13 +382,15 @@ def test_a_remote_trace_of_a_target_whose_weights_are_not_here(av):
 
 
 def test_what_shares_nothing_is_refused(target, tmp_path, av):
-    with pytest.raises(CheckpointError, match=r"no adapter .* write NLA\(av, ar=ar\)"):
+    with pytest.raises(CheckpointError, match=r"no adapter in .* write NLA\(av, ar=ar\)"):
         NLA.on(target, av=PATHS["av"], ar=PATHS["ar"])
-    with pytest.raises(CheckpointError, match=r"^dtype cannot be applied: .* already there"):
+    with pytest.raises(CheckpointError, match=r"^dtype cannot be applied: .* already loaded"):
         NLA.on(target, av=av, dtype="bfloat16")
-    with pytest.raises(CheckpointError, match="stands on an nnsight TransformersModel, got Qwen3"):
+    with pytest.raises(CheckpointError, match="needs an nnsight TransformersModel, got Qwen3"):
         AdapterModel(target._module, av)
-    with pytest.raises(CheckpointError, match=r"has no adapter_config.json: it is no PEFT adapter"):
+    with pytest.raises(
+        CheckpointError, match=r"has no adapter_config.json, so it is not a PEFT adapter"
+    ):
         AdapterModel(target, PATHS["av"])
 
 
@@ -397,7 +399,7 @@ def test_an_adapter_of_another_base_or_another_depth(target, av, tmp_path):
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps({**config, "base_model_name_or_path": "some/other-8B"}), "utf-8")
-    with pytest.warns(NLAWarning, match=r"trained on some/other-8B; it is put on .*target here"):
+    with pytest.warns(NLAWarning, match=r"trained on some/other-8B and runs on .*target here"):
         AdapterModel(target, folder)
     file.write_text(json.dumps(config), "utf-8")
     cut = AdapterModel(target, folder, blocks=K + 1)  # Its weights are seen when they are loaded.
@@ -406,7 +408,7 @@ def test_an_adapter_of_another_base_or_another_depth(target, av, tmp_path):
     with pytest.raises(CheckpointError, match=r"has blocks 0 to \d; a reconstructor of layer 49"):
         AdapterModel(target, folder, blocks=50)
     file.write_text("[]", "utf-8")
-    with pytest.raises(CheckpointError, match="is no JSON object"):
+    with pytest.raises(CheckpointError, match="is not a JSON object"):
         AdapterModel(target, folder)
     assert torch.equal(logits(target), logits(load(dispatch=True)))
 

@@ -169,7 +169,7 @@ def test_a_bridge_of_another_shape(nla):
         nla.layer(other)
     from nnsight_nla.models import bridge
 
-    with pytest.raises(InjectionError, match="gpt2 has blocks 0 to 3, block 4 was asked for"):
+    with pytest.raises(InjectionError, match="gpt2 has blocks 0 to 3; block 4 was requested"):
         bridge.block(other, 4)
 
 

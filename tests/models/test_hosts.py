@@ -122,7 +122,7 @@ def test_the_embeddings_output_is_what_the_module_gives(host):
 @pytest.mark.parametrize("layer", [4, 100, -1])
 def test_a_block_that_does_not_exist(qwen, layer):
     message = (
-        f"{hosts.describe(qwen)} has blocks 0 to 3 (at model.layers), block {layer} was asked for. "
+        f"{hosts.describe(qwen)} has blocks 0 to 3 (at model.layers); block {layer} was requested. "
         "Use the model that the verbalizer was trained for."
     )
     with pytest.raises(InjectionError, match=f"^{re.escape(message)}$"):

@@ -123,7 +123,7 @@ def test_a_live_model_is_taken_as_it_is():
         ("some/lora", {"dtype": "bfloat16"}, "peft, dtype"),
     ):
         message = (
-            f"{given} cannot be applied to a model that is already there. Load it yourself: "
+            f"{given} cannot be applied to a model that is already loaded. Load it yourself: "
             "TransformersModel(..., peft=...), or pass its path instead."
         )
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):

@@ -331,9 +331,9 @@ def test_the_estimate_of_a_quantized_load_counts_what_stays_wide():
 @pytest.mark.parametrize(
     ("mode", "free", "says"),
     [
-        ("together", 6e6, "One after the other they fit: NLA(..., placement='sequential')."),
-        ("together", 1e6, "One after the other does not do either: 6.5 MB would be free."),
-        ("sequential", 1e6, "One after the other does not do either: 6.5 MB would be free."),
+        ("together", 6e6, "They fit one at a time: NLA(..., placement='sequential')."),
+        ("together", 1e6, "One at a time they do not fit either: 6.5 MB would be free."),
+        ("sequential", 1e6, "One at a time they do not fit either: 6.5 MB would be free."),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_loaded(target, monkeypatch, mode, free, says):
@@ -348,10 +348,10 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(target, monkeypatch
     with pytest.raises(CheckpointError) as no:
         _ = thought.text
     message = str(no.value)
-    start = f"The verbalizer {PATHS['av']} needs {needed / 1e6:.1f} MB on cpu, and "
-    assert message.startswith(f"{start}{free / 1e6:.1f} MB are free there.")
+    start = f"The verbalizer {PATHS['av']} needs {needed / 1e6:.1f} MB on cpu, where "
+    assert message.startswith(f"{start}{free / 1e6:.1f} MB are free.")
     assert says in message
-    takes = f"The target {PATHS['target']} takes {held(target) / 1e6:.1f} MB of it."
+    takes = f"The target {PATHS['target']} takes {held(target) / 1e6:.1f} MB."
     assert takes in message
     for typed in ("dtype='int8'", "dtype='nf4'", "NLA.on(model, av=...)", "remote=True"):
         assert typed in message
@@ -392,7 +392,9 @@ def test_a_quantized_target_cannot_make_room(target):
     layer = target._module.model.layers[0].mlp.down_proj
     layer.weight = Packed(layer.weight.data)
     nla, before = sequential(target), logits(target)
-    with pytest.raises(CheckpointError, match=r"holds Packed, which cannot make room"):
+    with pytest.raises(
+        CheckpointError, match=r"has tensors of type Packed; placement=.sequential. moves plain"
+    ):
         _ = nla.explain(torch.randn(128)).text
     assert torch.equal(logits(target), before)
 

@@ -221,7 +221,7 @@ def test_running_out_of_memory_halves_the_batch(nla, vectors, error, when, monke
 
     monkeypatch.setattr(module, "forward", full)
     thought = av.explain(rows)
-    with pytest.warns(NLAWarning, match=r"did not fit into memory.*batches of 6.*batch_size=6"):
+    with pytest.warns(NLAWarning, match=r"did not fit in memory.*batches of 6.*batch_size=6"):
         av.resolve(thought)
     assert av.batch_size == 6
     assert thought.text == expected
@@ -264,7 +264,7 @@ def test_auto_finds_a_size_and_it_can_be_set(nla, monkeypatch):
 
 
 def test_who_takes_the_plain_path_says_why(nla, vectors, reference):
-    assert reference.info()["engine"]["why"] == "engine='generate' was asked for"
+    assert reference.info()["engine"]["why"] == "engine='generate' was requested"
     with pytest.raises(VerbalizationError, match="engine='quick': expected 'fast' or 'generate'"):
         NLA(nla.av, checkpoint=nla.checkpoint, engine="quick")
     config = Qwen3NextConfig(
@@ -288,7 +288,7 @@ def test_edits_on_the_verbalizer_act(nla, reference, vectors):
     plain_text = nla.explain(vectors[:2]).text
     with nla.av.edit() as (_, edited):
         edited.lm_head.output = edited.lm_head.output.roll(1, dims=-1)
-    assert "edits of yours" in unfit(edited)
+    assert "the verbalizer has edits" in unfit(edited)
     odd = NLA(edited, checkpoint=nla.checkpoint, sampling=Sampling(max_new_tokens=3))
     same = NLA(
         edited, checkpoint=nla.checkpoint, sampling=Sampling(max_new_tokens=3), engine="generate"
@@ -317,4 +317,4 @@ def test_a_host_whose_blocks_run_in_another_process_takes_the_plain_path(monkeyp
     for _ in range(2):
         assert list(half.verbalize(*options)) == [(0, "reply")]
     assert asked == ["fast", "plain", "plain"]
-    assert "apart from the model" in nla.info()["engine"]["why"]
+    assert "in another process than the model" in nla.info()["engine"]["why"]
