@@ -16,7 +16,7 @@ import types
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, cast
 
 import nnsight
 import numpy as np
@@ -237,7 +237,7 @@ def _restore_nla(
         return NLAS[uid]
     if spec is not None:
         return kind(**spec)
-    nla: Any = kind.__new__(kind)  # type: ignore[call-overload]
+    nla = cast("Any", kind).__new__(kind)
     nla.checkpoint, nla.prompt, nla.sampling = about or (None, None, None)
     nla.uid, nla.spec, nla.runtime, nla.labeller = uid, None, None, None
     nla.queue = Unavailable(
