@@ -1,12 +1,14 @@
 """The stand-ins of a remote block: what they can do there, and what the client gets back."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nnsight_nla import Sampling
 from nnsight_nla.explanation.handle import Explanation
+from nnsight_nla.remote import wire
 from nnsight_nla.remote.pickling import SAMPLING
 from nnsight_nla.remote.wire import Direction, Located, RemoteNLA, Sealed, direction, handle
 
@@ -16,7 +18,7 @@ K, D_MODEL = 3, 128
 @pytest.fixture
 def there(nla, monkeypatch) -> RemoteNLA:
     """The stand-in of the tiny NLA; outside a trace, nnsight has nothing to save."""
-    monkeypatch.setattr("nnsight.save", lambda value: value)
+    monkeypatch.setattr(wire, "nnsight", SimpleNamespace(save=lambda value: value))
     return RemoteNLA(nla.uid, K, D_MODEL)
 
 
