@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import nnsight
 import torch
 
 from ..core.injection import write
@@ -72,5 +73,5 @@ def _forward(
             said = torch.tensor(replies[row], device=logits.device)
             scores = logits[row, start - 1 : start - 1 + len(said)].float().log_softmax(-1)
             means.append(scores.gather(1, said[:, None]).mean())
-        found = torch.stack(means).cpu().save()
+        found = nnsight.save(torch.stack(means).cpu())
     return found  # noqa: RET504  (made in a traced block, it is a value only after it)

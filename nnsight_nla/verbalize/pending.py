@@ -14,9 +14,10 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
 from ..core.injection import unusable
 from ..core.sampling import draw_seed
@@ -167,7 +168,7 @@ class Queue:
 
     def _replies(self, batch: list[Job], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         return self._verbalizer.verbalize(
-            torch.stack([capture.vectors[row].float().cpu() for capture, row, _ in batch]),
+            torch.stack([_vector(capture, row).float().cpu() for capture, row, _ in batch]),
             torch.tensor([not capture.null for capture, _, _ in batch]),
             [sample for _, _, sample in batch],
             sampling,
@@ -194,6 +195,11 @@ class Queue:
         )
 
 
+def _vector(capture: Capture, rows: int | Tensor) -> Tensor:
+    """Return vectors of a capture that has some, as all captures in a `Job` do."""
+    return cast("Tensor", capture.vectors)[rows]
+
+
 def _has_reply(job: Job) -> bool:
     capture, row, sample = job
     return (row, sample) in capture.replies
@@ -206,7 +212,7 @@ def _merged(jobs: list[Job]) -> list[list[Job]]:
         capture, row, sample = job
         draw = None if capture.sampling.greedy else sample
         # A reply depends only on the values that `draw_seed` hashes.
-        key = None if capture.null else draw_seed(0, capture.vectors[row], 0)
+        key = None if capture.null else draw_seed(0, _vector(capture, row), 0)
         same.setdefault((key, draw), []).append(job)
     return list(same.values())
 
@@ -223,7 +229,7 @@ def _jobs(handles: Iterable[Explanation]) -> list[Job]:
     for capture, wanted in rows.values():
         listed = list(wanted)
         if not capture.null and listed:
-            bad = unusable(capture.vectors[torch.tensor(listed)])
+            bad = unusable(_vector(capture, torch.tensor(listed)))
             capture.errors.update((listed[index], reason) for index, reason in bad.items())
         jobs += [
             (capture, row, sample)

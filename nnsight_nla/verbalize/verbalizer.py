@@ -251,8 +251,8 @@ class Verbalizer:
                 before = site.output
                 after = write(before, vectors, [each - start for each in sites], injection, given)
                 site.output = after
-                marker = torch.stack([before[:, 0], after[:, 0]]).float().cpu().save()
-                logits = self.av.output.logits[:, -1].save()
+                marker = nnsight.save(torch.stack([before[:, 0], after[:, 0]]).float().cpu())
+                logits = nnsight.save(self.av.output.logits[:, -1])
         return marker, logits, cache
 
     def _request(
@@ -279,7 +279,7 @@ class Verbalizer:
             before = site.output
             after = write(before, vectors, sites, injection, given)
             site.output = after
-            marker = torch.stack([before[:, 0], after[:, 0]]).float().cpu().save()
+            marker = nnsight.save(torch.stack([before[:, 0], after[:, 0]]).float().cpu())
             logits = av.output.logits[:, -1]
             filled = nnsight.save([cache.get_seq_length() == length])
             done = nnsight.save([])
@@ -332,8 +332,9 @@ class Verbalizer:
             before = site.output
             after = write(before, vectors, sites, injection, given)
             site.output = after
-            marker = torch.stack([before[:, position], after[:, position]]).float().cpu().save()
-            sequences = tracer.result.cpu().save()
+            written = torch.stack([before[:, position], after[:, position]])
+            marker = nnsight.save(written.float().cpu())
+            sequences = nnsight.save(tracer.result.cpu())
         return sequences, marker
 
     @property
