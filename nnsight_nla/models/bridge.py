@@ -188,16 +188,19 @@ class Hook:
         self._seen: list[int] = []
 
     @property
-    def fwd_hooks(self) -> list[tuple[str, Callable[..., None]]]:
+    def fwd_hooks(self) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """The value for ``run_with_hooks(..., fwd_hooks=...)``."""
         return [(IDS, self._note), (self._name, self)]
 
-    def __call__(self, value: Tensor, hook: Any) -> None:
+    def __call__(self, value: Tensor, hook: Any) -> Tensor | None:
         """Capture the residuals of one forward pass, unchanged.
 
         Args:
             value: ``[batch, seq, d_model]``, or ``[seq, d_model]`` with ``remove_batch_dim``.
             hook: The hook point.
+
+        Returns:
+            `value` itself with ``remove_batch_dim``, for which TransformerLens 3 needs a tensor.
 
         Raises:
             InjectionError: A batch came without its token ids, or the bridge's weights have
@@ -215,7 +218,7 @@ class Hook:
                 )
             picked = rows[0] if self._all else rows[0, -1]
             self.explanations.append((self._explain(picked),))
-            return
+            return value if value.ndim == 2 else None
         stepped = ids.shape[1] == 1 and len(self._seen) == len(ids)
         kept = [slice(0, 1)] * len(ids) if stepped else [self._real(row) for row in ids.tolist()]
         starts = self._seen if stepped else [0] * len(ids)
@@ -228,6 +231,7 @@ class Hook:
                 for row, part in enumerate(kept)
             )
         )
+        return None
 
     def _one(self, vectors: Tensor, ids: list[int], before: int) -> Any:
         tokens = [self._bridge.tokenizer.decode([token]) for token in ids]

@@ -223,7 +223,9 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
         __import__("sys").modules, __name__, __import__("types").SimpleNamespace(about=about)
     )
     assert "with an error" in command("label", *labels)
-    with pytest.raises(NLAError, match="expected module:function of a module that can be imported from here"):
+    with pytest.raises(
+        NLAError, match="expected module:function of a module that can be imported from here"
+    ):
         command("label", *labels[:2], "--by", "nowhere:f")
     with pytest.raises(NLAError, match="expected names and shares"):
         command("extract", corpus, output, "--splits", "a")

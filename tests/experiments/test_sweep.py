@@ -45,6 +45,10 @@ class _Handle:
         words = ["none", "one", "two", "three", "four", "five"]
         return [f"{words[int(v[0])]} of them" for v in self.vectors]
 
+    def extracted(self):
+        bad = {i: why for (i,), why in self.errors.items()}
+        return [None if i in bad else text for i, text in enumerate(self.text)], bad
+
 
 def header(experiment="patch", **changes):
     runs = {"clean": TOKENS, "corrupt": TOKENS} if experiment == "patch" else {"clean": TOKENS}
