@@ -224,7 +224,7 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
     )
     assert "with an error" in command("label", *labels)
     with pytest.raises(
-        NLAError, match="expected module:function of a module that can be imported from here"
+        NLAError, match="expected module:function of a module that can be imp"
     ):
         command("label", *labels[:2], "--by", "nowhere:f")
     with pytest.raises(NLAError, match="expected names and shares"):
