@@ -35,7 +35,7 @@ from .block import check_block
 
 if TYPE_CHECKING:
     from ..checkpoint.prompt import Prompt
-    from ..explanation.records import Owner, Waiting
+    from ..explanation.records import Waiting
 
 # Modules that are shipped as source with a request: the stand-ins, and those whose functions run
 # inside the verbalizer's block.
@@ -79,11 +79,11 @@ class Unavailable:
     """The queue of handles whose NLA is not in this process; they keep vectors and texts."""
 
     def __init__(
-        self, why: str, receipt: Receipt | None = None, owner: Owner | None = None
+        self, why: str, receipt: Receipt | None = None, owner: Travels | None = None
     ) -> None:
         """Store the reason, and the receipt if there is one."""
-        self.why, self._receipt = why, receipt
-        self.owner: Owner | None = owner
+        self.why, self.owner = why, owner
+        self._receipt = receipt
 
     def add(self, handle: Explanation) -> None:
         """Ignore the handle: nothing can be verbalized."""
