@@ -128,7 +128,7 @@ def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | No
 
 
 def shorten(config: Any, blocks: int) -> None:
-    """Let `config` describe a model of the first `blocks` blocks."""
+    """Shorten `config` to a model of the first `blocks` blocks."""
     text = config.get_text_config()
     text.num_hidden_layers = blocks
     for name in _PER_BLOCK:
