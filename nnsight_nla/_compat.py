@@ -84,7 +84,7 @@ def join_requests(reducers: Mapping[type, Callable[[Any], Any]]) -> None:
     """Register reducers with the pickler of nnsight's remote requests only."""
     from nnsight.intervention.serialization import CustomCloudPickler
 
-    table = CustomCloudPickler.dispatch_table
+    table: Any = CustomCloudPickler.dispatch_table
     CustomCloudPickler.dispatch_table = ChainMap(dict(reducers), table)
 
 

@@ -11,7 +11,7 @@ numbers. So vectors can be read in the usual TransformerLens way, from a cache o
     bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)
     hook.explanations[0][1].text                # forward pass 0, prompt 1
 
-This requires the weights as they were trained. Folded or centered weights (compatibility mode)
+This requires the weights as they were trained. Folded or centred weights (compatibility mode)
 give a different residual stream, on which no verbalizer was trained; such a bridge is refused.
 
 This module never imports TransformerLens: if a bridge was passed, it is already imported.
@@ -88,12 +88,12 @@ def check_weights(bridge: TransformerBridge) -> None:
     """Check that the weights of a bridge are those that were trained.
 
     Raises:
-        InjectionError: The weights were folded or centered.
+        InjectionError: The weights were folded or centred.
     """
     if getattr(bridge, "_weights_processed", False):
         raise InjectionError(
             f"The weights of this bridge of {describe(bridge)} were processed (compatibility mode "
-            "folds layer norms and centers what writes to the residual stream), so its residuals "
+            "folds layer norms and centres what writes to the residual stream), so its residuals "
             "differ from those that the verbalizer was trained on. Boot it again with unchanged "
             f"weights: {_BOOT}. If you only need the old hook names, use "
             "bridge.enable_compatibility_mode(no_processing=True)."

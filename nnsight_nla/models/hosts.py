@@ -98,7 +98,7 @@ def embedding(model: TransformersModel) -> Any:
     """Return the envoy (or module) of the token embedding."""
     text_config(model)
     module = module_of(model)
-    table = module.get_input_embeddings()
+    table = cast("Any", module).get_input_embeddings()
     path = next(name for name, each in module.named_modules() if each is table)
     return _envoy(model, path)
 

@@ -174,7 +174,7 @@ def _described(where: str | Path, given: Checkpoint | Injection | str | Path | N
 
 
 def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
-    """Fill in the marker's neighbors if the sidecar lacks them, and record the tokenizer."""
+    """Fill in the marker's neighbours if the sidecar lacks them, and record the tokenizer."""
     live = {"left_id": prompt.left_id, "right_id": prompt.right_id}
     absent = {
         name: value

@@ -128,7 +128,7 @@ def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | No
 
 
 def shorten(config: Any, blocks: int) -> None:
-    """Let `config` describe a model of the first `blocks` blocks."""
+    """Shorten `config` to a model of the first `blocks` blocks."""
     text = config.get_text_config()
     text.num_hidden_layers = blocks
     for name in _PER_BLOCK:
@@ -269,7 +269,8 @@ def is_partial(adapter: str | Path, blocks: int) -> bool:
     config, weights = stored(adapter, PEFT), stored(adapter, PEFT_WEIGHTS)
     if config is None or weights is None:
         return False
-    if sidecar.parse(config.read_bytes(), config).get("layers_to_transform") is not None:
+    given = sidecar.parse(config.read_bytes(), config)
+    if isinstance(given, dict) and given.get("layers_to_transform") is not None:
         return False
     with safe_open(weights, "pt") as tensors:
         found = {number for name in tensors.keys() for number in re.findall(r"\.(\d+)\.", name)}  # noqa: SIM118

@@ -59,7 +59,8 @@ class Runtime:
             remote: Whether it runs on the configured NDIF host.
             loaded_here: Whether it came from a path or an id and so can be loaded again.
         """
-        self.model, self.role, self.remote = model, role, remote
+        self.model, self.remote = model, remote
+        self.role: Role = role
         self.memory = memory or Memory()
         self.memory.add_model(role, model, loaded_here=loaded_here)
         self.lock = _LOCKS.setdefault(model, threading.RLock())

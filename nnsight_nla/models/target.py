@@ -44,7 +44,7 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
 
     Raises:
         InjectionError: `model` is not a known kind of target, has another width, lacks the block,
-            or is a bridge whose weights were folded or centered.
+            or is a bridge whose weights were folded or centred.
     """
     width = kind(model).width(model)
     if width != checkpoint.d_model:

@@ -38,7 +38,7 @@ class Direction(torch.Tensor):
     this machine or on a server. A number scales it; any other operation gives a plain tensor.
     """
 
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: N805
+    def __torch_function__(cls: Any, func, types, args=(), kwargs=None):  # noqa: N805
         del types
         kwargs = kwargs or {}
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
@@ -49,7 +49,8 @@ class Direction(torch.Tensor):
         named = {name: _cast_like(value, others[0]) for name, value in kwargs.items()}
         return func(*plain, **named)
 
-    __torch_function__ = classmethod(__torch_function__)
+    # As a decorator it could not be shipped.
+    __torch_function__ = classmethod(__torch_function__)  # pyright: ignore[reportAssignmentType]
 
     def __deepcopy__(self, memo: Any) -> Any:
         del memo

@@ -46,8 +46,7 @@ class Slots(DynamicLayer):
         self.all_keys[:rows, :, self.length : end] = key_states
         self.all_values[:rows, :, self.length : end] = value_states
         self.length = end
-        self._show(rows)
-        return self.keys, self.values
+        return self._show(rows)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows; those that keep their index are not copied."""
@@ -58,9 +57,10 @@ class Slots(DynamicLayer):
             each[to, :, : self.length] = each[indices[to], :, : self.length]
         self._show(len(indices))
 
-    def _show(self, rows: int) -> None:
-        self.keys = self.all_keys[:rows, :, : self.length]
-        self.values = self.all_values[:rows, :, : self.length]
+    def _show(self, rows: int) -> tuple[Tensor, Tensor]:
+        keys = self.keys = self.all_keys[:rows, :, : self.length]
+        values = self.values = self.all_values[:rows, :, : self.length]
+        return keys, values
 
     @staticmethod
     def _room(states: Tensor, rows: Tensor, capacity: int) -> Tensor:

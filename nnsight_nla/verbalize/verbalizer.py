@@ -237,7 +237,7 @@ class Verbalizer:
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prompt with a vector in each row; return marker residuals, logits and cache."""
-        model, ids = hosts.module_of(self.av), torch.tensor([self.prompt.ids])
+        model, ids = cast("Any", hosts.module_of(self.av)), torch.tensor([self.prompt.ids])
         sites = self.prompt.sites
         injection, site, start = self.checkpoint.injection, self.site, sites[0]
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()

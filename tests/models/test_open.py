@@ -35,7 +35,7 @@ class TestVerbalizer:
         assert found.checkpoint.left_id == found.prompt.ids[marker - 1]
         assert found.checkpoint.source["tokenizer"] == str(PATHS["av"])
 
-    def test_missing_neighbors_are_filled_in_and_say_where_from(self):
+    def test_missing_neighbours_are_filled_in_and_say_where_from(self):
         full = Checkpoint.load(PATHS["av"])
         bare = Checkpoint(**{**vars(full), "left_id": None, "right_id": None, "source": {}})
         found = opened(checkpoint=bare).checkpoint
