@@ -260,7 +260,7 @@ def _mapped(
     """
     path, count = Path(scratch or tempfile.gettempdir()) / "vectors", 0
     with (
-        write_errors(path, advice="Free some space, and try again.", error=TrainingError),
+        write_errors(path, advice="Then try again.", error=TrainingError),
         tempfile.NamedTemporaryFile(prefix="vectors-", dir=scratch) as file,
     ):
         for part in parts:

@@ -183,8 +183,8 @@ def test_a_checkpoint_that_could_not_be_written_is_written_by_the_next_try(
         with pytest.raises(TrainingError) as caught:
             trained(folder, "ar", tmp_path / "ar")
     assert str(caught.value) == (
-        f"The disk of {tmp_path} is full: ar could not be written. The training is in "
-        f"{tmp_path / 'ar.training'}: rerun with the original options to save it."
+        f"The disk of {tmp_path} is full: ar could not be written. Free some space. The training "
+        f"is in {tmp_path / 'ar.training'}: rerun with the original options to save it."
     )
     assert not (tmp_path / "ar").exists()
     lines = []

@@ -65,9 +65,9 @@ def test_a_full_disk_ends_in_the_advice(model, live, checkpoint, tmp_path):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(TrainingError) as caught:
-        save_verbalizer(tmp_path / "av", model, Full(), checkpoint, advice="Free some space.")
+        save_verbalizer(tmp_path / "av", model, Full(), checkpoint, advice="Then rerun.")
     assert str(caught.value) == (
-        f"The disk of {tmp_path} is full: av could not be written. Free some space."
+        f"The disk of {tmp_path} is full: av could not be written. Free some space. Then rerun."
     )
     assert list(tmp_path.iterdir()) == []
 
