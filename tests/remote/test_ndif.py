@@ -102,7 +102,7 @@ def test_an_error_of_the_block_is_named_by_its_last_line():
     [
         ("RUNNING", "absent", ["target on the host, verbalizer here"]),
         ("RUNNING", "RUNNING", ["target on the host", "verbalizer on the host"]),
-        ("absent", "absent", ["both here"]),
+        ("absent", "absent", ["run target and verbalizer here"]),
     ],
 )
 def test_status_names_the_ways_that_apply(target, verbalizer, ways):
