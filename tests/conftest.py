@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import gc
 import warnings
 
+import hypothesis
 import pytest
 import torch
 
@@ -20,6 +21,10 @@ from tests.helpers.shapes import check_shapes
 # Not for remote runs: they ship functions as source, and a decorated one has another's.
 if not any("ndif" in argument or "bench" in argument for argument in sys.argv):
     check_shapes()
+
+# A first example may load a model, and machines are shared: time limits are pytest-timeout's.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A process per core: threads of their own would only get in each other's way.
