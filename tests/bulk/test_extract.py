@@ -223,9 +223,7 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
         __import__("sys").modules, __name__, __import__("types").SimpleNamespace(about=about)
     )
     assert "with an error" in command("label", *labels)
-    with pytest.raises(
-        NLAError, match="expected module:function of a module that can be imp"
-    ):
+    with pytest.raises(NLAError, match="expected module:function of a module that can be imp"):
         command("label", *labels[:2], "--by", "nowhere:f")
     with pytest.raises(NLAError, match="expected names and shares"):
         command("extract", corpus, output, "--splits", "a")
@@ -235,5 +233,5 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
     )  # fmt: skip
     assert (target["rows"], target["errors"]) == (30, 1)
     assert {row["activation_layer"] for row in rows(tmp_path / "t.parquet")} == {1}
-    with pytest.raises(NLAError, match="Which layer"):
+    with pytest.raises(NLAError, match="No layer is given. Add --layer K"):
         command("extract", corpus, tmp_path / "u.parquet", "--target", pair[0].repo_id)
