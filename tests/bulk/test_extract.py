@@ -233,5 +233,5 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
     )  # fmt: skip
     assert (target["rows"], target["errors"]) == (30, 1)
     assert {row["activation_layer"] for row in rows(tmp_path / "t.parquet")} == {1}
-    with pytest.raises(NLAError, match="No layer is given. Add --layer K"):
+    with pytest.raises(NLAError, match=r"No layer is given\. Add --layer K"):
         command("extract", corpus, tmp_path / "u.parquet", "--target", pair[0].repo_id)
