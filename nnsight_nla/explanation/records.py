@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..core.nesting import Nested
-    from .handle import Explanation
 
 
 class Owner(Protocol):
@@ -43,11 +42,11 @@ class HandleQueue(Protocol):
         """The NLA that the queue belongs to; ``None`` if it is not in this process."""
         ...
 
-    def add(self, handle: Explanation) -> None:
+    def add(self, handle: Any) -> None:
         """Add a handle whose text is generated later."""
         ...
 
-    def resolve(self, first: Iterable[Explanation], *, implicit: bool = False) -> None:
+    def resolve(self, first: Iterable[Any], *, implicit: bool = False) -> None:
         """Verbalize these handles, then all others in the queue."""
         ...
 
