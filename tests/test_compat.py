@@ -183,3 +183,17 @@ def test_the_hub_cache_notes_a_file_that_a_repository_lacks(tmp_path, monkeypatc
     (home / ".no_exist" / "abc").mkdir(parents=True)
     (home / ".no_exist" / "abc" / "nla_meta.yaml").touch()
     assert _compat.known_absent("you/model", "nla_meta.yaml"), "huggingface_hub 1.x"
+
+
+@pytest.mark.parametrize("name", ["_get_train_sampler", "_save", "_load_from_checkpoint"])
+def test_the_trainer_has_the_methods_that_training_overrides(name):
+    """Written for transformers 5.15 to 5.22; without one of them an override would never run."""
+    from transformers import Trainer
+
+    assert callable(getattr(Trainer, name, None))
+
+
+def test_rows_can_be_grouped_by_length():
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    assert sorted(get_length_grouped_indices([3, 1, 2, 5], batch_size=2)) == [0, 1, 2, 3]
