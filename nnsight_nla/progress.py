@@ -19,6 +19,8 @@ from typing import Any
 
 _DELAY = 1.0
 """Seconds before a bar is shown."""
+_INTERVAL = 0.1
+"""Seconds between two updates of what is shown."""
 _ONE_BAR = threading.Lock()
 
 
@@ -61,7 +63,7 @@ def progress(
         # miniters: a chunk may take minutes, so no update is skipped to save time.
         with tqdm(
             total=total, desc=what, unit=unit, delay=_DELAY, leave=False, initial=initial,
-            miniters=1, disable=not (shown and watched and first),
+            miniters=1, mininterval=_INTERVAL, disable=not (shown and watched and first),
         ) as bar:  # fmt: skip
             yield Bar(bar)
     finally:

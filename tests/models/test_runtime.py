@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import deque
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ class TestThreads:
 
     def test_one_thread_traces_while_another_reads_texts(self, model, nla, residuals):
         """Adding handles must not change the queue while it is being iterated."""
-        kept, done = [], threading.Event()
+        kept, done = deque(maxlen=20), threading.Event()
 
         def work(number):
             if number:
@@ -79,7 +80,6 @@ class TestThreads:
                 done.set()
 
         assert in_threads(work, 2)[0].startswith("About Paris")
-        del kept[:]
 
 
 @pytest.fixture
@@ -102,7 +102,8 @@ class TestSequential:
         held, real = [], graph.Verbalizer.verbalize
 
         def verbalize(self, *options):
-            held.append(self.av.dispatched and in_memory(target))
+            if self.runtime is nla.runtime:
+                held.append(self.av.dispatched and in_memory(target))
             yield from real(self, *options)
 
         monkeypatch.setattr(graph.Verbalizer, "verbalize", verbalize)
