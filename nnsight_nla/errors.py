@@ -9,7 +9,26 @@ arrived, what was expected and what to type next::
         print(error)
 """
 
+import reprlib
 from typing import Any
+
+_SHOWN = 80
+"""The most characters of a value in a message."""
+
+
+def shown(value: object) -> str:
+    """Describe a value in a message: bounded and on one line, whatever it is.
+
+    >>> shown("last"), shown(["a"] * 1000), len(shown("a" * 1000))
+    ("'last'", "['a', 'a', 'a', 'a', 'a', 'a', ...]", 80)
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None:
+        return f"{type(value).__name__} of shape {list(shape)} and dtype {dtype}"
+    writer = reprlib.Repr()
+    writer.maxlevel, writer.maxstring, writer.maxother = 3, _SHOWN, _SHOWN
+    text = " ".join(writer.repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 class NLAError(Exception):

@@ -31,7 +31,7 @@ from .errors import CheckpointError, NLAWarning
 from .evaluation import controls as _controls
 from .explanation.arguments import batch_rows, check_sampling, check_vectors, flat_texts
 from .explanation.capturing import CaptureOptions, captured
-from .explanation.handle import Explanation
+from .explanation.handle import Explanation, check_handle
 from .explanation.records import Capture
 from .models import hosts
 from .models import target as targets
@@ -434,9 +434,10 @@ class NLA:
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
-            VerbalizationError: Generating the texts failed.
+            VerbalizationError: It is not a handle, or generating the texts failed.
         """
         self._need_reconstructor()
+        check_handle(explanation, "trust()")
         if explanation.capture.labeller is self.labeller:
             return cast("Nested[Trust]", explanation.trust)
         explanation.extracted()  # Generates what is pending.

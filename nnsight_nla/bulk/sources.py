@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import _compat
-from ..errors import NLAError
+from ..errors import NLAError, shown
 from .fingerprint import fingerprint_file
 
 VECTOR = "activation_vector"
@@ -114,6 +114,11 @@ def open_source(
     Raises:
         NLAError: The input does not exist or has none of these forms.
     """
+    if not isinstance(name, str | Path):
+        raise NLAError(
+            f"The input is {shown(name)}: expected the path of a file or a folder, or the name of "
+            "a data set. For vectors in memory: nla.explain(vectors)."
+        )
     path = Path(name).expanduser()
     kinds = path.suffixes[-2:]
     if path.is_file():

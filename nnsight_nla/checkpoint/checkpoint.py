@@ -23,7 +23,7 @@ from typing import Any
 from ..core.baseline import Baseline
 from ..core.injection import Injection
 from ..core.numeric import is_int
-from ..errors import CheckpointError, ReconstructionError
+from ..errors import CheckpointError, ReconstructionError, shown
 from . import dialects, sidecar
 from .presets import AR_TEMPLATE, AV_TEMPLATE, PRESET_FIELDS
 
@@ -114,6 +114,11 @@ class Checkpoint:
         Raises:
             CheckpointError: There is no sidecar, or it is malformed, contradictory or incomplete.
         """
+        if not isinstance(path_or_id, str | Path):
+            raise CheckpointError(
+                f"Checkpoint.load({shown(path_or_id)}): expected the path of a folder or of a "
+                "sidecar, or a Hub id of the form 'owner/name'."
+            )
         name = str(path_or_id)
         file = sidecar.find(name, tuple(PRESETS))
         if file is None:

@@ -27,7 +27,7 @@ def doctor(
     as_json: options.AsJson = False,
 ) -> None:
     """Test the settings of a checkpoint against alternatives; exit code 1 if one is wrong."""
-    with spinner("examining"):
+    with spinner("comparing settings"):
         from ..core.sampling import Sampling
         from ..doctor.precheck import check
         from ..doctor.report import Diagnosis
@@ -52,9 +52,9 @@ def doctor(
 def _diagnosis_table(found: Diagnosis) -> Table:
     from ..doctor.report import shown
 
-    judged = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
+    measured = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
     table = Table(
-        title=f"{found.rows} activations; the verdict rests on {judged}",
+        title=f"{found.rows} activations; the verdicts are based on {measured}",
         title_justify="left",
         caption="effect: what the vector adds to the reply's likelihood, nats per token",
         caption_justify="left",

@@ -29,9 +29,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
+import torch
 from torch import Tensor
 
-from ..errors import ReconstructionError
+from ..errors import ReconstructionError, shown
 from .injection import unusable
 from .numeric import is_int, is_real
 from .similarity import normalise
@@ -167,7 +168,7 @@ def check_baseline(given: object) -> Baseline | None:
     if given is None or isinstance(given, Baseline):
         return given
     raise ReconstructionError(
-        f"baseline={given!r}: expected a Baseline, such as Baseline.from_vectors(vectors, "
+        f"baseline={shown(given)}: expected a Baseline, such as Baseline.from_vectors(vectors, "
         "name='what they are')."
     )
 
@@ -178,8 +179,10 @@ def _batches(vectors: object) -> Iterable[object]:
 
 
 def _rows(batch: object, before: int) -> Tensor:
-    if not isinstance(batch, Tensor) or not batch.is_floating_point() or batch.ndim == 0:
+    if not isinstance(batch, Tensor) or not _has_rows(batch):
         got = f"{batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
+        if isinstance(batch, Tensor) and (batch.is_meta or batch.layout is not torch.strided):
+            got += f" ({batch.layout}, on {batch.device})"
         raise ReconstructionError(
             f"Expected floating-point vectors [..., d_model] or batches of them, got {got}."
         )
@@ -192,6 +195,11 @@ def _rows(batch: object, before: int) -> Tensor:
             "them out: vectors[vectors.norm(dim=-1) > 0]."
         )
     return rows
+
+
+def _has_rows(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and not tensor.is_meta
+    return dense and tensor.is_floating_point() and tensor.ndim > 0 and tensor.shape[-1] > 0
 
 
 def _paper(model: str, layer: int, value: float) -> Baseline:

@@ -1,4 +1,4 @@
-"""Tell numbers from values that only pass for numbers, such as ``True``, NaN and ``"7"``.
+"""Tell numbers and texts from values that only pass for them, such as ``True``, NaN and ``"7"``.
 
 >>> is_int(7), is_int(True), is_int(7, least=8)
 (True, False, False)
@@ -24,3 +24,16 @@ def is_real(value: object) -> TypeGuard[float]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return -math.inf < value < math.inf
+
+
+def is_unicode(text: str) -> bool:
+    r"""Return whether `text` can be encoded: a lone surrogate cannot.
+
+    >>> is_unicode("é"), is_unicode("\ud800")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

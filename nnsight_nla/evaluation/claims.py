@@ -22,7 +22,7 @@ from .. import view
 from ..checkpoint.reply import snippets
 from ..core.nesting import nested
 from ..core.similarity import cosine
-from ..errors import ReconstructionError
+from ..errors import ReconstructionError, shown
 from .score import pair
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def claims(
     Raises:
         ReconstructionError: `by` is unknown.
     """
-    if by not in get_args(By):
-        raise ReconstructionError(f"by={by!r}: expected one of {', '.join(get_args(By))}.")
+    if not isinstance(by, str) or by not in get_args(By):
+        raise ReconstructionError(f"by={shown(by)}: expected one of {', '.join(get_args(By))}.")
     split = [_parts(text, by) for text in texts]
     rests = [_without(text, parts) for text, parts in zip(texts, split, strict=True)]
     rows = list(zip(texts, split, rests, vectors.float().cpu(), strict=True))

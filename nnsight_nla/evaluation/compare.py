@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.similarity import cosine as _cosine
 from ..errors import NLAError, VerbalizationError
-from ..explanation.handle import Explanation, nested
+from ..explanation.handle import Explanation, check_handle, nested
 from ..view.table import table
 from .difference import Difference, difference
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Reconstruct = Callable[[list[str]], Float[Tensor, "texts d_model"]]
 
+_FOR_TEXTS = " For texts: nnsight_nla.evaluation.difference.difference(before, after)."
 _SHOWN = ("change", "cosine", "text_distance")
 
 
@@ -83,7 +84,10 @@ def compare(before: object, after: object, reconstruct: Reconstruct | None) -> C
     Raises:
         VerbalizationError: One of them is not a handle, or their shapes differ.
     """
-    handles = (_handle("before", before), _handle("after", after))
+    handles = (
+        check_handle(before, "compare(before=)", _FOR_TEXTS),
+        check_handle(after, "compare(after=)", _FOR_TEXTS),
+    )
     shapes = [each.shape for each in handles]
     if shapes[0] != shapes[1] and () not in shapes:
         raise VerbalizationError(
@@ -174,15 +178,6 @@ def _vectors(
         vectors.update(one)
         errors.update(why)
     return vectors, errors
-
-
-def _handle(name: str, given: object) -> Explanation:
-    if not isinstance(given, Explanation):
-        raise VerbalizationError(
-            f"compare({name}={str(given)[:40]!r}): expected a handle, which nla.explain() returns. "
-            "For texts: nnsight_nla.evaluation.difference.difference(before, after)."
-        )
-    return given
 
 
 def _flat(handle: Explanation) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.numeric import is_int
-from ..errors import VerbalizationError
+from ..errors import VerbalizationError, shown
 from ..explanation.arguments import check_vectors
 from ..explanation.handle import Explanation
 
@@ -59,7 +59,9 @@ def controls(
         InjectionError: `like` is not a floating-point tensor of that width.
     """
     if not is_int(n, 1):
-        raise VerbalizationError(f"controls({n!r}): expected a whole number from 1.")
+        raise VerbalizationError(f"controls({shown(n)}): expected a whole number from 1.")
+    if not is_int(seed):
+        raise VerbalizationError(f"controls(seed={shown(seed)}): expected a whole number.")
     generator = torch.Generator().manual_seed(seed)
     if like is None:
         random = random_vectors(n, d_model, generator)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core import similarity
 from ..core.baseline import Baseline
 from ..core.injection import unusable
-from ..errors import ReconstructionError
+from ..errors import ReconstructionError, shown
 from ..explanation.arguments import check_vectors, flat_texts
 from ..explanation.handle import Explanation
 
@@ -206,9 +206,9 @@ def score(
     Raises:
         ReconstructionError: `failures` is unknown, or says that a failed row is an error.
     """
-    if failures not in get_args(Failures):
+    if not isinstance(failures, str) or failures not in get_args(Failures):
         raise ReconstructionError(
-            f"failures={failures!r}: expected one of {', '.join(get_args(Failures))}."
+            f"failures={shown(failures)}: expected one of {', '.join(get_args(Failures))}."
         )
     shape = tuple(vectors.shape[:-1])
     indices = [tuple(map(int, index)) for index in np.ndindex(*shape)]

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from .. import _compat
-from ..core.numeric import is_int
+from ..core.numeric import is_int, is_unicode
 from ..core.sampling import Sampling
-from ..errors import InjectionError, ReconstructionError, VerbalizationError
+from ..errors import InjectionError, ReconstructionError, VerbalizationError, shown
 
 
 def check_vectors(vectors: object, d_model: int) -> None:
@@ -26,7 +27,7 @@ def check_vectors(vectors: object, d_model: int) -> None:
     expected = f"Expected a floating-point tensor of shape [..., {d_model}]"
     if not isinstance(vectors, Tensor):
         raise InjectionError(
-            f"{expected}, got {type(vectors).__name__} {str(vectors)[:40]!r}. In a trace: "
+            f"{expected}, got {type(vectors).__name__} {shown(vectors)}. In a trace: "
             "nla.explain(nla.layer(model).output[:, -1])."
         )
     if not vectors.is_floating_point():
@@ -39,6 +40,8 @@ def check_vectors(vectors: object, d_model: int) -> None:
             f"{expected}, got {list(vectors.shape)}. Read the residual of the model that the "
             "verbalizer was trained on: nla.layer(model).output."
         )
+    if vectors.layout is not torch.strided:
+        raise InjectionError(f"{expected}, got one of layout {vectors.layout}: call .to_dense().")
     if vectors.device.type == "meta" and not _compat.is_fake(vectors):
         raise InjectionError(
             f"{expected}, got a tensor on the meta device, which has no values. Load the weights "
@@ -55,7 +58,7 @@ def check_sampling(given: object) -> Sampling | None:
     if given is None or isinstance(given, Sampling):
         return given
     raise VerbalizationError(
-        f"sampling={given!r}: expected Sampling(...), for example Sampling(temperature=1.0)."
+        f"sampling={shown(given)}: expected Sampling(...), for example Sampling(temperature=1.0)."
     )
 
 
@@ -66,7 +69,7 @@ def count_samples(samples: object, sampling: Sampling) -> int:
         VerbalizationError: It is not a whole number from 1, or above 1 with greedy decoding.
     """
     if not is_int(samples, 1):
-        raise VerbalizationError(f"samples={samples!r}: expected a whole number from 1.")
+        raise VerbalizationError(f"samples={shown(samples)}: expected a whole number from 1.")
     if samples > 1 and sampling.greedy:
         raise VerbalizationError(
             f"samples={samples} at temperature 0 would give the same text {samples} times. Add "
@@ -81,11 +84,13 @@ def batch_rows(given: object) -> int | None:
     Raises:
         VerbalizationError: It is neither ``"auto"`` nor a whole number from 1.
     """
-    if given == "auto":
+    if isinstance(given, str) and given == "auto":
         return None
     if is_int(given, 1):
         return given
-    raise VerbalizationError(f"batch_size={given!r}: expected 'auto' or a whole number from 1.")
+    raise VerbalizationError(
+        f"batch_size={shown(given)}: expected 'auto' or a whole number from 1."
+    )
 
 
 def flat_texts(text: object) -> tuple[list[str], tuple[int, ...]]:
@@ -95,6 +100,11 @@ def flat_texts(text: object) -> tuple[list[str], tuple[int, ...]]:
         ReconstructionError: It is something else, or the lists are ragged.
     """
     if isinstance(text, str):
+        if not is_unicode(text):
+            raise ReconstructionError(
+                f"{shown(text)} has a lone surrogate, which no tokenizer can encode. Repair it: "
+                "text.encode('utf-8', 'replace').decode()."
+            )
         return [text], ()
     if not isinstance(text, list | tuple):
         raise ReconstructionError(

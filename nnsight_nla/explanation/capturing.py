@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
 
 from ..core.sampling import Sampling
-from ..errors import VerbalizationError
+from ..errors import VerbalizationError, shown
 from .arguments import check_sampling, count_samples
 from .records import Capture, HandleQueue, Labeller
 
@@ -61,7 +62,10 @@ def captured(
     samples = count_samples(samples, chosen)
     words = provenance(tokens, shape, "tokens")
     if words is not None:
-        words = [each if isinstance(each, str) else tokenizer.decode([int(each)]) for each in words]
+        words = [
+            each if isinstance(each, str) else tokenizer.decode([_integer(each, "tokens")])
+            for each in words
+        ]
     numbers = provenance(positions, shape, "positions")
     return Capture(
         queue,
@@ -70,7 +74,7 @@ def captured(
         samples,
         chosen,
         tokens=words,
-        positions=None if numbers is None else [int(each) for each in numbers],
+        positions=None if numbers is None else [_integer(each, "positions") for each in numbers],
         width=shape[-1] if shape else 1,
         labeller=labeller,
     )
@@ -85,7 +89,12 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
     if values is None:
         return None
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        try:
+            values = values.detach().cpu().numpy()
+        except (TypeError, NotImplementedError) as error:  # Sparse, or on the meta device.
+            raise VerbalizationError(
+                f"{name}={shown(values)} has no values that can be read: {error}"
+            ) from error
     elif isinstance(values, range):
         values = list(values)
     try:
@@ -98,3 +107,11 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
             f"Pass {name} of that shape, one per vector."
         )
     return list(array.flat)
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        texts = "strings or token ids" if name == "tokens" else "whole numbers"
+        raise VerbalizationError(f"{name} has {shown(value)} in it: expected {texts}.") from None

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..checkpoint.reply import snippets
 from ..core.nesting import nested
 from ..core.trust import Trust
-from ..errors import NLAError, VerbalizationError
+from ..errors import NLAError, VerbalizationError, shown
 from .caveats import caveats
 from .records import Capture, Reply
 
@@ -332,6 +332,24 @@ class Explanation:
         norms = held[torch.tensor(rows, dtype=torch.long)].float().norm(dim=-1).tolist()
         finite = [norm if math.isfinite(norm) else None for norm in norms]
         return dict(zip(rows, finite, strict=True))
+
+
+def check_handle(given: object, call: str, advice: str = "") -> Explanation:
+    """Check that `given` is a handle, and return it.
+
+    Args:
+        given: What the caller passed.
+        call: Where, such as ``"trust"``; named in the error.
+        advice: A sentence for callers that have something else.
+
+    Raises:
+        VerbalizationError: It is not.
+    """
+    if isinstance(given, Explanation):
+        return given
+    raise VerbalizationError(
+        f"{call}: expected a handle, which nla.explain() returns, got {shown(given)}.{advice}"
+    )
 
 
 def _keep(handle: Explanation) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import NLAError
+from ..errors import NLAError, shown
 from ..storage.atomic import atomic_file
 
 FORMAT, VERSION = "nnsight_nla.reading", 1
@@ -20,7 +20,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, An
     """Write rows (the fields of `TokenReading`) and a header (the other fields of `Reading`).
 
     Raises:
-        NLAError: The disk is full, or the file cannot be written.
+        NLAError: The disk is full, the file cannot be written, or a text is not valid Unicode.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -34,7 +34,13 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, An
     columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]
     note = json.dumps({"format": FORMAT, "version": VERSION, **header})
     schema = pa.schema([*columns, *sometimes.items()], metadata={FORMAT: note})
-    table = pa.Table.from_pylist(list(rows), schema=schema)
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+    except UnicodeEncodeError as error:
+        raise NLAError(
+            f"{path} cannot hold the text {shown(error.object)}: it has a lone surrogate. Repair "
+            "it: text.encode('utf-8', 'replace').decode()."
+        ) from error
     with atomic_file(path) as file:
         pq.write_table(table, file)
 

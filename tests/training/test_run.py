@@ -131,6 +131,14 @@ def test_a_reconstructor_measures_the_verbalizer_as_it_learns(folder, undisturbe
     assert "extraction 0.0000" in lines[-1]
 
 
+def readable(state: Path) -> bool:
+    """Whether a checkpoint's last file is there, to its end."""
+    try:
+        return bool(json.loads(state.read_text("utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -151,7 +159,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(folder, undistur
     )  # fmt: skip
     state = out.with_name("av.training") / "checkpoint-8" / "trainer_state.json"
     deadline = time.monotonic() + 120
-    while not state.is_file() and time.monotonic() < deadline:
+    while not readable(state) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()

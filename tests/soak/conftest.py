@@ -1,0 +1,56 @@
+"""Count what the soak tests try, and write the counts into the documentation.
+
+pytest tests/soak                   # runs them, about ten minutes; prints the table
+pytest tests/soak --write-figures   # also rewrites tutorials/reference/soak.rst
+"""
+
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "tutorials" / "reference" / "soak.rst"
+HEADER = """\
+Soak tests
+==========
+
+``pytest tests/soak`` repeats what must never lose data or return a wrong value: processes killed at
+random moments, threads that share a model, odd arguments, pickles, templates and hostile texts. The
+seeds are fixed. Each row passed; a single loss or wrong value fails the run. Made by
+``pytest tests/soak --write-figures``.
+
+.. list-table::
+   :header-rows: 1
+   :widths: 50 15 35
+
+   * - what is repeated
+     - times
+     - result
+"""
+_ROWS: list[tuple[str, int, str]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-figures", action="store_true", help=f"rewrite {PAGE.name}")
+
+
+@pytest.fixture
+def figure():
+    """Add a row to the table, when everything that a test asserts is true."""
+
+    def add(what: str, times: int, result: str) -> None:
+        _ROWS.append((what, times, result))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for what, times, result in _ROWS:
+        terminalreporter.write_line(f"{what}: {times:,}; {result}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.getoption("--write-figures") and exitstatus == 0:
+        rows = "".join(
+            f"   * - {what}\n     - {times:,}\n     - {result}\n" for what, times, result in _ROWS
+        )
+        PAGE.write_text(HEADER + rows, "utf-8")
