@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _compat
-from ..models import hosts
-from ..models.adapter import AdapterModel
+from . import hosts
+from .adapter import AdapterModel
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
