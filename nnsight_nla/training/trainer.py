@@ -63,10 +63,17 @@ class Files:
     tensorboard: Path | None = None
     """The folder of TensorBoard's events."""
 
-    def last(self) -> Path | None:
-        """Return the newest complete checkpoint."""
+    def last(self, steps: int | None = None) -> Path | None:
+        """Return the newest complete checkpoint; of `steps` or fewer, if there is one."""
         found = sorted(self.folder.glob("checkpoint-*"), key=lambda each: -_step(each))
-        return next((each for each in found if _complete(each)), None)
+        complete = [each for each in found if _complete(each)]
+        within = [each for each in complete if steps is None or _step(each) <= steps]
+        return next(iter(within or complete), None)
+
+    def steps(self, asked: int | None = None) -> int:
+        """Return how many steps the checkpoint `last` has done."""
+        last = self.last(asked)
+        return 0 if last is None else _step(last)
 
 
 def fit(
@@ -112,7 +119,7 @@ def fit(
         # `loss_of` is already a mean, so accumulated passes are averaged by the trainer.
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
-        last = None if files is None else files.last()
+        last = None if files is None else files.last(settings.steps)
         try:
             if last is not None and _step(last) >= settings.steps:
                 trainer.restore(last)  # Trained already, but not saved under its final name.
