@@ -29,6 +29,7 @@ from ..checkpoint.prompt import Prompt
 from ..checkpoint.reply import CLOSE, OPEN, extract, proper
 from ..core.injection import unusable
 from ..errors import NLAError
+from ..progress import progress
 from ..storage.atomic import write_errors
 
 INJECT = "<INJECT>"
@@ -232,9 +233,11 @@ def _read(
     parts = checked_batches(rows, checkpoint, prompts=prompts)
 
     def vectors() -> Iterator[Tensor]:
-        for batch in parts:
-            tokenize(batch)
-            yield batch.vectors
+        with progress("tokenizing", total=len(rows), unit="row") as bar:
+            for batch in parts:
+                tokenize(batch)
+                yield batch.vectors
+                bar.advance(len(batch.names))
 
     if isinstance(rows, Sequence):
         return torch.cat(list(vectors()))
