@@ -153,7 +153,12 @@ def is_stateful(module: nn.Module) -> bool:
 
 def commit_hash(module: nn.Module) -> str | None:
     """Return the Hub commit that a transformers model was loaded from."""
-    return getattr(getattr(module, "config", None), "_commit_hash", None)
+    return commit_of(getattr(module, "config", None))
+
+
+def commit_of(config: Any) -> str | None:
+    """Return the Hub commit that a transformers configuration was loaded from."""
+    return getattr(config, "_commit_hash", None)
 
 
 def known_absent(repository: str, name: str) -> bool:

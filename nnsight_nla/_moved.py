@@ -76,7 +76,7 @@ MOVED = {
     )
     for folder, names in _FOLDERS.items()
     for old, new in names.items()
-}
+} | {"nnsight_nla.bulk.fingerprint": "nnsight_nla.models.fingerprint"}
 """Old module path to the new one."""
 
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from ..errors import InjectionError, NLAError
 from ..models import hosts
+from ..models.fingerprint import fingerprint_model
 from . import records
-from .fingerprint import fingerprint_model
 from .finished_file import dataset_sidecar, sibling
 from .manifest import VERSION, versions
 from .pipeline import Job, Report, run_job

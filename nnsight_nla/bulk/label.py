@@ -11,30 +11,38 @@ finished chunks survive an interruption::
 
 The output has the rows with their ``api_explanation``, as the published pipeline names it, and the
 sidecar of the input. A row for which the function returns ``None`` goes to ``STEM.errors.parquet``.
-An exception in the function ends the call, and the same call resumes there.
+An exception in the function ends the call, and the same call resumes there. If you edited the
+function in the meantime, it is refused unless you pass ``edited="accept"``: the labels would be of
+two kinds, and the output's manifest then says so.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..checkpoint.reply import OPEN, extract
 from ..errors import NLAError
+from ..models.fingerprint import fingerprint_file
+from ..storage.atomic import atomic_file
+from ..storage.function_hash import fingerprint_function
 from . import records
-from .fingerprint import fingerprint_file
-from .finished_file import read_sidecar, sibling
-from .manifest import VERSION
+from .chunk_store import ADVICE, ChunkStore
+from .finished_file import read_note, read_sidecar, sibling
+from .manifest import VERSION, differences
 from .pipeline import Job, Report, run_job
 from .sources import VECTOR, Item, Source, open_parquet, parquet_rows
 
 Labeller = Callable[[Mapping[str, Any]], str | None]
+Edited = Literal["refuse", "accept"]
+"""Whether to resume with a function that was edited since."""
 
 LABEL = "api_explanation"
 """The column that the published pipeline keeps explanations in."""
@@ -53,6 +61,7 @@ def label(
     chunk: int = _CHUNK,
     strict: bool = False,
     progress: bool = True,
+    edited: Edited = "refuse",
 ) -> Report:
     """Give every row an explanation, resuming an earlier call that was interrupted.
 
@@ -65,6 +74,9 @@ def label(
         chunk: Rows per chunk: the most rows that are labelled again after an interruption.
         strict: End at the first row without a label.
         progress: Show a progress bar, if standard error is a terminal.
+        edited: Whether to resume when the function was edited since, so that finished chunks keep
+            labels of its earlier version. The function is compared with what it reads from outside
+            (constants, functions of yours that it calls); comments do not count.
 
     Raises:
         NLAError: The files do not fit, the function raised (its error is the cause), or the output
@@ -81,7 +93,7 @@ def label(
         "version": VERSION,
         "shard": None,
         "input": rows.identity,
-        "labels": fingerprint_file(Path(by)) if from_file else _name(by),
+        "labels": fingerprint_file(Path(by)) if from_file else _identify(by, output, edited),
         "chunk": chunk,
     }
 
@@ -160,6 +172,33 @@ def _without_tags(text: str | None) -> str | None:
     return extract(text)[0] if text and OPEN in text else text
 
 
-def _name(labeller: Any) -> str:
-    name = getattr(labeller, "__qualname__", type(labeller).__name__)
-    return f"{getattr(labeller, '__module__', '')}:{name}"
+def _identify(labeller: Labeller, output: Path, edited: Edited) -> dict[str, Any]:
+    """Return the identity of a function, with the earlier versions that were accepted.
+
+    Raises:
+        NLAError: The function was edited since the first chunk, and that is not accepted.
+    """
+    if edited not in get_args(Edited):
+        raise NLAError(f"edited={edited!r}: expected 'refuse' or 'accept'.")
+    now, store = fingerprint_function(labeller, stateful=True), ChunkStore(output)
+    finished = output.exists()
+    manifest = read_note(output)["manifest"] if finished else store.manifest
+    before = (manifest or {}).get("labels")
+    if manifest is None or not isinstance(before, dict) or "code" not in before:
+        return now  # Nothing is labelled yet, or by something else, which `check_same` reports.
+    earlier = before.get("earlier", [])
+    before = {name: value for name, value in before.items() if name != "earlier"}
+    changed = differences(before, now)
+    if changed and edited == "refuse":
+        raise NLAError(
+            f"{output} was labelled by an earlier version of {now['name']}:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nPass edited='accept' to keep those labels and record that, choose another output, "
+            "or delete it to start over."
+        )
+    if not changed or finished:
+        return {**before, **({"earlier": earlier} if earlier else {})}
+    labels = {**now, "earlier": [*earlier, before]}
+    with store.open(manifest), atomic_file(store.folder / "manifest.json", advice=ADVICE) as file:
+        file.write(json.dumps({**manifest, "labels": labels}, indent=1).encode())
+    return labels

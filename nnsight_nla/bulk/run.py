@@ -18,9 +18,9 @@ import torch
 
 from ..errors import NLAError
 from ..models.adapter import AdapterModel
+from ..models.fingerprint import fingerprint_model
 from . import records
 from .chunk_store import ChunkStore
-from .fingerprint import fingerprint_model
 from .finished_file import dataset_sidecar, read_note
 from .manifest import VERSION, versions
 from .pipeline import Job, Report, run_job

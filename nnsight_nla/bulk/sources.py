@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from .. import _compat
 from ..errors import NLAError, shown
-from .fingerprint import fingerprint_file
+from ..models.fingerprint import fingerprint_file
 
 VECTOR = "activation_vector"
 """The column that holds vectors in the published data sets."""

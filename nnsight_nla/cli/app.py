@@ -31,7 +31,7 @@ out = Console()
 err = Console(stderr=True)
 
 # Calls in messages that a flag replaces.
-_CALLS = {"Settings(precision='float32')": "--no-bf16"}
+_CALLS = {"Settings(precision='float32')": "--no-bf16", "Watching(keep=True)": "--keep-state"}
 _PYTHON = re.compile(r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False|(?=[\w'\"\[/.]))?")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -178,13 +178,19 @@ def label(
         int, Option(min=1, help="Rows per chunk; finished chunks are not done again.")
     ] = 64,
     strict: options.Strict = False,
+    edited: Annotated[
+        Literal["refuse", "accept"],
+        Option(help="Whether to resume if the function was edited since; its labels are kept."),
+    ] = "refuse",
     as_json: options.AsJson = False,
 ) -> None:
     """Label extracted rows with explanations, to train on. Rerun to resume."""
     from .. import bulk
 
     made_by = by if by.endswith(".parquet") else _import_function(by)
-    report = bulk.label(source, output, by=made_by, workers=workers, chunk=chunk, strict=strict)
+    report = bulk.label(
+        source, output, by=made_by, workers=workers, chunk=chunk, strict=strict, edited=edited
+    )
     _report(report, as_json)
 
 

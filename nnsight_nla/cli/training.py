@@ -44,6 +44,13 @@ def train(
         bool | None, Option(help="Compute in bfloat16. Default: if the GPU supports it.")
     ] = None,
     dtype: Annotated[str | None, Option(help="The dtype to load the weights in.")] = None,
+    save_dtype: Annotated[
+        str | None,
+        Option(help="The dtype to save in. Default: float32 for adapters, else as --base has it."),
+    ] = None,
+    attention: Annotated[
+        str | None, Option(help="How attention is computed: sdpa, eager, ... as in transformers.")
+    ] = None,
     recompute: Annotated[
         bool, Option("--gradient-checkpointing", help="Use less memory, more slowly.")
     ] = False,
@@ -64,16 +71,23 @@ def train(
     ] = None,
     max_new_tokens: options.MaxNewTokens = 200,
     tensorboard: Annotated[Path | None, Option(help="The folder for TensorBoard's events.")] = None,
+    keep: Annotated[
+        bool,
+        Option("--keep-state", help="Keep OUT.training, so that more --steps can continue it."),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train a verbalizer or a reconstructor from labelled rows. Rerun the command to resume."""
+    """Train a verbalizer or a reconstructor from labelled rows. Rerun the command to resume.
+
+    More or fewer --steps continue the training, or end it early with a checkpoint.
+    """
     if role == "ar" and ar is not None:
         raise NLAError("--ar measures a verbalizer, and this trains a reconstructor. Remove --ar.")
     with spinner("reading the rows"):
         from ..training import Lora, Settings, Watching
         from ..training import train as run
-        from ..training.run import is_main_process
         from ..training.trainer import has_bfloat16
+        from ..training.work_folder import is_main_process
 
         narrow = has_bfloat16() if bf16 is None else bf16
     adapters = None
@@ -95,11 +109,13 @@ def train(
             activations="recompute" if recompute else "keep",
             seed=seed,
         ),
-        watching=Watching(every, measured, ar, max_new_tokens, tensorboard),
+        watching=Watching(every, measured, ar, max_new_tokens, tensorboard, keep=keep),
         layer=layer,
         base_name=base_name,
         held_out=held_out,
         dtype=dtype,
+        save_dtype=save_dtype,
+        attention=attention,
         report=lambda line: err.print(Text(line)),
     )
     if not is_main_process():

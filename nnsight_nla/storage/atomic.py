@@ -93,9 +93,20 @@ def atomic_folder(
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete temporary files of `path` that a killed process left; nothing else may be writing."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"):
+    """Delete what a killed process left of writing `path`; nothing else may be writing it.
+
+    A folder that was complete and about to get its name gets it.
+    """
+    named = f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}"
+    for left in path.parent.glob(f"{named}.tmp"):
         left.unlink(missing_ok=True)
+    for old in path.parent.glob(f"{named}.old"):  # Killed between the renames of `_replace`.
+        part = old.with_suffix(".part")
+        if not path.exists():
+            (part if part.exists() else old).rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    for part in path.parent.glob(f"{named}.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

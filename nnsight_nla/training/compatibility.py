@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
@@ -95,6 +97,23 @@ def compatible_checkpoint(
     for field in ("left_id", "right_id", "ar_suffix_ids"):
         _check_ids(rows, base, field, getattr(live, field))
     return tokenizer, live
+
+
+def check_attention(base: str | Path, attention: str | None) -> None:
+    """Raise if the base cannot compute attention in this way; no weights are loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if attention is None:
+        return
+    config = read_base("configuration", base, AutoConfig.from_pretrained)
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        raise TrainingError(
+            f"attention={attention!r} does not work for {base}: {str(error).splitlines()[0]} "
+            "Choose another, such as attention='sdpa' or attention='eager', or leave it out."
+        ) from error
 
 
 def read_base(what: str, base: str | Path, load: Callable[..., Any], **options: Any) -> Any:

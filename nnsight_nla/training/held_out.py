@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.reply import CLOSE, extract, proper
 from ..core.baseline import Baseline
+from ..progress import progress
 from .rows import Rows, RowsLike, collate
 
 Figures = dict[str, float]
@@ -94,9 +95,11 @@ def reconstructor_figures(
 
 def _batches(rows: Rows, size: int, model: nn.Module) -> Iterator[dict[str, Tensor]]:
     device = next(model.parameters()).device
-    for start in range(0, len(rows), size):
-        items = [rows[i] for i in range(start, min(start + size, len(rows)))]
-        yield {name: each.to(device) for name, each in collate(items).items()}
+    with progress("measuring", total=len(rows), unit="row") as bar:
+        for start in range(0, len(rows), size):
+            items = [rows[i] for i in range(start, min(start + size, len(rows)))]
+            yield {name: each.to(device) for name, each in collate(items).items()}
+            bar.advance(len(items))
 
 
 def _generate(model: Any, tokenizer: Any, prompts: Tensor, longest: int) -> list[str]:

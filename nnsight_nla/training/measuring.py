@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..checkpoint.reply import extract
-from ..checkpoint.sidecar import SIDECARS
 from ..evaluation.evaluate import Figures, evaluate
+from ..models.fingerprint import fingerprint_file
 from .published import HELD_OUT, Published
 from .rows import TrainingError, checked_batches
+from .saving import trained_on
 
 if TYPE_CHECKING:
     from ..nla import NLA
@@ -80,10 +80,13 @@ def _check(source: Published, name: str, nla: NLA) -> None:
 
 def _held_out_of(source: Published, name: str) -> float | None:
     """Return the share that the training of `name` held out, if it trained on this file."""
-    found = (Path(name).expanduser() / each for each in SIDECARS)
-    file = next((each for each in found if each.is_file()), None)
-    meta = yaml.safe_load(file.read_text("utf-8")) if file else {}
-    for entry in meta.get("trained_on") or []:
-        if isinstance(entry, dict) and entry.get("file") == source.name:
+    found = trained_on(Path(name).expanduser())
+    content = fingerprint_file(source.file)["blake2b"] if found else None
+    for entry in found:
+        # Checkpoints of earlier versions know their file by its name.
+        same = (
+            entry["blake2b"] == content if "blake2b" in entry else entry.get("file") == source.name
+        )
+        if same:
             return float(entry.get("held_out", 0))
     return None

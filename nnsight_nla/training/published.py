@@ -53,7 +53,9 @@ class Published:
             file: The Parquet file.
             part: Which documents.
             held_out: The share of documents that are held out.
-            limit: The largest number of rows to read, from the beginning.
+            limit: The largest number of rows to read. They are spread over the documents: one row
+                of each before a second one of any, chosen by a hash; without documents, evenly
+                over the file.
             scratch: The folder for the memory-mapped vectors: 4 bytes per entry.
 
         Raises:
@@ -83,6 +85,7 @@ class Published:
             )
         self.meta = _sidecar(self.file)
         self._count: int | None = None
+        self._chosen: set[int] | None = None
 
     def __len__(self) -> int:
         if self._count is None:
@@ -125,23 +128,48 @@ class Published:
         import pyarrow.parquet as pq
 
         columns = [name for name in dict.fromkeys(wanted) if name in self._columns]
-        start, left = 0, self.limit
+        if self.limit is not None and self._chosen is None:
+            self._chosen = self._spread(self.limit)
+        start, left = 0, None if self._chosen is None else len(self._chosen)
         with pq.ParquetFile(self.file, memory_map=True) as file:
             for batch in file.iter_batches(_BATCH, columns=columns):
                 numbers = list(range(batch.num_rows))
-                if self.part != "all":
+                if self._chosen is not None:
+                    numbers = [i for i in numbers if start + i in self._chosen]
+                elif self.part != "all":
                     documents = batch.column(DOCUMENT).to_pylist()
-                    wants = self.part == "held out"
-                    numbers = [
-                        i for i in numbers if is_held_out(documents[i], self.held_out) == wants
-                    ]
-                numbers = numbers[:left]
+                    numbers = [i for i in numbers if self._has(documents[i])]
                 if numbers:
                     yield batch.take(numbers), [start + number for number in numbers]
                 start += batch.num_rows
                 left = None if left is None else left - len(numbers)
                 if left == 0:
                     return
+
+    def _has(self, document: object) -> bool:
+        """Return whether a document belongs to this part."""
+        return self.part == "all" or is_held_out(document, self.held_out) == (
+            self.part == "held out"
+        )
+
+    def _spread(self, limit: int) -> set[int]:
+        """Choose rows of this part, spread over its documents."""
+        import pyarrow.parquet as pq
+
+        if DOCUMENT not in self._columns:
+            count = pq.read_metadata(self.file).num_rows
+            return {i * count // min(limit, count) for i in range(min(limit, count))}
+        documents: list[object] = pq.read_table(self.file, columns=[DOCUMENT])[DOCUMENT].to_pylist()
+        rows: dict[object, list[int]] = {}
+        for number, document in enumerate(documents):
+            if self._has(document):
+                rows.setdefault(document, []).append(number)
+        turns = [
+            (turn, _hash(document), number)
+            for document, numbers in rows.items()
+            for turn, number in enumerate(sorted(numbers, key=lambda each: _hash(f"row {each}")))
+        ]
+        return {number for *_, number in sorted(turns)[:limit]}
 
     def _texts(self, table: Any) -> tuple[list[Any], list[str]]:
         """Return prompts as chat messages, and labels in their tags."""
@@ -174,8 +202,11 @@ class Published:
 
 def is_held_out(document: object, share: float) -> bool:
     """Return whether a document belongs to the share that training does not see."""
-    digest = hashlib.blake2b(str(document).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return _hash(document) < share * 2**64
+
+
+def _hash(value: object) -> int:
+    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "big")
 
 
 def _vectors(column: Any, names: list[str], d_model: int) -> torch.Tensor:

@@ -29,6 +29,7 @@ from ..checkpoint.prompt import Prompt
 from ..checkpoint.reply import CLOSE, OPEN, extract, proper
 from ..core.injection import unusable
 from ..errors import NLAError
+from ..progress import progress
 from ..storage.atomic import write_errors
 
 INJECT = "<INJECT>"
@@ -232,9 +233,11 @@ def _read(
     parts = checked_batches(rows, checkpoint, prompts=prompts)
 
     def vectors() -> Iterator[Tensor]:
-        for batch in parts:
-            tokenize(batch)
-            yield batch.vectors
+        with progress("tokenizing", total=len(rows), unit="row") as bar:
+            for batch in parts:
+                tokenize(batch)
+                yield batch.vectors
+                bar.advance(len(batch.names))
 
     if isinstance(rows, Sequence):
         return torch.cat(list(vectors()))
@@ -253,23 +256,22 @@ def _listed(rows: Sequence[Mapping[str, Any]], d_model: int) -> Batch:
 def _mapped(
     parts: Iterable[Tensor], d_model: int, scratch: Path | None
 ) -> Float[Tensor, "rows d_model"]:
-    """Write vectors to a file that only this process can see, and map it into memory.
+    """Write vectors to a file without a name, and map it into memory.
 
     They are written to the file and not through the map, so that a full disk raises an error and
-    does not kill the process.
+    does not kill the process. A file without a name is gone when the process is, however it ends.
     """
-    path, count = Path(scratch or tempfile.gettempdir()) / "vectors", 0
+    path = Path(scratch or tempfile.gettempdir()) / "vectors"
     with (
         write_errors(path, advice="Then try again.", error=TrainingError),
-        tempfile.NamedTemporaryFile(prefix="vectors-", dir=scratch) as file,
+        tempfile.TemporaryFile(prefix="vectors-", dir=scratch) as file,
     ):
         for part in parts:
             file.write(part.contiguous().numpy().tobytes())
-            count += len(part)
         file.flush()
-        # The map stays valid after the file is deleted, so nothing is ever left behind.
-        flat = torch.from_file(file.name, shared=True, size=count * d_model, dtype=torch.float32)
-    return flat.reshape(count, d_model)
+        # The map stays valid after the file is closed.
+        flat = torch.from_numpy(np.memmap(file, dtype=np.float32, mode="r+"))
+    return flat.reshape(-1, d_model)
 
 
 def _check_response(name: str, response: Any) -> None:

@@ -2,20 +2,22 @@
 
 Mistakes are found before they cost anything: the name of the folder, the rows' sidecar against the
 base model's tokenizer and shape, then every row; only then are weights loaded. The state of a
-running training is in the folder ``OUT.training``; rerun with the same options to resume from it.
-The checkpoint gets its name when it is complete, and the work folder is removed::
+running training is in the folder ``OUT.training``, which one process at a time may use; rerun with
+the same options to resume from it. Rows, base model and tokenizer are compared by content. The
+checkpoint gets its name when it is complete, and the work folder is removed::
 
     trained = train("av", "rows.parquet", base="Qwen/Qwen3-8B", out="checkpoints/av")
     NLA(trained.folder)
+
+Only `Settings.steps` may change: more steps continue a training, fewer end it early, with the
+checkpoint of a step that is done. With `Watching.keep` the state of a finished training stays, so
+that it can be continued too. The learning rate then follows the schedule of the new number.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,20 +29,29 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..core.baseline import Baseline
 from ..core.injection import Injection
 from ..errors import ReconstructionError
-from ..storage.atomic import atomic_file, write_errors
-from .compatibility import compatible_checkpoint, read_base
+from ..progress import progress
+from .compatibility import check_attention, compatible_checkpoint, read_base
 from .held_out import HeldOut, Metric
 from .published import HELD_OUT, Published
 from .reconstructor import train_reconstructor
 from .rows import TrainingError, checked_batches
-from .saving import save_reconstructor, save_verbalizer
+from .saving import read_sidecar, save_reconstructor, save_verbalizer
 from .settings import Settings
 from .trainer import Files, Log, Report, check_precision
 from .verbalizer import train_verbalizer
+from .work_folder import (
+    digest,
+    identify,
+    is_main_process,
+    is_taken,
+    made_by_train,
+    remove,
+    start_or_resume,
+    work_folder,
+)
 
 Role = Literal["av", "ar"]
-# The options of a training, in its work folder; the name is that of earlier versions.
-_OPTIONS = "begun.json"
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class Watching:
     """The folder of TensorBoard's events."""
     judges: Mapping[str, Metric] = field(default_factory=dict[str, "Metric"])
     """More metrics, by name: of a verbalizer's texts, their labels and their vectors."""
+    keep: bool = False
+    """Whether to keep the state of a finished training, so that more steps can continue it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,8 @@ def train(
     injection: Injection | None = None,
     held_out: float = HELD_OUT,
     dtype: str | None = None,
+    save_dtype: str | None = None,
+    attention: str | None = None,
     report: Report | None = None,
 ) -> Trained:
     """Train a verbalizer or a reconstructor from a Parquet file of rows.
@@ -98,7 +113,8 @@ def train(
         role: ``"av"``, the verbalizer, or ``"ar"``, the reconstructor.
         rows: The file, with its sidecar.
         base: The model to start from, usually the target: a folder or a Hub id.
-        out: The folder of the checkpoint; nothing of that name exists yet.
+        out: The folder of the checkpoint. Nothing of that name exists yet, unless it is the result
+            of this same call, which is then returned.
         settings: Steps, rates, batches, adapters.
         watching: What to measure during training.
         layer: K, if the rows have no sidecar that names it.
@@ -107,6 +123,10 @@ def train(
         held_out: The share of documents that are not trained on.
         dtype: The dtype to load the weights in: by default float32 if all are trained, and as
             stored under adapters (float32 for float16).
+        save_dtype: The dtype to save what was trained in: ``"float32"``, ``"bfloat16"`` or
+            ``"float16"``; by default float32 for adapters, else as `base` is stored.
+        attention: The implementation of attention, such as ``"eager"`` or ``"sdpa"``; by default
+            transformers' choice.
         report: Called with lines of progress.
 
     Raises:
@@ -115,45 +135,72 @@ def train(
     """
     report = report if is_main_process() else None
     out = Path(out).expanduser().absolute()
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+    out = out.resolve() if out.is_symlink() else out
+    if is_taken(out) and made_by_train(out) is None:
         raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
+    for name, given in (("dtype", dtype), ("save_dtype", save_dtype)):
+        if given is not None and given not in _DTYPES:
+            raise TrainingError(f"{name}={given!r}: expected one of {', '.join(_DTYPES)}.")
     check_precision(settings)
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"
     source = Published(rows, part=part, held_out=held_out, scratch=work)
     tokenizer, checkpoint = compatible_checkpoint(source, base, layer, base_name, injection)
-    _start_or_resume(work, role, source, base, checkpoint, settings)
-    if report is not None:
-        report(f"rows: {len(source):,} of {source.name} to train on")
-    checkpoint = replace(checkpoint, baseline=_baseline(source, checkpoint, role))
-    held = _held_out(source, checkpoint, base, watching)
-    log: Log = []
+    check_attention(base, attention)
+    identity = identify(source, base)
+    options = {
+        "role": role,
+        **identity,
+        "checkpoint": hashlib.sha256(repr(checkpoint).encode()).hexdigest()[:16],
+        "dtype": dtype,
+        "attention": attention,
+        **asdict(settings),
+    }
     files = Files(work, watching.every, watching.tensorboard)
-    model, stored = _load(base, dtype, settings)
-    train_role: Callable[..., Any] = train_verbalizer if role == "av" else train_reconstructor
-    trained = train_role(
-        model, tokenizer, source, checkpoint, settings,
-        report=report, held_out=held, files=files, log=log,
-    )  # fmt: skip
-    save: Callable[..., None] = save_verbalizer if role == "av" else save_reconstructor
-    _wait_for_all()  # No other process writes to the work folder any more...
-    if is_main_process():
-        entries = {"file": source.name, "rows": len(source), "held_out": source.held_out}
-        save(
-            out, trained, tokenizer, checkpoint,
-            advice=f"The training is in {work}: rerun with the original options to save it.",
-            trained_on=[entries],
-            training_log=log,
-            dtype=stored if settings.lora is None else None,
-        )  # fmt: skip
-        shutil.rmtree(work, ignore_errors=True)
-    _wait_for_all()  # ... and the checkpoint exists when any of them returns.
-    return Trained(out, checkpoint, log)
-
-
-def is_main_process() -> bool:
-    """Return whether this process reports and writes: the first of several, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    with work_folder(work, out):
+        finished = _finished(out, options, files)
+        if finished is None:
+            start_or_resume(files, options, source, base, report)
+            if report is not None:
+                report(f"rows: {len(source):,} of {source.name} to train on")
+            checkpoint = replace(checkpoint, baseline=_baseline(source, checkpoint, role))
+            held = _held_out(source, checkpoint, base, watching)
+            if report is not None:
+                report(f"loading the weights of {base}")
+            model, stored = _load(base, dtype, attention, settings)
+            log: Log = []
+            train_role: Callable[..., Any] = (
+                train_verbalizer if role == "av" else train_reconstructor
+            )
+            trained = train_role(
+                model, tokenizer, source, checkpoint, settings,
+                report=report, held_out=held, files=files, log=log,
+            )  # fmt: skip
+            entry = {
+                "file": source.name,
+                "rows": len(source),
+                "held_out": held_out,
+                "blake2b": identity["rows"].split()[-1],
+                "steps": files.steps(settings.steps),
+                "options": digest(options),
+            }
+            narrow = stored if settings.lora is None else None
+            _wait_for_all()  # No other process writes to the work folder any more.
+            if is_main_process():
+                _check_still_free(out, work, options)
+                save: Callable[..., None] = save_verbalizer if role == "av" else save_reconstructor
+                save(
+                    out, trained, tokenizer, checkpoint,
+                    advice=_saved_by_next_call(work),
+                    trained_on=[entry],
+                    training_log=log,
+                    dtype=narrow if save_dtype is None else getattr(torch, save_dtype),
+                )  # fmt: skip
+            finished = Trained(out, checkpoint, log)
+        if is_main_process() and not watching.keep:
+            remove(work)
+    _wait_for_all()  # The checkpoint exists when any process returns.
+    return finished
 
 
 def _wait_for_all() -> None:
@@ -161,39 +208,40 @@ def _wait_for_all() -> None:
         torch.distributed.barrier()
 
 
-def _start_or_resume(
-    work: Path, role: Role, rows: Published, base: str | Path, checkpoint: Checkpoint,
-    settings: Settings,
-) -> None:  # fmt: skip
-    """Make the work folder; raise if it holds a training with other options."""
-    size = rows.file.stat().st_size
-    options = {
-        "role": role,
-        "rows": f"{rows.file.absolute()}, {size} bytes, {rows.held_out:g} held out",
-        "base": str(base),
-        "checkpoint": hashlib.sha256(repr(checkpoint).encode()).hexdigest()[:16],
-        **asdict(settings),
-    }
-    file = work / _OPTIONS
-    if not file.is_file():
-        advice = "Choose another out=."
-        with write_errors(work, advice=advice, error=TrainingError):
-            work.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file, advice=advice, error=TrainingError) as stream:
-            stream.write(json.dumps(options, indent=1).encode())
-        return
-    original = json.loads(file.read_text("utf-8"))
-    original.setdefault("role", original.get("half"))  # Its name in earlier versions.
-    differs = [
-        f"{name}={original.get(name)!r} (now {value!r})"
-        for name, value in options.items()
-        if original.get(name) != value
-    ]
-    if differs:
+def _finished(out: Path, options: dict[str, Any], files: Files) -> Trained | None:
+    """Return the training that has this result already; ``None`` if there is something to do.
+
+    Raises:
+        TrainingError: `out` is something else, or a training whose state is gone and that was asked
+            for more steps.
+    """
+    if not is_taken(out):
+        return None
+    note, asked = made_by_train(out), options["steps"]
+    if note is None or note["options"] != digest(options):
+        raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
+    done = note["steps"]
+    if files.last() is not None and not done == files.steps(asked) >= asked:
+        return None
+    if done < asked:
         raise TrainingError(
-            f"{work} holds a training with other options. Rerun with the original options to "
-            f"resume: {', '.join(differs)}. Or remove that folder to start again."
+            f"{out} is finished, after {done} steps, and its state was removed, so it cannot be "
+            "continued. Choose another out=. To continue a finished training later, keep its "
+            "state: Watching(keep=True)."
         )
+    return Trained(out, Checkpoint.load(out), list(read_sidecar(out).get("training_log") or []))
+
+
+def _check_still_free(out: Path, work: Path, options: dict[str, Any]) -> None:
+    note = made_by_train(out)
+    if is_taken(out) and (note is None or note["options"] != digest(options)):
+        raise TrainingError(
+            f"{out} appeared while this training ran. Move it. {_saved_by_next_call(work)}"
+        )
+
+
+def _saved_by_next_call(work: Path) -> str:
+    return f"The training is in {work}: rerun with the original options to save it."
 
 
 def _held_out(
@@ -236,18 +284,27 @@ def _baseline(source: Published, checkpoint: Checkpoint, role: Role) -> Baseline
         ``None`` if it cannot be measured: one row, or all rows of one direction.
     """
     name = f"block {checkpoint.layer} in {source.name}"
-    batches = checked_batches(source, checkpoint, prompts=role == "av")
-    try:
-        return Baseline.from_vectors((batch.vectors for batch in batches), name=name)
-    except ReconstructionError:
-        return None
+    with progress("reading rows", total=len(source), unit="row") as bar:
+
+        def vectors() -> Iterator[Tensor]:
+            for batch in checked_batches(source, checkpoint, prompts=role == "av"):
+                yield batch.vectors
+                bar.advance(len(batch.names))
+
+        try:
+            return Baseline.from_vectors(vectors(), name=name)
+        except ReconstructionError:
+            return None
 
 
-def _load(base: str | Path, dtype: str | None, settings: Settings) -> tuple[Any, torch.dtype]:
+def _load(
+    base: str | Path, dtype: str | None, attention: str | None, settings: Settings
+) -> tuple[Any, torch.dtype]:
     """Load the model to fine-tune; return it and the dtype that its weights are stored in."""
     from transformers import AutoModelForCausalLM
 
-    model = read_base("weights", base, AutoModelForCausalLM.from_pretrained, dtype="auto")
+    options = {"dtype": "auto", **({} if attention is None else {"attn_implementation": attention})}
+    model = read_base("weights", base, AutoModelForCausalLM.from_pretrained, **options)
     stored = model.dtype
     # bfloat16 weights lose a step of 3e-5, and float16 overflows without a scaler.
     narrow = settings.lora is None or stored == torch.float16

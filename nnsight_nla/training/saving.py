@@ -13,10 +13,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.prompt import Prompt
 from ..checkpoint.sidecar import SIDECARS
 from ..core.injection import Injection
+from ..errors import CheckpointError
 from ..storage.atomic import KEPT, atomic_folder
 from .reconstructor import Reconstructor
 from .rows import TrainingError
@@ -92,7 +94,7 @@ def save_verbalizer(
         model: From `train_verbalizer`.
         tokenizer: The tokenizer it was trained with.
         checkpoint: What it was trained with.
-        dtype: The dtype to cast the weights to, in place; ``None`` leaves them.
+        dtype: The dtype to cast what is saved to, in place; ``None`` leaves it.
         advice: What the user can do after a failed write; the end of the message.
         extra: More entries of the sidecar, such as ``trained_on``.
 
@@ -100,7 +102,7 @@ def save_verbalizer(
         TrainingError: The disk is full, or `folder` holds something other than a checkpoint.
     """
     if dtype is not None:
-        model.to(dtype)
+        _cast(model, dtype)
     with _checkpoint_folder(folder, advice) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -127,7 +129,7 @@ def save_reconstructor(
         reconstructor: From `train_reconstructor`.
         tokenizer: The tokenizer it was trained with.
         checkpoint: What it was trained with.
-        dtype: The dtype to cast the weights to, in place; ``None`` leaves them.
+        dtype: The dtype to cast what is saved to, in place; ``None`` leaves it.
         advice: What the user can do after a failed write; the end of the message.
         extra: More entries of the sidecar.
 
@@ -135,7 +137,8 @@ def save_reconstructor(
         TrainingError: The disk is full, or `folder` holds something other than a checkpoint.
     """
     if dtype is not None:
-        reconstructor.to(dtype)
+        _cast(reconstructor.model, dtype)
+        reconstructor.head.to(dtype)
     head = {"weight": reconstructor.head.weight.detach().cpu().contiguous()}
     entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
     with _checkpoint_folder(folder, advice) as part:
@@ -147,6 +150,22 @@ def save_reconstructor(
         tokenizer.save_pretrained(part)
         save_file(head, part / HEAD_FILE)
         _save_sidecar(part, checkpoint.to_sidecar("ar", **entries))
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """Return the sidecar in a checkpoint's folder; empty if there is none that can be read."""
+    file = next((folder / name for name in SIDECARS if (folder / name).is_file()), None)
+    try:
+        tree = {} if file is None else sidecar.parse(file.read_bytes(), file)
+    except (OSError, CheckpointError):
+        tree = {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def trained_on(folder: Path) -> list[dict[str, Any]]:
+    """Return a checkpoint's account of what it was trained on."""
+    listed = read_sidecar(folder).get("trained_on")
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 @contextmanager
@@ -175,8 +194,19 @@ def _with_final_norm(reconstructor: Reconstructor) -> Generator[Any, None, None]
         setattr(decoder, name, nn.Identity())
 
 
-def _save_sidecar(folder: Path, sidecar: dict[str, Any]) -> None:
-    text = yaml.safe_dump(sidecar, sort_keys=False, allow_unicode=True)
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Cast a model, or the adapters on it alone."""
+    if not hasattr(model, "get_base_model"):
+        model.to(dtype)
+        return
+    prefix = model.base_model.prefix
+    for name, weight in model.named_parameters():
+        if prefix in name:
+            weight.data = weight.data.to(dtype)
+
+
+def _save_sidecar(folder: Path, entries: dict[str, Any]) -> None:
+    text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
     (folder / SIDECARS[0]).write_text(text, encoding="utf-8")
 
 

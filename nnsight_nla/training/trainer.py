@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,13 @@ from .settings import Settings
 LossOf = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """The loss of a batch, from the model as the trainer wraps it."""
 Report = Callable[[str], None]
-"""Called with a line of progress about ten times per training."""
+"""Called with a line of progress: losses, figures, the rate and the time that is left."""
 Log = list[dict[str, float]]
 """Measurements in order: ``step``, and ``loss`` or figures named ``eval_...``."""
 _WEIGHTS = "model.safetensors"
 _STATE = "trainer_state.json"
+_OFTEN, _SELDOM = 10.0, 0.1
+"""Seconds between two lines of progress: so many at least, and this share of the time so far."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,17 @@ class Files:
     tensorboard: Path | None = None
     """The folder of TensorBoard's events."""
 
-    def last(self) -> Path | None:
-        """Return the newest complete checkpoint."""
+    def last(self, steps: int | None = None) -> Path | None:
+        """Return the newest complete checkpoint; of `steps` or fewer, if there is one."""
         found = sorted(self.folder.glob("checkpoint-*"), key=lambda each: -_step(each))
-        return next((each for each in found if _complete(each)), None)
+        complete = [each for each in found if _complete(each)]
+        within = [each for each in complete if steps is None or _step(each) <= steps]
+        return next(iter(within or complete), None)
+
+    def steps(self, asked: int | None = None) -> int:
+        """Return how many steps the checkpoint `last` has done."""
+        last = self.last(asked)
+        return 0 if last is None else _step(last)
 
 
 def fit(
@@ -112,7 +122,7 @@ def fit(
         # `loss_of` is already a mean, so accumulated passes are averaged by the trainer.
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
-        last = None if files is None else files.last()
+        last = None if files is None else files.last(settings.steps)
         try:
             if last is not None and _step(last) >= settings.steps:
                 trainer.restore(last)  # Trained already, but not saved under its final name.
@@ -291,15 +301,71 @@ class _Order(Sampler[int]):
 
 
 class _Reporting(TrainerCallback):
+    """Reports losses, and how fast the training is: after the first pass, then ever less often."""
+
     def __init__(self, report: Report) -> None:
         self.report = report
+        self._passes = self._done = 0
+        self._began = self._first = self._due = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._began = time.monotonic()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._passes += 1
+        self._pass_ended(args, state, silent=False)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._passes = 0
+        # The line with the loss, which follows, has the pace too.
+        self._pass_ended(args, state, silent=control.should_log)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         figures = _figures(logs or {})
         if figures:
             held = "" if "loss" in figures else " held out:"
-            said = (f"{name.removeprefix('eval_')} {x:.4f}" for name, x in figures.items())
-            self.report(f"step {state.global_step} of {state.max_steps},{held} {', '.join(said)}")
+            said = [f"{name.removeprefix('eval_')} {x:.4f}" for name, x in figures.items()]
+            pace = [] if held else [self._pace(args, state)]
+            self._say(state, f",{held} {', '.join([*said, *filter(None, pace)])}")
+
+    def _pass_ended(self, args: Any, state: Any, *, silent: bool) -> None:
+        now = time.monotonic()
+        self._done += 1
+        if self._done == 1:
+            self._first = now
+        if not silent and now >= self._due:
+            of = f" (pass {self._passes} of {args.gradient_accumulation_steps} of the next)"
+            self._say(state, f"{of if self._passes else ''}, {self._pace(args, state)}")
+
+    def _pace(self, args: Any, state: Any) -> str:
+        """Return the rate and the time that is left."""
+        now = time.monotonic()
+        # The first pass is slower than the others.
+        several = self._done > 1
+        seconds = (now - self._first) / (self._done - 1) if several else now - self._began
+        if not self._done or seconds <= 0:
+            return ""
+        rows = args.train_batch_size * args.world_size / seconds
+        left = (state.max_steps - state.global_step) * args.gradient_accumulation_steps
+        left -= self._passes
+        rest = f", about {_duration(left * seconds)} left" if left > 0 else ""
+        return f"{rows:.3g} rows/s{rest}"
+
+    def _say(self, state: Any, text: str) -> None:
+        now = time.monotonic()
+        self._due = now + max(_OFTEN, _SELDOM * (now - self._began))
+        self.report(f"step {state.global_step} of {state.max_steps}{text}")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in words.
+
+    >>> _duration(8.2), _duration(100), _duration(4000), _duration(40_000)
+    ('8 s', '2 min', '67 min', '11.1 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _figures(line: dict[str, Any]) -> dict[str, float]:

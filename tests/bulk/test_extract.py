@@ -1,9 +1,11 @@
 """Activations and labels to train on: the published columns, by document, resumable."""
 
 import functools
+import importlib
 import json
 import operator
 import random
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nnsight_nla import Checkpoint, InjectionError, NLAError, bulk, cli, training
+from nnsight_nla.bulk.finished_file import read_note
 from nnsight_nla.tiny.documents import sample
 from nnsight_nla.training.published import is_held_out
 
@@ -191,6 +194,56 @@ def test_labelling_goes_on_where_the_function_failed(extracted, tmp_path):
     assert len(asked) - before == 90 - 40  # No finished chunk was asked about again.
     bulk.label(extracted, whole, by=flaky, chunk=20)
     assert output.read_bytes() == whole.read_bytes()
+
+
+def scripted(tmp_path, monkeypatch, text, name="scripted"):
+    """A function of a module of the user's own; the old one fails at its row 50."""
+    (tmp_path / f"{name}.py").write_text(
+        f"from itertools import count\nTEXT = {text!r}\ncalls = count(1)\n"
+        "def label(row):\n"
+        "    if next(calls) == 50 and TEXT == 'Old.':\n"
+        "        raise ConnectionError('the API is gone')\n"
+        "    return TEXT\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.invalidate_caches()
+    return importlib.import_module(name).label
+
+
+def test_labels_of_an_edited_function_are_not_mixed_with_the_earlier_ones(
+    extracted, tmp_path, monkeypatch
+):
+    output = tmp_path / "labelled.parquet"
+    with pytest.raises(NLAError, match="the API is gone"):
+        bulk.label(extracted, output, by=scripted(tmp_path, monkeypatch, "Old."), chunk=20)
+    edited = scripted(tmp_path, monkeypatch, "New.")
+    with pytest.raises(NLAError) as caught:
+        bulk.label(extracted, output, by=edited, chunk=20)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{output} was labelled by an earlier version of scripted:label:\n  uses.TEXT: '"
+    )
+    assert message.endswith(
+        "\nPass edited='accept' to keep those labels and record that, choose another output, or "
+        "delete it to start over."
+    )
+    assert not output.exists()
+    with pytest.raises(NLAError, match=r"edited='yes': expected 'refuse' or 'accept'\."):
+        bulk.label(extracted, output, by=edited, chunk=20, edited="yes")
+    # Accepted: the finished chunks keep their labels, and the output says of which functions.
+    assert bulk.label(extracted, output, by=edited, chunk=20, edited="accept").resumed == 2
+    assert [row["api_explanation"] for row in rows(output)] == ["Old."] * 40 + ["New."] * 50
+    labels = read_note(output)["manifest"]["labels"]
+    (earlier,) = labels["earlier"]
+    assert earlier["code"] == labels["code"]
+    assert earlier["uses"]["TEXT"] != labels["uses"]["TEXT"]
+    # The finished file is that of this function; an edited one is refused again.
+    assert bulk.label(extracted, output, by=edited, chunk=20).chunks == 0
+    again = scripted(tmp_path, monkeypatch, "Newer.")
+    with pytest.raises(NLAError, match="was labelled by an earlier version"):
+        bulk.label(extracted, output, by=again, chunk=20)
 
 
 def test_ready_made_labels_are_found_by_document_and_position(extracted, tmp_path):

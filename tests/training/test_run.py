@@ -1,5 +1,6 @@
 """Train from a published file to a folder that loads: resumed, atomic, and measured."""
 
+import itertools
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,6 +211,7 @@ def test_another_training_does_not_go_on_with_it(folder, tmp_path):
     # As earlier versions wrote it, which named the role otherwise.
     original = {**vars(SETTINGS), "half": "ar", "batch_size": 64}
     (work / "begun.json").write_text(json.dumps(original))
+    state(work, 4)
     with pytest.raises(TrainingError) as caught:
         trained(folder, "av", tmp_path / "av")
     message = str(caught.value)
@@ -217,6 +221,12 @@ def test_another_training_does_not_go_on_with_it(folder, tmp_path):
     )
     assert "batch_size=64 (now 9). Or remove that folder" in message
     assert not (tmp_path / "av").exists()
+
+
+def state(work: Path, step: int) -> None:
+    """As much of a trainer's checkpoint as makes it one to resume from."""
+    (work / f"checkpoint-{step}").mkdir(parents=True)
+    (work / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
 
 
 def test_what_is_there_is_not_written_over(folder, tmp_path):
@@ -289,6 +299,58 @@ def test_documents_are_held_out_whole(folder):
     torch.testing.assert_close(batch.vectors, torch.tensor(expected))
 
 
+def rows_of(folder, **options) -> list[int]:
+    batches = Published(folder, held_out=HELD_OUT, **options).batches(WIDTH)
+    return [int(name.rpartition(" ")[2]) for batch in batches for name in batch.names]
+
+
+@pytest.mark.parametrize("part", ["train", "held out", "all"])
+@pytest.mark.parametrize("limit", [1, 5, 20, 64, 10_000])
+def test_a_part_of_the_rows_is_spread_over_the_documents(tmp_path, part, limit):
+    """A long document comes first: the first rows would all be of it."""
+    lengths = [40, *range(1, 30), 40]
+    documents = [f"document {i}" for i, length in enumerate(lengths) for _ in range(length)]
+    plain = records(len(documents))
+    rows = [{**row, "doc_id": each} for row, each in zip(plain, documents, strict=True)]
+    file = publish(tmp_path / "rows.parquet", rows)
+    whole, chosen = rows_of(file, part=part), rows_of(file, part=part, limit=limit)
+    assert len(chosen) == len(set(chosen)) == min(limit, len(whole))
+    assert set(chosen) <= set(whole)
+    assert chosen == sorted(chosen)
+    available = Counter(documents[row] for row in whole)
+    taken = Counter(documents[row] for row in chosen)
+    # None has two rows more than another that has some left.
+    most = max(taken.values())
+    assert all(taken[each] >= min(most - 1, count) for each, count in available.items())
+    assert len(Published(file, part=part, held_out=HELD_OUT, limit=limit)) == len(chosen)
+    # A document is on one side only.
+    others = {documents[row] for row in rows_of(file, part="train")}
+    assert part != "held out" or not others & set(taken)
+    if 1 < limit < 10_000:  # And not the first rows of each.
+        firsts = {documents.index(each) for each in available}
+        assert set(chosen) != set(sorted(firsts)[: len(chosen)])
+
+
+def test_rows_without_documents_are_spread_over_the_file(tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "doc_id"} for row in records(20)]
+    file = publish(tmp_path / "rows.parquet", rows)
+    assert rows_of(file, limit=4) == [0, 5, 10, 15]
+    assert rows_of(file, limit=99) == list(range(20))
+
+
+def test_the_measured_rows_are_of_as_many_documents_as_there_are(folder, tmp_path):
+    seen, judges = [], {"own": lambda _, __, vectors: seen.append(vectors) or 0.0}
+    train(
+        "av", folder / "rows.parquet", base=folder / "base", out=tmp_path / "av", held_out=0.6,
+        settings=replace(SETTINGS, steps=1), watching=Watching(1, 4, None, 2, judges=judges),
+    )  # fmt: skip
+    vectors = torch.tensor([row["activation_vector"] for row in records()])
+    numbers = [int((vectors == each).all(dim=1).nonzero()) for each in seen[0]]
+    documents = {f"document {number // 2}" for number in numbers}
+    assert len(documents) == 4
+    assert all(is_held_out(each, 0.6) for each in documents)
+
+
 def test_ready_made_labels_and_a_reconstructors_prompts_are_rows_too(tmp_path):
     plain = records(4)
     for row in plain:
@@ -312,7 +374,7 @@ def test_a_million_rows_do_not_lie_in_memory(folder, tmp_path):
     live, checkpoint = compatible_checkpoint(source, folder / "base")
     rows, _ = verbalizer_rows(source, live, checkpoint)
     maps = Path("/proc/self/maps").read_text()
-    assert f"{tmp_path}/vectors-" in maps
+    assert f"{tmp_path}/" in maps
     assert list(tmp_path.iterdir()) == []
     expected = [row["activation_vector"] for row in records()]
     torch.testing.assert_close(rows.vectors, torch.tensor(expected))
@@ -473,3 +535,120 @@ def test_batches_are_of_about_one_length_and_in_no_order_of_it():
     order.set_epoch(1)
     assert list(order) != rows
     assert [*_Order([5, 6], 8, seed=0)] in ([0, 1], [1, 0])
+
+
+@pytest.mark.parametrize("role", ["av", "ar"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_that_is_saved(folder, undisturbed, tmp_path, role, lora, dtype):
+    settings = replace(SETTINGS, lora=lora, steps=12)
+    watching = replace(WATCHING, rows=0)
+    trained(folder, role, tmp_path / role, settings, watching, save_dtype=dtype)
+    wide = weights(undisturbed[role, "full" if lora is None else "lora"].folder)
+    found = weights(tmp_path / role)
+    assert set(found) == set(wide)
+    for name, weight in found.items():
+        assert torch.equal(weight, wide[name].to(getattr(torch, dtype)))
+    if role == "av":
+        nla = NLA(tmp_path / "av", dtype="float32", sampling=Sampling(max_new_tokens=4))
+        assert all(nla.explain(torch.randn(2, WIDTH)).raw)
+
+
+def test_a_dtype_or_an_attention_that_there_is_not(folder, tmp_path, monkeypatch):
+    from nnsight_nla.training import run
+
+    monkeypatch.setattr(run, "_load", lambda *_: pytest.fail("was loaded"))
+    for name in ("dtype", "save_dtype"):
+        with pytest.raises(TrainingError) as caught:
+            trained(folder, "av", tmp_path / "av", **{name: "float23"})
+        assert str(caught.value) == (
+            f"{name}='float23': expected one of float32, bfloat16, float16."
+        )
+    for attention in ("none", "flash_attention_2"):
+        with pytest.raises(TrainingError) as caught:
+            trained(folder, "av", tmp_path / "av", attention=attention)
+        assert str(caught.value).startswith(f"attention='{attention}' does not work for {folder}")
+        assert str(caught.value).endswith(
+            "Choose another, such as attention='sdpa' or attention='eager', or leave it out."
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("role", ["av", "ar"])
+def test_attention_is_computed_as_it_was_chosen(folder, undisturbed, tmp_path, monkeypatch, role):
+    from nnsight_nla.training import run
+
+    seen, load = [], run._load
+
+    def look(*given):
+        model, stored = load(*given)
+        seen.append(model.config._attn_implementation)
+        return model, stored
+
+    monkeypatch.setattr(run, "_load", look)
+    watching = replace(WATCHING, rows=0)
+    found = trained(folder, role, tmp_path / role, watching=watching, attention="eager")
+    assert seen == ["eager"]
+    losses = [line["loss"] for line in found.log if "loss" in line]
+    before = [line["loss"] for line in undisturbed[role, "full"].log if "loss" in line]
+    assert losses == pytest.approx(before, abs=1e-3)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+def paced(monkeypatch, *, steps, accumulation=1, first=1.0, each=1.0, logging=10**9):
+    """The lines of a training whose passes take so many seconds, with the time of each."""
+    from types import SimpleNamespace
+
+    from nnsight_nla.training import trainer
+
+    clock, lines = Clock(), []
+    monkeypatch.setattr(trainer, "time", clock)
+    reporting = trainer._Reporting(lambda line: lines.append((clock.now - 100, line)))
+    args = SimpleNamespace(
+        gradient_accumulation_steps=accumulation, train_batch_size=8, world_size=2
+    )
+    state = SimpleNamespace(global_step=0, max_steps=steps)
+    reporting.on_train_begin(args, state, None)
+    for step in range(1, steps + 1):
+        for number in range(1, accumulation + 1):
+            clock.now += first if step == number == 1 else each
+            control = SimpleNamespace(should_log=step % logging == 0)
+            if number < accumulation:
+                reporting.on_substep_end(args, state, control)
+                continue
+            state.global_step = step
+            reporting.on_step_end(args, state, control)
+            if control.should_log:
+                reporting.on_log(args, state, control, {"loss": 1.0})
+    return lines
+
+
+def test_the_rate_and_the_time_left_are_known_after_the_first_pass(monkeypatch):
+    lines = paced(monkeypatch, steps=1000, first=5.0, each=2.0, logging=100)
+    assert lines[0] == (5.0, "step 1 of 1000, 3.2 rows/s, about 83 min left")
+    # The first pass was slow, the others count; and the lines become rarer.
+    assert lines[1] == (15.0, "step 6 of 1000, 8 rows/s, about 33 min left")
+    assert (203.0, "step 100 of 1000, loss 1.0000, 8 rows/s, about 30 min left") in lines
+    assert lines[-1] == (2003.0, "step 1000 of 1000, loss 1.0000, 8 rows/s")
+    assert 40 < len(lines) < 80
+    gaps = [b - a for (a, _), (b, _) in itertools.pairwise(lines)]
+    assert max(gaps) <= 203
+    assert all(gap <= max(10, 0.12 * at) + 2 for (at, _), gap in zip(lines, gaps, strict=False))
+
+
+def test_a_step_of_many_passes_is_not_silent(monkeypatch):
+    lines = paced(monkeypatch, steps=10, accumulation=64, first=10.0, each=10.0)
+    assert lines[0] == (
+        10.0, "step 0 of 10 (pass 1 of 64 of the next), 1.6 rows/s, about 1.8 h left",
+    )  # fmt: skip
+    assert lines[1][0] == 20.0
+    assert any(at > 640 and line.startswith("step 1 of 10") for at, line in lines)

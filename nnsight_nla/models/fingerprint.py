@@ -7,14 +7,15 @@ same files in different folders agree.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import _compat
-from ..models import hosts
-from ..models.adapter import AdapterModel
+from . import hosts
+from .adapter import AdapterModel
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -23,6 +24,10 @@ _BLOCK = 1 << 20
 _DENSE = 64 * _BLOCK
 _STRIDE = 4 * _BLOCK
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json", "ar_meta.json")
+_TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
+    "merges.txt", "*.model",
+)  # fmt: skip
 
 
 def fingerprint_file(path: Path) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, A
     base = model.target if isinstance(model, AdapterModel) else model
     name = hosts.describe(base)
     folders = [Path(name), *(Path(str(each)) for each in sources if each is not None)]
-    found = {path.resolve(): _folder(path) for path in folders if path.is_dir()}
+    found = {path.resolve(): fingerprint_folder(path) for path in folders if path.is_dir()}
     weights = "+".join(found.values())
     if Path(name).resolve() not in found:
         module = hosts.module_of(base)
@@ -60,14 +65,28 @@ def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, A
     }
 
 
-def _folder(path: Path) -> str:
-    """Return a hash of a folder's weights and configuration.
+def fingerprint_base(name: str | Path) -> str:
+    """Return a hash of a model's weights, configuration and tokenizer, or its Hub commit.
+
+    Args:
+        name: A folder or a Hub id.
+    """
+    if Path(name).expanduser().is_dir():
+        return fingerprint_folder(Path(name).expanduser(), (*_WEIGHTS, *_TOKENIZER))
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(name))
+    return f"{name} at {_compat.commit_of(config) or 'an unknown commit'}"
+
+
+def fingerprint_folder(path: Path, patterns: Sequence[str] = _WEIGHTS) -> str:
+    """Return a hash of a folder's files; by default those of its weights and configuration.
 
     Files up to 64 MiB are read completely; of larger ones 64 KiB in every 4 MiB, which reaches
     every large matrix: a fine-tuned model differs everywhere in the matrices that were trained.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted({each for pattern in _WEIGHTS for each in path.glob(pattern)}):
+    for file in sorted({each for pattern in patterns for each in path.glob(pattern)}):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as opened:

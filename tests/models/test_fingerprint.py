@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from nnsight_nla.bulk import fingerprint
-from nnsight_nla.bulk.fingerprint import fingerprint_file, fingerprint_model
+from nnsight_nla.models import fingerprint
+from nnsight_nla.models.fingerprint import fingerprint_file, fingerprint_model
 
 
 def test_a_file_is_known_by_its_name_and_its_content(tmp_path):
