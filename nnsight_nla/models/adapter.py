@@ -32,6 +32,7 @@ from ..errors import CheckpointError, NLAWarning
 from . import hosts, reconstructor_files
 from .blocks import find_blocks
 from .loading import need_peft
+from .weights import load as load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,10 +95,12 @@ class AdapterModel(TransformersModel):
         return self._built(_weightless, weights=False)
 
     def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:  # noqa: ARG002
-        self._target.dispatch()
+        load_weights(self._target)
         try:
             return self._built(_alias, weights=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if _compat.says_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
             raise CheckpointError(
                 f"The adapter {self.peft} does not fit {hosts.describe(self._target)}: "
                 f"{str(error).strip().splitlines()[0]}"

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
 
 
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+"""The names of the norm after the last block, a sibling of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ def final_norm_path(model: TransformersModel) -> str:
     path, _ = _blocks(model)
     parent = path.rpartition(".")[0]
     decoder = module_of(model).get_submodule(parent)
-    name = next((name for name in _FINAL_NORMS if hasattr(decoder, name)), None)
+    name = next((name for name in FINAL_NORMS if hasattr(decoder, name)), None)
     if name is None:
         names = ", ".join(name for name, _ in decoder.named_children())
         raise InjectionError(
             f"{describe(model)} has {names} next to its blocks; expected a final norm named one of "
-            f"{', '.join(_FINAL_NORMS)}."
+            f"{', '.join(FINAL_NORMS)}."
         )
     return f"{parent}.{name}" if parent else name
 

@@ -6,6 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from .. import _compat
 from ..checkpoint.checkpoint import DEPTH_SLOT, Checkpoint
 from ..errors import CheckpointError
 from . import hosts
@@ -40,7 +43,7 @@ def load_tokenizer(
     tried: list[str] = []
     for name in dict.fromkeys(filter(None, [_expanded(source), checkpoint.base_model])):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+            tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=trust)
         except Exception as error:  # tokenizers raises plain Exceptions on a damaged file.
             tried.append(f"{name}: {_first_line(error)}")
             continue
@@ -66,12 +69,8 @@ def at_depth(
         return checkpoint
     if not isinstance(source, str | Path):
         return checkpoint.at_depth(hosts.text_config(source).num_hidden_layers)
-    from transformers import AutoConfig
-
-    options = {name: load[name] for name in ("revision",) if name in load}
-    trust = load.get("trust_remote_code", False)
     try:
-        config = AutoConfig.from_pretrained(_expanded(source), trust_remote_code=trust, **options)
+        config = load_config(source, load)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.where('template')} has {DEPTH_SLOT}, which needs the number of blocks, "
@@ -79,6 +78,36 @@ def at_depth(
             f"Replace {DEPTH_SLOT} with the number."
         ) from error
     return checkpoint.at_depth(config.get_text_config().num_hidden_layers)
+
+
+def load_config(source: str | Path, load: dict[str, Any]) -> Any:
+    """Return the configuration of a folder or a Hub id, with the options that apply to it.
+
+    Raises:
+        OSError: It cannot be read (or a ValueError).
+    """
+    from transformers import AutoConfig
+
+    options = {name: load[name] for name in ("revision", "trust_remote_code") if name in load}
+    return from_pretrained(AutoConfig, source, **options)
+
+
+def from_pretrained(auto: Any, source: str | Path, **options: Any) -> Any:
+    """Call ``auto.from_pretrained(source)``; code of the repository runs only if `options` say so.
+
+    Everything that transformers loads for this package goes through this function or `load_model`.
+    Without ``trust_remote_code``, transformers asks on the terminal, and a "y" on the standard
+    input runs the code of whatever repository a sidecar names.
+
+    Raises:
+        CheckpointError: The repository has code that would have to run.
+        OSError: It cannot be read (or a ValueError).
+    """
+    try:
+        return auto.from_pretrained(_expanded(source), **{"trust_remote_code": False, **options})
+    except ValueError as error:
+        _check_code(source, error)
+        raise
 
 
 def load_model(
@@ -89,8 +118,15 @@ def load_model(
 ) -> TransformersModel:
     """Return the nnsight model of `source` without its weights; a live model as it is.
 
+    Args:
+        source: A Hub id, a folder, or a live model.
+        tokenizer: Its tokenizer; ``None`` for the one in `source`.
+        peft: An adapter on it.
+        load: Keyword arguments of nnsight's `TransformersModel`. The task is text generation, and
+            no code of the repository runs, unless they say otherwise.
+
     Raises:
-        CheckpointError: The configuration cannot be read.
+        CheckpointError: The configuration cannot be read, or `load` has no such dtype.
     """
     if not isinstance(source, str | Path):
         hosts.text_config(source)
@@ -103,16 +139,15 @@ def load_model(
         return source
     if peft is not None:
         need_peft(peft)
+    check_dtype(load)
     from huggingface_hub.errors import StrictDataclassError
     from nnsight import TransformersModel
 
+    options = {"task": "text-generation", "trust_remote_code": False, **load}
     try:
-        # Without this option, transformers asks on the terminal whether to run remote code.
-        load = {"trust_remote_code": False, **load}
-        return TransformersModel(
-            _expanded(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
-        )
+        return TransformersModel(_expanded(source), tokenizer=tokenizer, peft=peft, **options)
     except (OSError, ValueError, StrictDataclassError) as error:
+        _check_code(source, error)
         raise CheckpointError(
             f"The configuration of {str(source)!r} could not be read: {_first_line(error)} With no "
             "network, download the repository elsewhere and pass its folder."
@@ -130,6 +165,45 @@ def need_peft(adapter: str | Path) -> None:
             f"{adapter} is an adapter, which needs the package peft. Install it: "
             "pip install 'nnsight-nla[adapters]'."
         )
+
+
+def _check_code(source: str | Path, error: Exception) -> None:
+    """Raise if `error` is transformers' refusal to run code."""
+    if "trust_remote_code" in str(error):
+        raise CheckpointError(
+            f"{str(source)!r} can only be loaded by running code from its repository, which is "
+            "never done unasked. Read that code; if you trust it, pass trust_remote_code=True."
+        ) from error
+
+
+def check_dtype(load: dict[str, Any], *, quantized: bool = True) -> None:
+    """Check the dtype among the keyword arguments of a loader.
+
+    Args:
+        load: The arguments.
+        quantized: Whether the dtype may be ``"auto"`` or one that nnsight quantizes to.
+
+    Raises:
+        CheckpointError: It is not a floating-point dtype, nor one of those.
+    """
+    for name in ("dtype", "torch_dtype"):
+        dtype = load.get(name)
+        special = quantized and (dtype == "auto" or _compat.quantization(dtype) is not None)
+        if dtype is None or special:
+            continue
+        found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            more = ", 'auto', or a quantized dtype: 'int8', 'nf4', 'fp8'" if quantized else ""
+            raise CheckpointError(
+                f"{name}={dtype!r}: expected 'float32', 'bfloat16', 'float16'{more}."
+            )
+
+
+def last_line(error: BaseException) -> str:
+    """Return the type and the last line of an error that may quote a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if len(lines) > 1 else f"{type(error).__name__}: {last}"
 
 
 def _expanded(source: str | Path) -> str:

@@ -31,6 +31,7 @@ from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, NLAWarning
 from . import hosts
+from .loading import load_config
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -102,13 +103,8 @@ def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | No
     Raises:
         CheckpointError: `source` has no block `layer`.
     """
-    from transformers import AutoConfig
-
     try:
-        # Without this option, transformers asks on the terminal whether to run remote code.
-        options = {"trust_remote_code": load.get("trust_remote_code", False)}
-        options |= {"revision": load["revision"]} if "revision" in load else {}
-        config = AutoConfig.from_pretrained(str(source), **options)
+        config = load_config(source, load)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The configuration of the reconstructor {str(source)!r} could not be read: "

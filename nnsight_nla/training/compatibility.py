@@ -8,12 +8,14 @@ the vector elsewhere, without an error; so the live tokenizer is compared with t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
+from ..models.loading import from_pretrained
 from .published import Published
 from .rows import TrainingError
 from .saving import describe
@@ -66,7 +68,9 @@ def compatible_checkpoint(
             f"Pass base={rows_of!r}; or, if this is the same model under another name, "
             f"base_name={rows_of!r}."
         )
-    config = read_base("configuration", base, AutoConfig.from_pretrained).get_text_config()
+    config = read_base(
+        "configuration", base, partial(from_pretrained, AutoConfig)
+    ).get_text_config()
     if config.num_hidden_layers <= found:
         raise TrainingError(
             f"The vectors of {file} are from layer {found}; {base} has blocks 0 to "
@@ -78,7 +82,7 @@ def compatible_checkpoint(
             f"The vectors of {file} have width {meta['d_model']} (by its sidecar); {base} has "
             f"d_model {width}."
         )
-    tokenizer = read_base("tokenizer", base, AutoTokenizer.from_pretrained)
+    tokenizer = read_base("tokenizer", base, partial(from_pretrained, AutoTokenizer))
     marker = meta.get("marker", "㈎")
     if "marker" in meta:
         _check_ids(rows, base, "marker_id", tokenizer.encode(marker, add_special_tokens=False))

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..core.baseline import Baseline
 from ..core.injection import Injection
 from ..errors import ReconstructionError
+from ..models.loading import check_dtype
+from ..models.weights import load_module
 from ..storage.atomic import atomic_file, write_errors
 from .compatibility import compatible_checkpoint, read_base
 from .held_out import HeldOut, Metric
@@ -118,6 +121,7 @@ def train(
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
     check_precision(settings)
+    check_dtype({"dtype": dtype}, quantized=False)
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"
     source = Published(rows, part=part, held_out=held_out, scratch=work)
@@ -247,7 +251,7 @@ def _load(base: str | Path, dtype: str | None, settings: Settings) -> tuple[Any,
     """Load the model to fine-tune; return it and the dtype that its weights are stored in."""
     from transformers import AutoModelForCausalLM
 
-    model = read_base("weights", base, AutoModelForCausalLM.from_pretrained, dtype="auto")
+    model = read_base("weights", base, partial(load_module, AutoModelForCausalLM), dtype="auto")
     stored = model.dtype
     # bfloat16 weights lose a step of 3e-5, and float16 overflows without a scaler.
     narrow = settings.lora is None or stored == torch.float16
