@@ -329,7 +329,7 @@ def _own_layer(ar: str | Path) -> int | None:
         return None
     if file is None:
         return None
-    values, _ = dialects.find_fields(sidecar.parse(file.read_bytes(), file), str(file))
+    values, _ = dialects.find_fields(sidecar.read(file), str(file))
     return values.get("layer")
 
 

@@ -15,7 +15,8 @@ the residual of a *pad* token. `positions` returns the real ones::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import InjectionError
 from .blocks import find_blocks
 
@@ -68,7 +70,9 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
     found: list[Positions] = []
     several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
     for prompt in prompts if several else [prompts]:
-        rows = _compat.tokenized(model, prompt)
+        is_chat = isinstance(prompt, Sequence) and any(isinstance(each, dict) for each in prompt)
+        with rendering(describe(model)) if is_chat else nullcontext():
+            rows = _compat.tokenized(model, prompt)
         if rows is None or len(rows) != 1:
             raise InjectionError(
                 f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id "
@@ -78,6 +82,23 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
         tokens = tuple(model.tokenizer.decode([token]) for token in ids)
         found.append(Positions(tuple(ids), tokens))
     return found
+
+
+@contextmanager
+def rendering(name: str) -> Iterator[None]:
+    """Limit the time that the chat template of the model `name` may take.
+
+    Raises:
+        InjectionError: It takes longer.
+    """
+    try:
+        with time_limit(TEMPLATE_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise InjectionError(
+            f"The chat template of {name} does not end: {error}. Pass the prompt as text, or use "
+            "another tokenizer."
+        ) from error
 
 
 def block(model: TransformersModel, layer: int) -> Any:

@@ -46,6 +46,10 @@ class OpenOptions:
     load: dict[str, Any]
     """Keyword arguments of nnsight's `TransformersModel`."""
 
+    def with_load(self, more: dict[str, Any]) -> OpenOptions:
+        """Return the options with more keyword arguments, for one of the two models."""
+        return replace(self, load={**self.load, **more})
+
 
 @dataclass(frozen=True)
 class OpenedVerbalizer:
@@ -99,7 +103,12 @@ def open_verbalizer(
     described = at_depth(
         base, _described(peft or (source if is_path else hosts.describe(source)), checkpoint), load
     )
-    tokenizer = load_tokenizer(folder or base, described, trust=_trusts(load))
+    reconstructor_files.check_role(peft or source, "verbalizer")
+    tokenizer = (
+        load_tokenizer(base, described)
+        if not isinstance(base, str | Path)
+        else load_tokenizer(peft or base, described, base=base, trust=_trusts(load))
+    )
     prompt = Prompt.render(described, tokenizer)
     model = _model(base, tokenizer, peft, load, options)
     runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)

@@ -16,18 +16,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import _compat
 from ..errors import NLAError, ReconstructionError, VerbalizationError
 from . import hosts
 from .memory import Memory, free_for, load_weights, size
+from .reconstructor_files import Role
 from .weights import watch
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
-Role = Literal["verbalizer", "reconstructor"]
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _IN_USE: dict[Role, tuple[type[NLAError], str]] = {
     "verbalizer": (

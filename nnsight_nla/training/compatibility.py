@@ -15,7 +15,7 @@ from typing import Any
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
-from ..models.loading import from_pretrained
+from ..models.loading import expanded, from_pretrained
 from .published import Published
 from .rows import TrainingError
 from .saving import describe
@@ -60,7 +60,7 @@ def compatible_checkpoint(
         raise TrainingError(
             f"layer={layer}, but the vectors of {file} are from layer {found} (by its sidecar)."
         )
-    name = base_name or str(base)
+    name = base_name or expanded(base)
     rows_of = meta.get("base_model")
     if rows_of is not None and Path(rows_of).name.lower() != Path(name).name.lower():
         raise TrainingError(

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from torch import Tensor
 
+from ..checkpoint import sidecar
 from ..checkpoint.reply import extract
-from ..checkpoint.sidecar import SIDECARS
 from ..evaluation.evaluate import Figures, evaluate
 from .published import HELD_OUT, Published
 from .rows import TrainingError, checked_batches
@@ -80,10 +79,11 @@ def _check(source: Published, name: str, nla: NLA) -> None:
 
 def _held_out_of(source: Published, name: str) -> float | None:
     """Return the share that the training of `name` held out, if it trained on this file."""
-    found = (Path(name).expanduser() / each for each in SIDECARS)
+    found = (Path(name).expanduser() / each for each in sidecar.SIDECARS)
     file = next((each for each in found if each.is_file()), None)
-    meta = yaml.safe_load(file.read_text("utf-8")) if file else {}
-    for entry in meta.get("trained_on") or []:
+    meta = sidecar.read(file) if file else {}
+    trained_on = meta.get("trained_on") if isinstance(meta, dict) else None
+    for entry in trained_on if isinstance(trained_on, list) else []:
         if isinstance(entry, dict) and entry.get("file") == source.name:
             return float(entry.get("held_out", 0))
     return None

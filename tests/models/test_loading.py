@@ -144,7 +144,8 @@ def test_a_live_model_is_taken_as_it_is():
     ):
         message = (
             f"{given} cannot be applied to a model that is already loaded. Load it yourself: "
-            "TransformersModel(..., peft=...), or pass its path instead."
+            "TransformersModel(..., peft=...), or pass its path instead. Options for the other "
+            "model only: NLA(..., av_options={...}) or ar_options={...}."
         )
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
             load_model(live, None, peft, load)
@@ -175,14 +176,17 @@ def test_a_configuration_that_cannot_be_read(folder, text, part):
         load_model(folder, tokenizer("own"), None, {})
     assert str(no.value).startswith(f"The configuration of {str(folder)!r} could not be read: ")
     assert part in str(no.value)
-    assert str(no.value).endswith(
-        " With no network, download the repository elsewhere and pass its folder."
-    )
+    assert str(no.value).endswith(" Use a folder that save_pretrained() wrote.")
 
 
 def test_a_hub_id_with_no_network():
-    with pytest.raises(CheckpointError, match=r"^The configuration of 'some/av' could not be read"):
+    with pytest.raises(CheckpointError) as no:
         load_model("some/av", tokenizer("own"), None, {})
+    assert str(no.value).startswith("The configuration of 'some/av' could not be read")
+    assert str(no.value).endswith(
+        f"There is no folder {Path('some/av').absolute()}. If it is a Hub id and there is no "
+        "network, download the repository elsewhere and pass its folder."
+    )
 
 
 class TestCodeOfARepository:
@@ -217,7 +221,7 @@ class TestCodeOfARepository:
     LOADERS: ClassVar = {
         "a tokenizer": lambda folder: load_tokenizer(folder, checkpoint()),
         "the tokenizer of the base that a sidecar names": lambda folder: load_tokenizer(
-            folder.parent / "none", checkpoint(str(folder))
+            folder.parent, checkpoint(str(folder))
         ),
         "the depth of a template": lambda folder: at_depth(
             folder, replace(checkpoint(), template="{injection_char} {depth_pct}"), {}
