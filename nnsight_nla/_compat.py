@@ -73,6 +73,26 @@ def quantization(dtype: Any) -> Any:
     return described(dtype)
 
 
+def watch_loading(keep: Callable[[Any, dict[str, Any]], None]) -> None:
+    """Call ``keep(module, report)`` for every model that transformers loads, also by nnsight.
+
+    The report is what ``from_pretrained(output_loading_info=True)`` returns, which nnsight does not
+    pass on. Only the first call in a process has an effect.
+    """
+    from transformers import modeling_utils
+
+    real: Any = modeling_utils.log_state_dict_report
+    if hasattr(real, "nnsight_nla"):
+        return
+
+    def kept(*args: Any, **options: Any) -> Any:
+        keep(options["model"], options["loading_info"].to_dict())
+        return real(*args, **options)
+
+    kept.nnsight_nla = True  # pyright: ignore[reportFunctionMemberAccess]
+    modeling_utils.log_state_dict_report = kept
+
+
 def attach_adapter(module: nn.Module, adapter: str, *, weights: bool) -> None:
     """Attach a PEFT adapter to a module as nnsight does."""
     from nnsight.modeling import peft

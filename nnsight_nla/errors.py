@@ -14,6 +14,8 @@ from typing import Any
 
 _SHOWN = 80
 """The most characters of a value in a message."""
+_HEAD, _TAIL = 3000, 900
+"""The most characters of a message, at its beginning and at its end."""
 
 
 def shown(value: object) -> str:
@@ -33,6 +35,10 @@ def shown(value: object) -> str:
 
 class NLAError(Exception):
     """The base class of every error that nnsight_nla raises on purpose."""
+
+    def __init__(self, *args: Any) -> None:
+        """Keep the beginning and the end of a message that quotes too much of a file."""
+        super().__init__(*(_cut(each) if isinstance(each, str) else each for each in args))
 
 
 class CheckpointError(NLAError):
@@ -60,6 +66,31 @@ class ExperimentError(NLAError):
 
 class HostError(NLAError):
     """An NDIF host did not answer, or a request failed there."""
+
+
+def shown(value: object) -> str:
+    """Return a short `repr` of a value that may come from a stranger's file.
+
+    >>> shown({"layer": list(range(1000))})
+    "{'layer': [0, 1, 2, 3, 4, 5, ...]}"
+    """
+    try:
+        return _SHORT.repr(value)
+    except Exception as error:  # An integer of too many digits has no repr.
+        return f"<{type(value).__name__} without a repr: {type(error).__name__}>"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxstring = 1200  # A prompt template fits.
+_SHORT.maxlevel = 3
+
+
+def _cut(message: str) -> str:
+    if len(message) <= _HEAD + _TAIL:
+        return message
+    left = len(message) - _HEAD - _TAIL
+    return f"{message[:_HEAD]} [... {left} characters ...] {message[-_TAIL:]}"
 
 
 class NLAWarning(UserWarning):

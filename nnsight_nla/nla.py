@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -78,6 +78,8 @@ class NLA:
         target: TransformersModel | None = None,
         placement: Placement = "together",
         engine: Engine = "fast",
+        av_options: Mapping[str, Any] | None = None,
+        ar_options: Mapping[str, Any] | None = None,
         **load: Any,
     ) -> None:
         """Read and check sidecar, configuration and tokenizer; weights load at the first text.
@@ -102,7 +104,11 @@ class NLA:
             engine: ``"fast"`` computes once what a batch shares and drops rows that are finished;
                 ``"generate"`` is nnsight's own, the reference. It is used for architectures that
                 need it; `info` then says why.
-            load: Passed to nnsight's `TransformersModel` (``dtype=``, ``device_map=``, ...).
+            av_options: Options for the verbalizer only, in addition to `load`.
+            ar_options: Options for the reconstructor only, in addition to `load`: for a live
+                verbalizer, ``NLA(av, ar=path, ar_options={"dtype": "bfloat16"})``.
+            load: Passed to nnsight's `TransformersModel` for both (``dtype=``, ``device_map=``,
+                ...).
 
         Raises:
             CheckpointError: The checkpoint cannot be found or read, or does not fit the model.
@@ -120,7 +126,8 @@ class NLA:
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
         where = OpenOptions(target, remote, self._memory, load)
-        opened = open_verbalizer(av, where, checkpoint=checkpoint, peft=peft)
+        av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
+        opened = open_verbalizer(av, where.with_load(av_options), checkpoint=checkpoint, peft=peft)
         self.checkpoint, self.prompt = opened.checkpoint, opened.prompt
         self.runtime = opened.runtime
         self._verbalizer = Verbalizer(self.runtime, self.checkpoint, self.prompt, engine=engine)
@@ -130,11 +137,14 @@ class NLA:
         self._reconstructor: Reconstructor | None = None
         self.labeller: TrustLabeller | None = None
         if ar is not None:
-            found = open_reconstructor(ar, where, self.checkpoint)
+            found = open_reconstructor(ar, where.with_load(ar_options), self.checkpoint)
             reconstructor = self._reconstructor = Reconstructor(found, self.checkpoint)
             self.labeller = TrustLabeller(reconstructor, self.queue, self.sampling, self.baseline)
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
-        check_used(load, self.av, self.ar if self.has_reconstructor else None)
+        opened_ar = self.ar if self.has_reconstructor else None
+        check_used(load, self.av, opened_ar)
+        check_used(av_options, self.av)
+        check_used(ar_options, opened_ar)
         self.spec = pickling.rebuildable(given)
         self.uid = pickling.enter(self)
 

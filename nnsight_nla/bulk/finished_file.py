@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ..checkpoint.sidecar import DATASET_SUFFIX
-from ..errors import NLAError
+from ..checkpoint.sidecar import DATASET_SUFFIX, read
+from ..errors import NLAError, shown
 from ..storage.atomic import atomic_file, remove_leftovers
 from .chunk_store import ADVICE
 from .manifest import differences, parse_shard
@@ -97,7 +97,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
             f"{path} has no sidecar {sidecar.name} next to it, which names the model and the layer "
             "of its rows. Copy it there too, or use the one that the data set was published with."
         )
-    return yaml.safe_load(sidecar.read_text("utf-8"))
+    tree = read(sidecar)
+    if not isinstance(tree, dict):
+        raise NLAError(f"{sidecar}: expected a mapping, got {shown(tree)}.")
+    return tree
 
 
 def sibling(output: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import InjectionError, NLAError
-from ..models import bridge, hosts
+from ..models import bridge, hosts, weights
 from ..remote.ndif import send
 from .sources import Item
 from .token_selection import TokenizedText, TokenSelection, tokenize
@@ -129,6 +129,7 @@ class ResidualReader:
         column = torch.tensor([position for _, chosen in rows for position in chosen])
         what = f"The request to read {len(rows)} documents with {hosts.describe(self.model)}"
         if not self.remote:
+            weights.load(self.model)
             return self._trace(ids, row, column)
         return send(lambda: self._trace(ids, row, column), what)
 

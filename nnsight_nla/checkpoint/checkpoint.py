@@ -96,7 +96,8 @@ class Checkpoint:
             ("ar_suffix_ids", suffix is None or are_ids, "token ids"),
         ):
             if not valid:
-                raise CheckpointError(f"{self.where(key)} is {given[key]!r}, expected {expected}.")
+                got = shown(given[key])
+                raise CheckpointError(f"{self.where(key)} is {got}, expected {expected}.")
         self._check_template("template", MARKER_SLOT, several=True)
         if self.ar_template is not None:
             self._check_template("ar_template", EXPLANATION_SLOT)
@@ -127,7 +128,7 @@ class Checkpoint:
                 source = {**preset.source, "injection": "the caller"}
                 return replace(preset, injection=injection, source=source)
             return preset
-        raw = file.read_bytes()
+        raw = sidecar.read_bytes(file)
         checkpoint = parse_sidecar(sidecar.parse(raw, file), str(file), name, injection)
         return replace(checkpoint, sidecar_hash=hashlib.sha256(raw).hexdigest())
 
@@ -201,7 +202,7 @@ class Checkpoint:
         if found != 1 and not (several and found > 1):
             raise CheckpointError(
                 f"{self.where(name)} contains {slot} {found} times, expected "
-                f"{'at least' if several else 'exactly'} once: {template!r}."
+                f"{'at least' if several else 'exactly'} once: {shown(template)}."
             )
         known = {slot, DEPTH_SLOT} if several else {slot}
         unknown = sorted(set(re.findall(r"\{\w+\}", template)) - known)

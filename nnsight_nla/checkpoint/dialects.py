@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from ..core.injection import OPERATIONS, Injection, is_operation
 from ..core.numeric import is_int
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 KEYS: dict[str, tuple[str, ...]] = {
     "layer": (
@@ -47,6 +47,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
 }
 """Field of a `Checkpoint` to the keys it is read from; a dot goes one mapping down."""
+ROLES = {
+    "verbalizer": ("av", "actor", "verbalizer"),
+    "reconstructor": ("ar", "critic", "reconstructor"),
+}
+"""What a sidecar is of, to the values of its key ``role``."""
 _REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
 _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
@@ -86,17 +91,19 @@ def check_supported(content: object, file: str) -> dict[str, Any]:
     tree = _mapping(content, file)
     if tree.get("kind") not in _KINDS:
         raise CheckpointError(
-            f"{file}: kind is {tree.get('kind')!r}, expected one of {', '.join(_KINDS)}."
+            f"{file}: kind is {shown(tree.get('kind'))}, expected one of {', '.join(_KINDS)}."
         )
     if tree.get("schema_version") not in (None, 1, 2):
         raise CheckpointError(
-            f"{file}: schema_version is {tree['schema_version']!r}; nnsight_nla reads 1 and 2."
+            f"{file}: schema_version is {shown(tree['schema_version'])}; nnsight_nla reads 1 and 2."
         )
     norm = _get(tree, "extraction.norm")
     if norm not in (None, "none"):
+        what = shown(str(norm))
         raise CheckpointError(
-            f"{file}: extraction.norm is {norm!r}. This verbalizer was trained on {norm} vectors, "
-            "but nnsight_nla supports raw residuals only: the texts would be silently wrong."
+            f"{file}: extraction.norm is {what}. This verbalizer was trained on {what[1:-1]} "
+            "vectors, but nnsight_nla supports raw residuals only: the texts would be silently "
+            "wrong."
         )
     return tree
 
@@ -113,12 +120,18 @@ def find_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
     for name, keys in KEYS.items():
         found = {key: value for key in keys if (value := _get(tree, key)) is not None}
         if len({repr(value) for value in found.values()}) > 1:
-            listed = ", ".join(f"{key} = {value!r}" for key, value in found.items())
+            listed = ", ".join(f"{key} = {shown(value)}" for key, value in found.items())
             raise CheckpointError(f"{file}: {name} has contradictory values: {listed}.")
         for key, value in found.items():
             fields[name], source[name] = value, f"{key} in {file}"
             break
     return fields, source
+
+
+def find_role(content: object) -> str | None:
+    """Return what a parsed sidecar says that its checkpoint is: a key of `ROLES`, or ``None``."""
+    said = content.get("role") if isinstance(content, dict) else None
+    return next((role for role, names in ROLES.items() if said in names), None)
 
 
 def read_injection(
@@ -152,13 +165,14 @@ def read_injection(
         raise CheckpointError(f"{file}: {error}") from error
     if mode is not None:
         modes = ", ".join(dict.fromkeys((*_ADD_MODES, *_REPLACE_MODES, *OPERATIONS)))
-        raise CheckpointError(f"{file}: {_MODE} is {mode!r}, expected one of {modes}.")
+        raise CheckpointError(f"{file}: {_MODE} is {shown(mode)}, expected one of {modes}.")
     if preset is not None:
         return preset
     raise CheckpointError(
         f"{file} does not say how the vector is written (no {_MODE}, and injection_scale is "
-        f"{scale!r}). Pass it: NLA(..., checkpoint=Injection('add', 'block', 1)) for norm-matched "
-        "addition at block 1, or checkpoint=Injection('replace', 'embedding', None, 150.0)."
+        f"{shown(scale)}). Pass it: NLA(..., checkpoint=Injection('add', 'block', 1)) for "
+        "norm-matched addition at block 1, or checkpoint=Injection('replace', 'embedding', None, "
+        "150.0)."
     )
 
 
@@ -234,19 +248,20 @@ def _replacement(tree: dict[str, Any], file: str) -> tuple[Injection, str]:
         if _get(tree, key) is not None:
             raise CheckpointError(
                 f"{_MODE} is a replacement at the embedding, which contradicts {key} = "
-                f"{_get(tree, key)!r}. Pass what is right: NLA(..., checkpoint=Injection(...))."
+                f"{shown(_get(tree, key))}. Pass what is right: NLA(..., "
+                "checkpoint=Injection(...))."
             )
     if scale in (None, "raw", "none"):
         raise CheckpointError(
-            f"{_SCALE} is {scale!r}, but {_MODE} is a replacement, which needs the L2 norm that "
-            "the vector is scaled to; it has no default. Pass it: NLA(..., "
+            f"{_SCALE} is {shown(scale)}, but {_MODE} is a replacement, which needs the L2 norm "
+            "that the vector is scaled to; it has no default. Pass it: NLA(..., "
             "checkpoint=Injection('replace', 'embedding', None, 150.0))."
         )
     source = f"{_MODE} in {file}"
     if str(scale) == "sqrt_d_model":
         d_model = _get(tree, "d_model") or _get(tree, "extraction.d_model")
         if not is_int(d_model, 1) or d_model >= 1 << 30:
-            raise CheckpointError(f"{_SCALE} is sqrt_d_model, and d_model is {d_model!r}.")
+            raise CheckpointError(f"{_SCALE} is sqrt_d_model, and d_model is {shown(d_model)}.")
         scale, source = math.sqrt(d_model), f"{_MODE} and d_model in {file}"
     return Injection("replace", "embedding", None, _real(scale)), source
 
@@ -260,7 +275,7 @@ def _registered(tree: dict[str, Any], file: str, mode: str) -> tuple[Injection, 
 
 def _mapping(content: object, file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        got = f"{type(content).__name__} {str(content)[:60]!r}"
+        got = f"{type(content).__name__} {shown(content)}"
         raise CheckpointError(f"{file}: expected a mapping, got {got}.")
     return cast("dict[str, Any]", content)
 

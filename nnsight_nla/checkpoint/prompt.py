@@ -17,6 +17,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
 from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
 
@@ -76,12 +77,13 @@ class Prompt:
         thinking = checkpoint.thinking
         options = {} if thinking is None else {"enable_thinking": thinking}
         try:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **options,
-            )
+            with time_limit(TEMPLATE_SECONDS):
+                text = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **options,
+                )
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         except Exception as error:  # A chat template is a program and may raise anything.
             raise CheckpointError(

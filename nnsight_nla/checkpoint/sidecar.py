@@ -5,12 +5,17 @@ its weights, and a data set ``rows.parquet`` has ``rows.parquet.nla_meta.yaml``.
 is read by `dialects`::
 
     file = find("ceselder/nanonla-l24-av-qwen3-8b", presets=())
-    content = parse(file.read_bytes(), file)
+    content = read(file)
+
+A file may come from a stranger. Its size is bounded before it is parsed, and that of its content
+before it is built: a few hundred bytes of YAML can name each list ten times in the next one.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -21,6 +26,11 @@ from ..errors import CheckpointError
 
 SIDECARS = ("nla_meta.yaml", "nla_meta.json")
 DATASET_SUFFIX = ".nla_meta.yaml"
+MOST = 1 << 20
+"""The largest file of settings, in bytes, and the largest content; real ones are a few thousand."""
+_NOT_SETTINGS = "a sidecar is a few thousand. Use the file that ships with the checkpoint."
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_DIGITS = 400
 
 
 def find(name: str, presets: tuple[str, ...]) -> Path | None:
@@ -48,25 +58,78 @@ def find(name: str, presets: tuple[str, ...]) -> Path | None:
     if path.is_dir():
         return _find_in_folder(path)
     if not is_hub_id(name):
-        raise CheckpointError(
-            f"{name!r} is neither a folder on this machine (looked at {path.absolute()}) nor a Hub "
-            "id of the form 'owner/name'."
-        )
+        raise CheckpointError(_no_such(name))
     return _download(name, presets)
+
+
+def read(file: Path) -> object:
+    """Read and parse a sidecar, or another small file of settings; see `parse`.
+
+    Raises:
+        CheckpointError: It is too large, or malformed.
+        OSError: It cannot be read.
+    """
+    return parse(read_bytes(file), file)
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the bytes of a file of settings.
+
+    Raises:
+        CheckpointError: They are more than `MOST`.
+    """
+    with file.open("rb") as opened:
+        raw = opened.read(MOST + 1)
+    if len(raw) > MOST:
+        raise CheckpointError(f"{file} is larger than {MOST:,} bytes; {_NOT_SETTINGS}")
+    return raw
 
 
 def parse(raw: bytes, file: Path) -> object:
     """Parse the bytes of a sidecar as YAML, or as JSON if the file name ends in ``.json``.
 
     Raises:
-        CheckpointError: They are malformed.
+        CheckpointError: They are malformed, or say more than a sidecar has to say.
     """
     try:
         text = raw.decode("utf-8-sig")
-        return json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text) if file.suffix == ".json" else _load_yaml(text, file)
+    except CheckpointError:
+        raise
     except Exception as error:  # yaml passes on what int(), datetime() and deep nesting raise.
         kind = "JSON" if file.suffix == ".json" else "YAML"
         raise CheckpointError(f"{file} is not readable as {kind}: {error}") from error
+
+
+def _load_yaml(text: str, file: Path) -> object:
+    """Load YAML as `yaml.safe_load`, after measuring what its aliases expand to."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MOST:
+            raise CheckpointError(
+                f"{file}: its aliases expand to more than {MOST:,} characters; {_NOT_SETTINGS}"
+            )
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return the number of characters and nodes below `node` once every alias is expanded."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag in _NUMBERS and len(node.value) > _DIGITS:
+            raise ValueError(f"a number of {len(node.value)} characters")
+        return len(node.value) + 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # If it contains itself.
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            children = [each for pair in node.value for each in pair]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def is_hub_id(name: str) -> bool:
@@ -93,6 +156,51 @@ def fetch(repository: str, name: str) -> Path | None:
         return Path(hf_hub_download(repository, name))
     except RemoteEntryNotFoundError:
         return None
+
+
+def stored(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
+    """Return a file of a folder or a Hub repository, ``None`` if there is none.
+
+    With no network, a file that is neither cached nor `needed` counts as absent.
+    """
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if not is_hub_id(str(where)):
+        raise CheckpointError(_no_such(str(where)))
+    try:
+        return fetch(str(where), name)
+    except OSError as error:
+        if not needed:
+            return None
+        raise CheckpointError(
+            f"{no_folder(str(where))}: {name} is not in the local Hub cache and could not be "
+            f"fetched ({type(error).__name__}). With no network, download the repository elsewhere "
+            "and pass its folder."
+        ) from error
+
+
+def no_folder(name: str) -> str:
+    """Say that `name` is no folder, and begin a sentence on what it is as a Hub id."""
+    return f"There is no folder {_looked_at(name)}. As a Hub id, {name!r}"
+
+
+def _no_such(name: str) -> str:
+    return (
+        f"{name!r} is neither a folder on this machine (looked at {_looked_at(name)}) nor a Hub id "
+        "of the form 'owner/name'."
+    )
+
+
+def _looked_at(name: str) -> str:
+    """Return the absolute path, and the folder next to it that may have been meant."""
+    path = Path(name).expanduser().absolute()
+    try:
+        names = [each.name for each in path.parent.iterdir() if each.is_dir()]
+    except OSError:
+        names = []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"{path}; did you mean {path.parent / close[0]}?" if close else str(path)
 
 
 def _find_in_folder(folder: Path) -> Path:
@@ -130,7 +238,7 @@ def _download(name: str, presets: tuple[str, ...]) -> Path | None:
         return None
     if unreachable is not None:
         raise CheckpointError(
-            f"{name!r}: {' or '.join(SIDECARS)} is not in the local Hub cache "
+            f"{no_folder(name)}: {' or '.join(SIDECARS)} is not in the local Hub cache "
             f"({constants.HF_HUB_CACHE}) and could not be fetched ({type(unreachable).__name__}). "
             "With no network, download the repository elsewhere and pass its folder: "
             f"NLA('/path/to/{name.split('/')[-1]}'). The embedded pair needs no network: "

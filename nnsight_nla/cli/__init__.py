@@ -30,7 +30,8 @@ def main() -> None:
     try:
         app()
     except NLAError as error:
-        message = in_flags(str(error), sys.argv[1])
+        command = next(each for each in sys.argv[1:] if not each.startswith("-"))
+        message = in_flags(str(error), command)
         err.print(Text(f"{type(error).__name__}: {message}", style="red"))
         sys.exit(1)
     except KeyboardInterrupt:

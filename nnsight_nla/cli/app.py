@@ -7,6 +7,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from typer import Option
@@ -31,15 +32,28 @@ out = Console()
 err = Console(stderr=True)
 
 # Calls in messages that a flag replaces.
-_CALLS = {"Settings(precision='float32')": "--no-bf16", "Watching(keep=True)": "--keep-state"}
+_CALLS = {
+    "Settings(precision='float32')": "--no-bf16",
+    "Watching(keep=True)": "--keep-state",
+    "trust_remote_code=True": "nnsight-nla --trust-remote-code COMMAND",
+}
 _PYTHON = re.compile(r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False|(?=[\w'\"\[/.]))?")
 
 
 @app.callback(invoke_without_command=True)
 def version(
+    context: typer.Context,
     version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
+    trust: Annotated[
+        bool,
+        Option(
+            "--trust-remote-code",
+            help="Run code from the repositories of the models. Default: never.",
+        ),
+    ] = False,
 ) -> None:
-    """Print the version."""
+    """Print the version; remember what applies to all commands."""
+    context.obj = {"trust_remote_code": trust}
     if version:
         out.print(f"nnsight-nla {__version__}", highlight=False)
         raise typer.Exit
@@ -82,19 +96,16 @@ def load_nla(
 
 def load_target(name: str, dtype: str, device_map: str | None) -> TransformersModel:
     """Load a target by folder or Hub id; its weights load when it first runs."""
-    from nnsight import TransformersModel
+    from ..models.loading import load_model
 
-    try:
-        return TransformersModel(name, task="text-generation", **_options(dtype, device_map))
-    except OSError as error:
-        raise VerbalizationError(
-            f"The target {name!r} could not be read: {str(error).splitlines()[0]} "
-            "Give a local folder with --target."
-        ) from error
+    return load_model(name, None, None, _options(dtype, device_map))
 
 
 def _options(dtype: str, device_map: str | None) -> dict[str, Any]:
-    return {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
+    options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
+    context = click.get_current_context(silent=True)
+    trusted = context is not None and (context.find_root().obj or {}).get("trust_remote_code")
+    return {**options, "trust_remote_code": True} if trusted else options
 
 
 def print_json(value: object) -> None:

@@ -217,7 +217,9 @@ def _target_and_checkpoint(
                 "No layer is given. Add --layer K, or --av for the layer of a verbalizer."
             )
         width = hosts.width(model)
-        checkpoint = describe(model.tokenizer, layer=layer, d_model=width, base_model=name)
+        checkpoint = describe(
+            model.tokenizer, layer=layer, d_model=width, base_model=hosts.describe(model)
+        )
     elif layer not in (None, checkpoint.layer):
         raise NLAError(f"--layer {layer}: {av} was trained on layer {checkpoint.layer}.")
     return model, checkpoint

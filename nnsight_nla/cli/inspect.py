@@ -69,12 +69,14 @@ def explain(
     """Explain the residual of TEXT at one token or several."""
     with spinner("loading"):
         from ..core.sampling import Sampling
+        from ..models import weights
 
         model, nla = load(av, ar, target, dtype, device_map)
         (span,) = nla.positions(model, text)
         wanted = _positions(position, len(span.ids))
     sampling = Sampling(max_new_tokens=max_new_tokens)
     with spinner("verbalizing"):
+        weights.load(model)
         with model.trace(text):
             residual = nla.layer(model).output[0, span.slice]
             thoughts = nla.explain(

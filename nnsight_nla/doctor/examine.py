@@ -34,7 +34,7 @@ from ..core.sampling import Sampling
 from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, ReconstructionError
 from ..evaluation.reconstructor import Reconstructor
-from ..models import hosts
+from ..models import hosts, weights
 from ..models.open import OpenOptions, open_reconstructor
 from ..remote.ndif import send
 from ..verbalize.likelihood import likelihoods
@@ -329,7 +329,7 @@ def _own_layer(ar: str | Path) -> int | None:
         return None
     if file is None:
         return None
-    values, _ = dialects.find_fields(sidecar.parse(file.read_bytes(), file), str(file))
+    values, _ = dialects.find_fields(sidecar.read(file), str(file))
     return values.get("layer")
 
 
@@ -353,6 +353,7 @@ def _read(model: TransformersModel, text: str, layers: list[int], remote: bool) 
     envoys = [hosts.block(model, layer) for layer in layers]
     if remote:
         return send(lambda: _trace(model, text, envoys, {"remote": True}), "Reading the target")
+    weights.load(model)
     return _trace(model, text, envoys, {})
 
 

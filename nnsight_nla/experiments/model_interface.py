@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InjectionError
-from ..models import bridge, hosts
+from ..models import bridge, hosts, weights
 from ..remote.ndif import send
 from .edits import answers, perform
 
@@ -166,6 +166,7 @@ class EnvoyInterface:
         model, listed = self._model, list(steps)
         options: dict[str, Any] = {**hosts.only_last(model)}
         if not self._remote:
+            weights.load(model)
             return _trace(model, rows, listed, columns, options)
         options["remote"] = True
         return send(

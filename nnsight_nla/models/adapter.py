@@ -17,7 +17,6 @@ If the user has put an adapter on the target, `AdapterModel` ignores it and uses
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +27,12 @@ from nnsight import TransformersModel
 from torch import Tensor, nn
 
 from .. import _compat
-from ..errors import CheckpointError, NLAWarning
+from ..checkpoint import sidecar
+from ..errors import CheckpointError, NLAWarning, shown
 from . import hosts, reconstructor_files
 from .blocks import find_blocks
-from .loading import need_peft
+from .loading import adapter_base, need_peft
+from .weights import load as load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,10 +95,12 @@ class AdapterModel(TransformersModel):
         return self._built(_weightless, weights=False)
 
     def _load(self, repo_id: str, *args: Any, **kwargs: Any) -> nn.Module:  # noqa: ARG002
-        self._target.dispatch()
+        load_weights(self._target)
         try:
             return self._built(_alias, weights=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if _compat.says_out_of_memory(error) or isinstance(error, torch.OutOfMemoryError):
+                raise
             raise CheckpointError(
                 f"The adapter {self.peft} does not fit {hosts.describe(self._target)}: "
                 f"{str(error).strip().splitlines()[0]}"
@@ -148,7 +151,7 @@ def is_adapter(source: object) -> bool:
     """Return whether `source` is a folder or a Hub repository with a PEFT adapter."""
     if not isinstance(source, str | Path):
         return False
-    return reconstructor_files.stored(source, ADAPTER_CONFIG) is not None
+    return sidecar.stored(source, ADAPTER_CONFIG) is not None
 
 
 def adapter_folder(source: object) -> Path | None:
@@ -166,13 +169,12 @@ def base_of(folder: Path) -> str:
         CheckpointError: The folder does not name one.
     """
     file = folder / ADAPTER_CONFIG
-    config = json.loads(file.read_text("utf-8"))
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not base:
+    base = adapter_base(folder)
+    if base is None:
         raise CheckpointError(
             f"{file} does not name its base model. Pass it: NLA('path or id', peft='{folder}')."
         )
-    return str(base)
+    return base
 
 
 def weights_of(model: Any) -> Any:
@@ -196,13 +198,21 @@ def check_shares(av: Any, ar: Any, target: Any) -> None:
         )
 
 
-def check_used(load: dict[str, Any], av: Any, ar: Any) -> None:
+def check_used(load: dict[str, Any], *opened: Any) -> None:
     """Refuse loading options when nothing is loaded.
 
+    Args:
+        load: The options.
+        opened: The models that they are for, ``None`` for one that was not passed.
+
     Raises:
-        CheckpointError: Both models run on the target's weights.
+        CheckpointError: There is no such model, or all of them run on the target's weights.
     """
-    models = [model for model in (av, ar) if model is not None]
+    models = [model for model in opened if model is not None]
+    if load and not models:
+        raise CheckpointError(
+            f"ar_options={load!r}, but there is no reconstructor. Pass it: NLA(av, ar=...)."
+        )
     if load and all(isinstance(model, AdapterModel) for model in models):
         raise CheckpointError(
             f"{', '.join(load)} cannot be applied: these adapters run on a model that is already "
@@ -213,7 +223,7 @@ def check_used(load: dict[str, Any], av: Any, ar: Any) -> None:
 
 def _check_base(adapter: str, target: TransformersModel) -> None:
     """Check an adapter and its base's name against the model that it will run on."""
-    file = reconstructor_files.stored(adapter, ADAPTER_CONFIG)
+    file = sidecar.stored(adapter, ADAPTER_CONFIG)
     if file is None:
         raise CheckpointError(
             f"{adapter} has no {ADAPTER_CONFIG}, so it is not a PEFT adapter. Pass a full model to "
@@ -230,10 +240,10 @@ def _check_base(adapter: str, target: TransformersModel) -> None:
             f"({merged[0]}, ...), so its weights differ from the base's. Unmerge it first: "
             "module.unmerge()."
         )
-    try:
-        named = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is not a JSON object: {error}") from error
+    config = sidecar.read(file)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is not a JSON object: {shown(config)}.")
+    named = config.get("base_model_name_or_path")
     name = hosts.describe(target)
     if named and Path(str(named)).name.lower() != Path(name).name.lower():
         warnings.warn(

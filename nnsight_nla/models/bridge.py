@@ -270,9 +270,11 @@ def _ids(bridge: TransformerBridge, prompt: Any) -> list[int]:
     if listed and all(isinstance(each, int) for each in listed):
         return listed
     if listed and all(isinstance(each, dict) for each in listed):
-        text = bridge.tokenizer.apply_chat_template(
-            listed, tokenize=False, add_generation_prompt=listed[-1].get("role") != "assistant"
-        )
+        ends = listed[-1].get("role") != "assistant"
+        with hosts.rendering(describe(bridge)):
+            text = bridge.tokenizer.apply_chat_template(
+                listed, tokenize=False, add_generation_prompt=ends
+            )
         return bridge.tokenizer.encode(text, add_special_tokens=False)
     raise InjectionError(
         f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id lists or of "

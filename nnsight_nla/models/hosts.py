@@ -15,7 +15,8 @@ the residual of a *pad* token. `positions` returns the real ones::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import InjectionError
 from .blocks import find_blocks
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from nnsight import TransformersModel
 
 
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+"""The names of the norm after the last block, a sibling of the blocks."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
     found: list[Positions] = []
     several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
     for prompt in prompts if several else [prompts]:
-        rows = _compat.tokenized(model, prompt)
+        is_chat = isinstance(prompt, Sequence) and any(isinstance(each, dict) for each in prompt)
+        with rendering(describe(model)) if is_chat else nullcontext():
+            rows = _compat.tokenized(model, prompt)
         if rows is None or len(rows) != 1:
             raise InjectionError(
                 f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id "
@@ -77,6 +82,23 @@ def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Po
         tokens = tuple(model.tokenizer.decode([token]) for token in ids)
         found.append(Positions(tuple(ids), tokens))
     return found
+
+
+@contextmanager
+def rendering(name: str) -> Iterator[None]:
+    """Limit the time that the chat template of the model `name` may take.
+
+    Raises:
+        InjectionError: It takes longer.
+    """
+    try:
+        with time_limit(TEMPLATE_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise InjectionError(
+            f"The chat template of {name} does not end: {error}. Pass the prompt as text, or use "
+            "another tokenizer."
+        ) from error
 
 
 def block(model: TransformersModel, layer: int) -> Any:
@@ -112,12 +134,12 @@ def final_norm_path(model: TransformersModel) -> str:
     path, _ = _blocks(model)
     parent = path.rpartition(".")[0]
     decoder = module_of(model).get_submodule(parent)
-    name = next((name for name in _FINAL_NORMS if hasattr(decoder, name)), None)
+    name = next((name for name in FINAL_NORMS if hasattr(decoder, name)), None)
     if name is None:
         names = ", ".join(name for name, _ in decoder.named_children())
         raise InjectionError(
             f"{describe(model)} has {names} next to its blocks; expected a final norm named one of "
-            f"{', '.join(_FINAL_NORMS)}."
+            f"{', '.join(FINAL_NORMS)}."
         )
     return f"{parent}.{name}" if parent else name
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from .. import _compat
+from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import DEPTH_SLOT, Checkpoint
 from ..errors import CheckpointError
 from . import hosts
@@ -15,13 +20,18 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(
-    source: str | Path | TransformersModel, checkpoint: Checkpoint, *, trust: bool = False
+    source: str | Path | TransformersModel,
+    checkpoint: Checkpoint,
+    *,
+    base: str | Path | None = None,
+    trust: bool = False,
 ) -> Any:
-    """Return the tokenizer of `source`, or its base model's if it ships without one.
+    """Return the tokenizer of `source`, or of its base model if it ships without one.
 
     Args:
         source: A Hub id, a folder, or a live model.
-        checkpoint: Names the base model.
+        checkpoint: Names the base model; if `source` is an adapter, that names it first.
+        base: The base model, where the caller passed one.
         trust: Whether code in the repository may run; if not, needing it is an error.
 
     Raises:
@@ -38,9 +48,9 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tried: list[str] = []
-    for name in dict.fromkeys(filter(None, [_expanded(source), checkpoint.base_model])):
+    for name in _tokenizer_sources(source, base, checkpoint):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+            tokenizer = from_pretrained(AutoTokenizer, name, trust_remote_code=trust)
         except Exception as error:  # tokenizers raises plain Exceptions on a damaged file.
             tried.append(f"{name}: {_first_line(error)}")
             continue
@@ -52,6 +62,23 @@ def load_tokenizer(
         f"No tokenizer for {source}. Tried {'; '.join(tried)}. Put the base model's tokenizer "
         "files into the checkpoint's folder, or pass a TransformersModel(..., tokenizer=...)."
     )
+
+
+def _tokenizer_sources(
+    source: str | Path, base: str | Path | None, checkpoint: Checkpoint
+) -> Iterator[str]:
+    """Yield where a tokenizer may be, each once; a later one is looked up if it is needed."""
+    seen: set[str | None] = {None}
+    for find in (
+        lambda: expanded(source),
+        lambda: base and expanded(base),
+        lambda: adapter_base(source),
+        lambda: checkpoint.base_model and expanded(checkpoint.base_model),
+    ):
+        name = find()
+        if name not in seen:
+            seen.add(name)
+            yield str(name)
 
 
 def at_depth(
@@ -66,12 +93,8 @@ def at_depth(
         return checkpoint
     if not isinstance(source, str | Path):
         return checkpoint.at_depth(hosts.text_config(source).num_hidden_layers)
-    from transformers import AutoConfig
-
-    options = {name: load[name] for name in ("revision",) if name in load}
-    trust = load.get("trust_remote_code", False)
     try:
-        config = AutoConfig.from_pretrained(_expanded(source), trust_remote_code=trust, **options)
+        config = load_config(source, load)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.where('template')} has {DEPTH_SLOT}, which needs the number of blocks, "
@@ -79,6 +102,36 @@ def at_depth(
             f"Replace {DEPTH_SLOT} with the number."
         ) from error
     return checkpoint.at_depth(config.get_text_config().num_hidden_layers)
+
+
+def load_config(source: str | Path, load: dict[str, Any]) -> Any:
+    """Return the configuration of a folder or a Hub id, with the options that apply to it.
+
+    Raises:
+        OSError: It cannot be read (or a ValueError).
+    """
+    from transformers import AutoConfig
+
+    options = {name: load[name] for name in ("revision", "trust_remote_code") if name in load}
+    return from_pretrained(AutoConfig, source, **options)
+
+
+def from_pretrained(auto: Any, source: str | Path, **options: Any) -> Any:
+    """Call ``auto.from_pretrained(source)``; code of the repository runs only if `options` say so.
+
+    Everything that transformers loads for this package goes through this function or `load_model`.
+    Without ``trust_remote_code``, transformers asks on the terminal, and a "y" on the standard
+    input runs the code of whatever repository a sidecar names.
+
+    Raises:
+        CheckpointError: The repository has code that would have to run.
+        OSError: It cannot be read (or a ValueError).
+    """
+    try:
+        return auto.from_pretrained(expanded(source), **{"trust_remote_code": False, **options})
+    except ValueError as error:
+        _check_code(source, error)
+        raise
 
 
 def load_model(
@@ -89,8 +142,15 @@ def load_model(
 ) -> TransformersModel:
     """Return the nnsight model of `source` without its weights; a live model as it is.
 
+    Args:
+        source: A Hub id, a folder, or a live model.
+        tokenizer: Its tokenizer; ``None`` for the one in `source`.
+        peft: An adapter on it.
+        load: Keyword arguments of nnsight's `TransformersModel`. The task is text generation, and
+            no code of the repository runs, unless they say otherwise.
+
     Raises:
-        CheckpointError: The configuration cannot be read.
+        CheckpointError: The configuration cannot be read, or `load` has no such dtype.
     """
     if not isinstance(source, str | Path):
         hosts.text_config(source)
@@ -98,25 +158,35 @@ def load_model(
             given = ", ".join([*(["peft"] if peft else []), *load])
             raise CheckpointError(
                 f"{given} cannot be applied to a model that is already loaded. Load it yourself: "
-                "TransformersModel(..., peft=...), or pass its path instead."
+                "TransformersModel(..., peft=...), or pass its path instead. Options for the other "
+                "model only: NLA(..., av_options={...}) or ar_options={...}."
             )
         return source
     if peft is not None:
         need_peft(peft)
+    check_dtype(load)
     from huggingface_hub.errors import StrictDataclassError
     from nnsight import TransformersModel
 
+    options = {"task": "text-generation", "trust_remote_code": False, **load}
     try:
-        # Without this option, transformers asks on the terminal whether to run remote code.
-        load = {"trust_remote_code": False, **load}
-        return TransformersModel(
-            _expanded(source), task="text-generation", tokenizer=tokenizer, peft=peft, **load
-        )
+        return TransformersModel(expanded(source), tokenizer=tokenizer, peft=peft, **options)
     except (OSError, ValueError, StrictDataclassError) as error:
+        _check_code(source, error)
         raise CheckpointError(
-            f"The configuration of {str(source)!r} could not be read: {_first_line(error)} With no "
-            "network, download the repository elsewhere and pass its folder."
+            f"The configuration of {str(source)!r} could not be read: {_first_line(error)} "
+            f"{_elsewhere(source)}"
         ) from error
+
+
+def _elsewhere(source: str | Path) -> str:
+    """Return what to do about a model that cannot be read."""
+    if Path(source).expanduser().exists():
+        return "Use a folder that save_pretrained() wrote."
+    return (
+        f"There is no folder {Path(source).expanduser().absolute()}. If it is a Hub id and there "
+        "is no network, download the repository elsewhere and pass its folder."
+    )
 
 
 def need_peft(adapter: str | Path) -> None:
@@ -132,10 +202,100 @@ def need_peft(adapter: str | Path) -> None:
         )
 
 
-def _expanded(source: str | Path) -> str:
-    """Return a folder's path with ``~`` expanded, or the Hub id unchanged."""
+def _check_code(source: str | Path, error: Exception) -> None:
+    """Raise if `error` is transformers' refusal to run code."""
+    if "trust_remote_code" in str(error):
+        raise CheckpointError(
+            f"{str(source)!r} can only be loaded by running code from its repository, which is "
+            "never done unasked. Read that code; if you trust it, pass trust_remote_code=True."
+        ) from error
+
+
+def check_dtype(load: dict[str, Any], *, quantized: bool = True) -> None:
+    """Check the dtype among the keyword arguments of a loader.
+
+    Args:
+        load: The arguments.
+        quantized: Whether the dtype may be ``"auto"`` or one that nnsight quantizes to.
+
+    Raises:
+        CheckpointError: It is not a floating-point dtype, nor one of those.
+    """
+    for name in ("dtype", "torch_dtype"):
+        dtype = load.get(name)
+        special = quantized and (dtype == "auto" or _compat.quantization(dtype) is not None)
+        if dtype is None or special:
+            continue
+        found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            more = ", 'auto', or a quantized dtype: 'int8', 'nf4', 'fp8'" if quantized else ""
+            raise CheckpointError(
+                f"{name}={dtype!r}: expected 'float32', 'bfloat16', 'float16'{more}."
+            )
+
+
+def last_line(error: BaseException) -> str:
+    """Return the type and the last line of an error that may quote a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    return last if len(lines) > 1 else f"{type(error).__name__}: {last}"
+
+
+def expanded(source: str | Path) -> str:
+    """Return the absolute path of a folder, which is the same from every folder, or the Hub id."""
     folder = Path(source).expanduser()
-    return str(folder if folder.exists() else source)
+    return str(folder.absolute() if folder.exists() else source)
+
+
+def located(name: str, near: str | Path) -> str:
+    """Return the path of the base model that an adapter names, or its Hub id.
+
+    A relative path counts from the working folder, as PEFT has it. Otherwise it was stored as
+    somebody typed it, so it is looked for in the adapter's own folder and in those above it.
+
+    Args:
+        name: The name of the base model, as stored.
+        near: The adapter: a folder or a Hub id.
+
+    Raises:
+        CheckpointError: It is a path at which there is no folder, or at which there are two.
+    """
+    here = Path(name).expanduser()
+    folder = Path(near).expanduser().absolute()
+    places = [here, *(parent / here for parent in (folder, *folder.parents) if folder.is_dir())]
+    found = dict.fromkeys(str(path.resolve()) for path in places if path.is_dir())
+    if len(found) > 1:
+        raise CheckpointError(
+            f"The adapter {near} names its base model {name!r}, which may be "
+            f"{' or '.join(found)}. Pass the right one: NLA('/path/to/base', "
+            f"peft={str(near)!r})."
+        )
+    if found:
+        return next(iter(found))
+    if sidecar.is_hub_id(name):
+        return name
+    raise CheckpointError(
+        f"The adapter {near} names its base model {name!r}, and there is no such folder: neither "
+        f"{here.absolute()} nor one above the adapter. Pass it: NLA('/path/to/base', "
+        f"peft={str(near)!r})."
+    )
+
+
+def adapter_base(source: str | Path) -> str | None:
+    """Return the base model that an adapter names; ``None`` if `source` is not an adapter.
+
+    Raises:
+        CheckpointError: Its file cannot be read, or the folder that it names does not exist.
+    """
+    for name, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("ar_meta.json", "base_model"),
+    ):
+        file = sidecar.stored(source, name)
+        tree = None if file is None else sidecar.read(file)
+        if isinstance(tree, dict) and tree.get(key):
+            return located(str(tree[key]), source)
+    return None
 
 
 def _first_line(error: BaseException) -> str:

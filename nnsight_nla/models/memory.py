@@ -32,7 +32,7 @@ import math
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from .. import _compat
 from ..errors import CheckpointError, NLAError, VerbalizationError
-from . import hosts
+from . import hosts, weights
 from .adapter import AdapterModel, weights_of
 
 Placement = Literal["together", "sequential"]
@@ -269,28 +269,29 @@ class Parked:
         return content
 
 
-def load_weights(model: Any) -> None:
+def load_weights(
+    model: Any, role: str = "model", unused: Callable[[str], bool] | None = None
+) -> None:
     """Load the weights of a model, if they are not loaded, and set it to evaluation mode.
 
+    Args:
+        model: The nnsight model.
+        role: What errors call it.
+        unused: Whether a weight of that name does not matter; see `weights.load`.
+
     Raises:
-        CheckpointError: A library that its dtype needs is not installed.
+        CheckpointError: The checkpoint lacks weights or cannot be read, or a library that its dtype
+            needs is not installed.
     """
-    if _loaded(model):
-        if isinstance(model, AdapterModel):
+    was_loaded = _loaded(model)
+    if isinstance(model, AdapterModel):
+        weights.load(model.target)  # PEFT checks the adapter's own weights.
+        if was_loaded:
             model.follow()  # Code other than a trace may run it next.
-        return
-    try:
-        model.dispatch()
-    except ImportError as error:
-        dtype = model.kwargs.get("dtype")
-        needs = "bitsandbytes" if "bitsandbytes" in str(error) else str(error.name or "it")
-        raise CheckpointError(
-            f"{hosts.describe(model)} cannot be loaded as dtype={dtype!r}: "
-            f"{str(error).strip().splitlines()[0]} Install what it needs (pip install {needs}), or "
-            "load it in a torch dtype: NLA(..., dtype='bfloat16')."
-        ) from error
-    # An adapter is attached after nnsight's own eval(), with its dropout active.
-    hosts.module_of(model).eval()
+    weights.load(model, role, unused)
+    if not was_loaded:
+        # An adapter is attached after nnsight's own eval(), with its dropout active.
+        hosts.module_of(model).eval()
 
 
 def unload(model: Any) -> None:

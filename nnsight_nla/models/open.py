@@ -22,8 +22,11 @@ from . import adapter as adapters
 from . import hosts, reconstructor_files
 from .loading import at_depth, load_model, load_tokenizer
 from .runtime import Role, Runtime
+from .weights import unused_above
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nnsight import TransformersModel
 
     from .memory import Memory
@@ -42,6 +45,10 @@ class OpenOptions:
     """Registers the models."""
     load: dict[str, Any]
     """Keyword arguments of nnsight's `TransformersModel`."""
+
+    def with_load(self, more: dict[str, Any]) -> OpenOptions:
+        """Return the options with more keyword arguments, for one of the two models."""
+        return replace(self, load={**self.load, **more})
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,12 @@ def open_verbalizer(
     described = at_depth(
         base, _described(peft or (source if is_path else hosts.describe(source)), checkpoint), load
     )
-    trust = load.get("trust_remote_code", False)
-    tokenizer = load_tokenizer(folder or base, described, trust=trust)
+    reconstructor_files.check_role(peft or source, "verbalizer")
+    tokenizer = (
+        load_tokenizer(base, described)
+        if not isinstance(base, str | Path)
+        else load_tokenizer(peft or base, described, base=base, trust=_trusts(load))
+    )
     prompt = Prompt.render(described, tokenizer)
     model = _model(base, tokenizer, peft, load, options)
     runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)
@@ -122,7 +133,7 @@ def open_reconstructor(
     adapter = None if layout.adapter is None else str(layout.adapter)
     is_path = isinstance(source, str | Path)
     on_target = adapter is not None and target is not None
-    tokenizer = load_tokenizer(target if on_target else source, checkpoint)
+    tokenizer = load_tokenizer(target if on_target else source, checkpoint, trust=_trusts(load))
     base: Any = target if on_target else source
     if is_path and not on_target:
         base = layout.base
@@ -132,7 +143,8 @@ def open_reconstructor(
             load = {**load, "config": config}
     blocks = checkpoint.layer + 1
     model = _model(base, tokenizer, adapter, load, options, blocks)
-    runtime = _runtime(model, "reconstructor", options, loaded_here=is_path)
+    unused = unused_above(model, checkpoint.layer, final_norm=layout.final_norm)
+    runtime = _runtime(model, "reconstructor", options, loaded_here=is_path, unused=unused)
     return OpenedReconstructor(runtime, layout, tokenizer)
 
 
@@ -152,11 +164,25 @@ def _model(
     return adapters.AdapterModel(source, adapter, blocks=blocks)
 
 
+def _trusts(load: dict[str, Any]) -> bool:
+    return load.get("trust_remote_code", False)
+
+
 def _runtime(
-    model: TransformersModel, role: Role, options: OpenOptions, *, loaded_here: bool
+    model: TransformersModel,
+    role: Role,
+    options: OpenOptions,
+    *,
+    loaded_here: bool,
+    unused: Callable[[str], bool] | None = None,
 ) -> Runtime:
     return Runtime(
-        model, role, memory=options.memory, remote=options.remote, loaded_here=loaded_here
+        model,
+        role,
+        memory=options.memory,
+        remote=options.remote,
+        loaded_here=loaded_here,
+        unused=unused,
     )
 
 

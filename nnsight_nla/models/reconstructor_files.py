@@ -22,19 +22,23 @@ import warnings
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import Checkpoint
-from ..errors import CheckpointError, NLAWarning
+from ..checkpoint.sidecar import stored
+from ..errors import CheckpointError, NLAWarning, shown
 from . import hosts
+from .loading import load_config, located
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from nnsight import TransformersModel
+
+Role = Literal["verbalizer", "reconstructor"]
 
 HEAD = "value_head.safetensors"
 ADAPTER = "ar_lora_value_head.safetensors"
@@ -75,6 +79,7 @@ def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layo
         CheckpointError: Files are missing, damaged, or of another layer or width.
     """
     where = source if isinstance(source, str | Path) else hosts.describe(source)
+    check_role(source, "reconstructor")
     meta_file = stored(where, META)
     template, suffix, stripped = _own_sidecar(where, checkpoint)
     if meta_file is not None:
@@ -96,19 +101,42 @@ def read(source: str | Path | TransformersModel, checkpoint: Checkpoint) -> Layo
     return Layout(base, head, template, suffix, final_norm=stripped is False)
 
 
+def check_role(source: str | Path | TransformersModel, expected: Role) -> None:
+    """Check that a checkpoint is what it is passed as.
+
+    Args:
+        source: A folder, a Hub id, or a live model that may have come from one.
+        expected: What it is passed as.
+
+    Raises:
+        CheckpointError: Its sidecar or its files say that it is the other one.
+    """
+    live = not isinstance(source, str | Path)
+    where = hosts.describe(source) if live else source
+    if live and not (Path(where).expanduser().is_dir() or sidecar.is_hub_id(where)):
+        return
+    found = next(((name, file) for name in sidecar.SIDECARS if (file := stored(where, name))), None)
+    role = None if found is None else dialects.find_role(sidecar.read(found[1]))
+    sign = "" if found is None else f"role in {found[0]}"
+    if role is None and expected == "verbalizer":
+        sign = next((name for name in (META, HEAD) if stored(where, name)), "")
+        role = "reconstructor" if sign else None
+    if role not in (None, expected):
+        given = {"verbalizer": "av=", "reconstructor": "ar="}
+        raise CheckpointError(
+            f"{where} is a {role} ({sign}), passed as the {expected}. Pass it as {given[role]}: "
+            "NLA('the verbalizer', ar='the reconstructor')."
+        )
+
+
 def cut_config(source: str | Path, layer: int, load: dict[str, Any]) -> Any | None:
     """Return a configuration without the blocks after `layer`, ``None`` if there are none.
 
     Raises:
         CheckpointError: `source` has no block `layer`.
     """
-    from transformers import AutoConfig
-
     try:
-        # Without this option, transformers asks on the terminal whether to run remote code.
-        options = {"trust_remote_code": load.get("trust_remote_code", False)}
-        options |= {"revision": load["revision"]} if "revision" in load else {}
-        config = AutoConfig.from_pretrained(str(source), **options)
+        config = load_config(source, load)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The configuration of the reconstructor {str(source)!r} could not be read: "
@@ -151,6 +179,7 @@ def _adapter(
             "of one checkpoint."
         )
     base = meta.get("base_model") or checkpoint.base_model
+    base = None if base is None else located(str(base), where)
     if base is None:
         raise CheckpointError(
             f"{where} is an adapter and neither {META} nor the sidecar names its base model. Pass "
@@ -184,9 +213,10 @@ def _peft(
     head_file = stored(where, HEAD)
     if file is None or head_file is None:
         raise CheckpointError(f"{where} has {PEFT} and no {HEAD}; a reconstructor has a head.")
-    config = sidecar.parse(file.read_bytes(), file)
+    config = sidecar.read(file)
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     base = named or checkpoint.base_model
+    base = None if base is None else located(str(base), where)
     if base is None:
         raise CheckpointError(
             f"{where} is an adapter and neither {PEFT} nor the sidecar names its base model. Pass "
@@ -198,15 +228,17 @@ def _peft(
 
 
 def _meta(file: Path) -> dict[str, Any]:
-    meta = sidecar.parse(file.read_bytes(), file)
+    meta = sidecar.read(file)
     wanted = {"ar_num_layers": int, "lora_r": int, "lora_alpha": int | float}
     if not isinstance(meta, dict) or not all(
         isinstance(meta.get(name), kind) for name, kind in wanted.items()
     ):
-        raise CheckpointError(f"{file}: expected numbers for {', '.join(wanted)}, got {meta!r}.")
+        raise CheckpointError(
+            f"{file}: expected numbers for {', '.join(wanted)}, got {shown(meta)}."
+        )
     listed = meta.get("target_modules")
     if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
-        raise CheckpointError(f"{file}: expected a list of target_modules, got {listed!r}.")
+        raise CheckpointError(f"{file}: expected a list of target_modules, got {shown(listed)}.")
     return meta
 
 
@@ -243,7 +275,7 @@ def _own_sidecar(
     file = next((found for name in sidecar.SIDECARS if (found := stored(where, name))), None)
     if file is None:
         return None, None, None
-    tree = sidecar.parse(file.read_bytes(), file)
+    tree = sidecar.read(file)
     values, _ = dialects.find_fields(tree, str(file))
     for name in ("layer", "d_model"):
         mine, other = values.get(name), getattr(checkpoint, name)
@@ -269,7 +301,7 @@ def is_partial(adapter: str | Path, blocks: int) -> bool:
     config, weights = stored(adapter, PEFT), stored(adapter, PEFT_WEIGHTS)
     if config is None or weights is None:
         return False
-    given = sidecar.parse(config.read_bytes(), config)
+    given = sidecar.read(config)
     if isinstance(given, dict) and given.get("layers_to_transform") is not None:
         return False
     with safe_open(weights, "pt") as tensors:
@@ -292,31 +324,6 @@ def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:
         stacklevel=4,
     )
     return torch.eye(checkpoint.d_model)
-
-
-def stored(where: str | Path, name: str, *, needed: bool = False) -> Path | None:
-    """Return a file of a folder or a Hub repository, ``None`` if there is none.
-
-    With no network, a file that is neither cached nor `needed` counts as absent.
-    """
-    folder = Path(where).expanduser()
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    if not sidecar.is_hub_id(str(where)):
-        raise CheckpointError(
-            f"{str(where)!r} is neither a folder on this machine (looked at {folder.absolute()}) "
-            "nor a Hub id of the form 'owner/name'."
-        )
-    try:
-        return sidecar.fetch(str(where), name)
-    except OSError as error:
-        if not needed:
-            return None
-        raise CheckpointError(
-            f"{name} of {str(where)!r} is not in the local Hub cache and could not be fetched "
-            f"({type(error).__name__}). With no network, download the repository elsewhere "
-            "and pass its folder."
-        ) from error
 
 
 def _matrix(file: Path) -> Tensor:

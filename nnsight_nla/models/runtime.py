@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .. import _compat
 from ..errors import NLAError, ReconstructionError, VerbalizationError
 from . import hosts
 from .memory import Memory, free_for, load_weights, size
+from .reconstructor_files import Role
+from .weights import watch
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
-Role = Literal["verbalizer", "reconstructor"]
 _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 _IN_USE: dict[Role, tuple[type[NLAError], str]] = {
     "verbalizer": (
@@ -49,6 +50,7 @@ class Runtime:
         memory: Memory | None = None,
         remote: bool = False,
         loaded_here: bool = False,
+        unused: Callable[[str], bool] | None = None,
     ) -> None:
         """Register the model with `memory`; no weights are loaded.
 
@@ -58,8 +60,10 @@ class Runtime:
             memory: Decides which models are in memory together; a new `Memory` by default.
             remote: Whether it runs on the configured NDIF host.
             loaded_here: Whether it came from a path or an id and so can be loaded again.
+            unused: Whether its checkpoint may lack a weight of that name; see `weights.load`.
         """
-        self.model, self.remote = model, remote
+        watch()
+        self.model, self.remote, self._unused = model, remote, unused
         self.role: Role = role
         self.memory = memory or Memory()
         self.memory.add_model(role, model, loaded_here=loaded_here)
@@ -95,7 +99,7 @@ class Runtime:
                 yield self.model
                 return
             with self.memory.running(self.model):
-                load_weights(self.model)
+                load_weights(self.model, self.role, self._unused)
                 yield self.model
 
     def free_bytes(self) -> int:

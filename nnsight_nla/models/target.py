@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..errors import InjectionError
-from . import bridge, hosts
+from . import bridge, hosts, weights
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
@@ -45,6 +45,7 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
     Raises:
         InjectionError: `model` is not a known kind of target, has another width, lacks the block,
             or is a bridge whose weights were folded or centred.
+        CheckpointError: `model` was loaded from a checkpoint that lacks some of its weights.
     """
     width = kind(model).width(model)
     if width != checkpoint.d_model:
@@ -52,6 +53,7 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
             f"{describe(model)} has d_model {width}, the verbalizer reads {checkpoint.d_model}. "
             f"It was trained on {checkpoint.base_model or 'another model'}."
         )
+    weights.check(model)
     return kind(model).block(model, checkpoint.layer)
 
 

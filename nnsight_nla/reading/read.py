@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..errors import NLAError
-from ..models import bridge, hosts
+from ..models import bridge, hosts, weights
 from ..models import target as targets
 from .records import Reading, TokenReading
 
@@ -48,6 +48,8 @@ def read(
     nla.layer(model)  # Refuses a model that does not fit, before anything runs.
     if bridge.is_bridge(model):
         bridge.check_here(remote=remote)
+    if not remote:
+        weights.load(model)
     span = _tokenized(nla, model, prompt)
     prompt_length = len(span.ids)
     if generate is not None:

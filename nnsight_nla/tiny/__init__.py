@@ -63,14 +63,14 @@ def load(weights: str | Path = _WEIGHTS) -> tuple[TransformersModel, NLA]:
         text.
     """
     import torch
-    from nnsight import TransformersModel
 
+    from ..models import loading
+    from ..models import weights as checkpoint_weights
     from ..nla import NLA
 
     folders = paths(weights)
-    model = TransformersModel(
-        str(folders["target"]), task="text-generation", dispatch=True, dtype=torch.float32
-    )
+    model = loading.load_model(folders["target"], None, None, {"dtype": torch.float32})
+    checkpoint_weights.load(model)
     return model, NLA(folders["av"], ar=folders["ar"], dtype=torch.float32)
 
 

@@ -8,6 +8,7 @@ the vector elsewhere, without an error; so the live tokenizer is compared with t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
+from ..models.loading import expanded, from_pretrained
 from .published import Published
 from .rows import TrainingError
 from .saving import describe
@@ -60,7 +62,7 @@ def compatible_checkpoint(
         raise TrainingError(
             f"layer={layer}, but the vectors of {file} are from layer {found} (by its sidecar)."
         )
-    name = base_name or str(base)
+    name = base_name or expanded(base)
     rows_of = meta.get("base_model")
     if rows_of is not None and Path(rows_of).name.lower() != Path(name).name.lower():
         raise TrainingError(
@@ -68,7 +70,9 @@ def compatible_checkpoint(
             f"Pass base={rows_of!r}; or, if this is the same model under another name, "
             f"base_name={rows_of!r}."
         )
-    config = read_base("configuration", base, AutoConfig.from_pretrained).get_text_config()
+    config = read_base(
+        "configuration", base, partial(from_pretrained, AutoConfig)
+    ).get_text_config()
     if config.num_hidden_layers <= found:
         raise TrainingError(
             f"The vectors of {file} are from layer {found}; {base} has blocks 0 to "
@@ -80,7 +84,7 @@ def compatible_checkpoint(
             f"The vectors of {file} have width {meta['d_model']} (by its sidecar); {base} has "
             f"d_model {width}."
         )
-    tokenizer = read_base("tokenizer", base, AutoTokenizer.from_pretrained)
+    tokenizer = read_base("tokenizer", base, partial(from_pretrained, AutoTokenizer))
     marker = meta.get("marker", "㈎")
     if "marker" in meta:
         _check_ids(rows, base, "marker_id", tokenizer.encode(marker, add_special_tokens=False))

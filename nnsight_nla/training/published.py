@@ -225,7 +225,7 @@ def _sidecar(file: Path) -> dict[str, Any]:
     path = file.with_name(file.name + sidecar.DATASET_SUFFIX)
     if not path.is_file():
         return {}
-    tree = dialects.check_supported(sidecar.parse(path.read_bytes(), path), str(path))
+    tree = dialects.check_supported(sidecar.read(path), str(path))
     values, _ = dialects.find_fields(tree, str(path))
     scale = (tree.get("extraction") or {}).get("injection_scale")
     says = "injection_mode" in (tree.get("training") or {}) or isinstance(scale, int | float)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..core.baseline import Baseline
 from ..core.injection import Injection
 from ..errors import ReconstructionError
+from ..models.weights import load_module
 from ..progress import progress
 from .compatibility import check_attention, compatible_checkpoint, read_base
 from .held_out import HeldOut, Metric
@@ -304,7 +306,7 @@ def _load(
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": "auto", **({} if attention is None else {"attn_implementation": attention})}
-    model = read_base("weights", base, AutoModelForCausalLM.from_pretrained, **options)
+    model = read_base("weights", base, partial(load_module, AutoModelForCausalLM), **options)
     stored = model.dtype
     # bfloat16 weights lose a step of 3e-5, and float16 overflows without a scaler.
     narrow = settings.lora is None or stored == torch.float16

@@ -205,8 +205,8 @@ def test_a_replacement_without_a_length_is_refused(scale):
 
 REFUSED = [
     ("nonsense", "meta: expected a mapping, got str 'nonsense'."),
-    (None, "meta: expected a mapping, got NoneType 'None'."),
-    ([1], "meta: expected a mapping, got list '[1]'."),
+    (None, "meta: expected a mapping, got NoneType None."),
+    ([1], "meta: expected a mapping, got list [1]."),
     (sidecar(kind=None), "meta: kind is None, expected one of nla_model, nla_dataset."),
     (sidecar(kind="sae"), "meta: kind is 'sae', expected one of nla_model, nla_dataset."),
     (sidecar(kind=[]), "meta: kind is [], expected one of nla_model, nla_dataset."),

@@ -139,7 +139,8 @@ def no_network(tmp_path, monkeypatch) -> Path:
 
 def test_a_hub_id_with_no_network(no_network):
     with refused(
-        "'some/one': nla_meta.yaml or nla_meta.json is not in the local Hub cache "
+        f"There is no folder {Path('some/one').absolute()}. As a Hub id, 'some/one': "
+        "nla_meta.yaml or nla_meta.json is not in the local Hub cache "
         f"({no_network}) and could not be fetched (LocalEntryNotFoundError). With no network, "
         "download the repository elsewhere and pass its folder: NLA('/path/to/one'). The embedded "
         "pair needs no network: nnsight_nla.tiny.load()."

@@ -1,17 +1,37 @@
 """Getting the halves: what is tried, and what each failure says."""
 
+import ast
 import json
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
+import nnsight_nla
+from nnsight_nla import NLA, tiny
 from nnsight_nla.checkpoint.checkpoint import Checkpoint
+from nnsight_nla.cli.app import load_target
 from nnsight_nla.errors import CheckpointError, InjectionError
-from nnsight_nla.models.loading import load_model, load_tokenizer
+from nnsight_nla.models.loading import at_depth, from_pretrained, load_model, load_tokenizer
+from nnsight_nla.models.reconstructor_files import cut_config
+from nnsight_nla.models.weights import load_module
+from nnsight_nla.training import train
+from nnsight_nla.training.compatibility import read_base
+
+PACKAGE = Path(nnsight_nla.__file__).parent
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -124,7 +144,8 @@ def test_a_live_model_is_taken_as_it_is():
     ):
         message = (
             f"{given} cannot be applied to a model that is already loaded. Load it yourself: "
-            "TransformersModel(..., peft=...), or pass its path instead."
+            "TransformersModel(..., peft=...), or pass its path instead. Options for the other "
+            "model only: NLA(..., av_options={...}) or ar_options={...}."
         )
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
             load_model(live, None, peft, load)
@@ -155,11 +176,117 @@ def test_a_configuration_that_cannot_be_read(folder, text, part):
         load_model(folder, tokenizer("own"), None, {})
     assert str(no.value).startswith(f"The configuration of {str(folder)!r} could not be read: ")
     assert part in str(no.value)
-    assert str(no.value).endswith(
-        " With no network, download the repository elsewhere and pass its folder."
-    )
+    assert str(no.value).endswith(" Use a folder that save_pretrained() wrote.")
 
 
 def test_a_hub_id_with_no_network():
-    with pytest.raises(CheckpointError, match=r"^The configuration of 'some/av' could not be read"):
+    with pytest.raises(CheckpointError) as no:
         load_model("some/av", tokenizer("own"), None, {})
+    assert str(no.value).startswith("The configuration of 'some/av' could not be read")
+    assert str(no.value).endswith(
+        f"There is no folder {Path('some/av').absolute()}. If it is a Hub id and there is no "
+        "network, download the repository elsewhere and pass its folder."
+    )
+
+
+class TestCodeOfARepository:
+    """It never runs unless the flag is given, whoever loads what, whatever is typed at a prompt."""
+
+    @pytest.fixture
+    def hostile(self, tmp_path, monkeypatch) -> tuple[Path, Path]:
+        """A model with code that leaves a file when it is imported; every question gets a yes."""
+        folder, ran = tmp_path / "hostile", tmp_path / "ran"
+        folder.mkdir()
+        code = (
+            "from pathlib import Path\n"
+            "from transformers import PreTrainedConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM\n"
+            f"Path({str(ran)!r}).touch()\n"
+            "class Config(PreTrainedConfig):\n    model_type = 'hostile'\n"
+            "class Tokenizer(PreTrainedTokenizerFast):\n    pass\n"
+            "class Model(Qwen3ForCausalLM):\n    config_class = Config\n"
+        )
+        (folder / "hostile.py").write_text(code, "utf-8")
+        auto = {"AutoConfig": "hostile.Config", "AutoModelForCausalLM": "hostile.Model"}
+        config = {**CONFIG, "model_type": "hostile", "architectures": ["Model"], "auto_map": auto}
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        tokenizer("own").save_pretrained(folder)
+        named = {
+            "tokenizer_class": "Tokenizer",
+            "auto_map": {"AutoTokenizer": [None, "hostile.Tokenizer"]},
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(named), "utf-8")
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        return folder, ran
+
+    LOADERS: ClassVar = {
+        "a tokenizer": lambda folder: load_tokenizer(folder, checkpoint()),
+        "the tokenizer of the base that a sidecar names": lambda folder: load_tokenizer(
+            folder.parent, checkpoint(str(folder))
+        ),
+        "the depth of a template": lambda folder: at_depth(
+            folder, replace(checkpoint(), template="{injection_char} {depth_pct}"), {}
+        ),
+        "a reconstructor's configuration": lambda folder: cut_config(folder, 1, {}),
+        "an AV or a target": lambda folder: load_model(folder, None, None, {}),
+        "a target of the command line": lambda folder: load_target(str(folder), "auto", None),
+        "a base to train": lambda folder: load_module(AutoModelForCausalLM, folder),
+        "a base's configuration": lambda folder: read_base(
+            "configuration", folder, partial(from_pretrained, AutoConfig)
+        ),
+    }
+
+    @pytest.mark.parametrize("what", LOADERS)
+    def test_is_refused(self, hostile, what):
+        folder, ran = hostile
+        with pytest.raises(CheckpointError, match="running code from its repository"):
+            self.LOADERS[what](folder)
+        assert not ran.exists()
+
+    def test_runs_if_the_flag_is_given(self, hostile):
+        """Otherwise the tests above would hold for a file that nothing ever imports."""
+        folder, ran = hostile
+        from_pretrained(AutoConfig, folder, trust_remote_code=True)
+        assert ran.exists()
+
+    def test_there_is_one_place(self):
+        """No other module calls transformers' or nnsight's loaders."""
+        calls = {
+            (file.name, name)
+            for file in PACKAGE.rglob("*.py")
+            for node in ast.walk(ast.parse(file.read_text("utf-8")))
+            if (
+                isinstance(node, ast.Call)
+                and (name := ast.unparse(node.func).rpartition("nnsight.")[2])
+                in ("auto.from_pretrained", "TransformersModel", "LanguageModel")
+            )
+            or (isinstance(node, ast.Attribute) and (name := node.attr) == "from_pretrained")
+        }
+        expected = ("from_pretrained", "auto.from_pretrained", "TransformersModel")
+        assert calls == {("loading.py", name) for name in expected}
+
+
+class TestDtype:
+    @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+    @pytest.mark.parametrize(
+        "given", ["float23", "int64", "bool", "torch.nosuch", 16, torch.int8, "Tensor", ["float32"]]
+    )
+    def test_what_is_none(self, folder, name, given):
+        for load in (
+            lambda: load_model(folder, tokenizer("own"), None, {name: given}),
+            lambda: NLA(tiny.paths()["av"], **{name: given}),
+        ):
+            with pytest.raises(CheckpointError) as no:
+                load()
+            assert str(no.value) == (
+                f"{name}={given!r}: expected 'float32', 'bfloat16', 'float16', 'auto', or a "
+                "quantized dtype: 'int8', 'nf4', 'fp8'."
+            )
+
+    @pytest.mark.parametrize("given", ["auto", "float32", "bfloat16", torch.float16, "nf4", None])
+    def test_what_is_one(self, folder, given):
+        assert not load_model(folder, tokenizer("own"), None, {"dtype": given}).dispatched
+
+    def test_training_does_not_quantize(self, tmp_path):
+        for given in ("nf4", "auto", "float23"):
+            with pytest.raises(CheckpointError, match=rf"^dtype='{given}': .*, 'float16'\.$"):
+                train("av", tmp_path / "rows", base="b", out=tmp_path / "o", dtype=given)
