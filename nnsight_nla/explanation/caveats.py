@@ -23,6 +23,16 @@ _FRAGMENT = "\ufffd"  # What part of a multi-byte character decodes to.
 _QUOTE = re.compile('"([^"\n]{3,200})"|\u201c([^\u201d\n]{3,200})\u201d')
 
 
+def kind_note(kind: str) -> str:
+    """Return the warning on the explanation of a vector that is not a residual."""
+    return f"its vector is a {kind}, and the verbalizer was trained on residuals"
+
+
+def ignored_note(difference: str) -> str:
+    """Return the warning on a vector whose own account was ignored; see `Origin.differences`."""
+    return f"its vector may be another one than the verbalizer reads: {difference}"
+
+
 def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
     """Return the warnings on every row of `capture` that has a reply.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
+from ..checkpoint.identity import same_model
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
 from .published import Published
@@ -60,7 +61,7 @@ def compatible_checkpoint(
         )
     name = base_name or str(base)
     rows_of = meta.get("base_model")
-    if rows_of is not None and Path(rows_of).name.lower() != Path(name).name.lower():
+    if rows_of is not None and not same_model(rows_of, name, (meta.get("base_config"), None)):
         raise TrainingError(
             f"The vectors of {file} were read from {rows_of} (by its sidecar), not from {name}. "
             f"Pass base={rows_of!r}; or, if this is the same model under another name, "

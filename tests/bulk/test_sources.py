@@ -128,7 +128,7 @@ def test_rows_that_cannot_be_used_say_why(tmp_path):
     lines = ['{"text": "good"}', "{", "[1]", '{"text": 3}', '{"body": ""}', '{"text": " "}', ""]
     path.write_text("\n".join([*lines, '{"text": "last"}']), "utf-8")
     items = everything(open_source(path))
-    assert [item.value for item in items] == ["good", *[None] * 6, "last"]
+    assert [item.value for item in items] == ["good", *[None] * 5, "last"]
     for item, part in zip(
         items[1:-1],
         (
@@ -137,7 +137,6 @@ def test_rows_that_cannot_be_used_say_why(tmp_path):
             "of type int",
             "missing",
             "empty",
-            "line 7",
         ),
         strict=True,
     ):
