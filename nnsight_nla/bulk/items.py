@@ -133,7 +133,7 @@ class Columns:
             fitting = [
                 f"{options[each]}={name!r}" for name, each in kinds.items() if each in options
             ]
-            say = f" Say which one to read, open_source(..., {' or '.join(fitting)})."
+            say = f" Say which one to read: {' or '.join(fitting)}."
             raise NLAError(
                 f"{where} has no {'column' if held is None else f'{kind} in column'} {wanted!r}; "
                 f"it has {', '.join(map(repr, kinds))}.{say if fitting else ''}"
@@ -141,7 +141,7 @@ class Columns:
         if self.doc_id is not None and self.doc_id not in kinds:
             raise NLAError(
                 f"{where} has no column {self.doc_id!r}; it has {', '.join(map(repr, kinds))}. Say "
-                'which one names the rows, open_source(..., doc_id="NAME").'
+                "which one names the rows: doc_id='NAME'."
             )
         return kind, wanted
 

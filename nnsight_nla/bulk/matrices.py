@@ -105,7 +105,7 @@ def safetensors(path: Path, tensor: str | None) -> Source:
         return _matrix_rows(path, 8 + length + begin, rows, size, start, decode)
 
     identity = {**fingerprint_file(path), "tensor": tensor}
-    origin = Origin.beside(path).joined(Origin.from_metadata(metadata, str(path)))
+    origin = Origin.beside(path).joined(Origin.from_metadata(metadata, path.name))
     return Source("vectors", identity, rows, raw, vector_item, origin, Unchanged(path, identity))
 
 

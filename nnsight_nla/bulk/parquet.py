@@ -47,7 +47,7 @@ def open_rows(path: Path, columns: Columns) -> Source:
 
     def item(row: int, record: dict[str, Any]) -> Item:
         made = columns.item(kind, column, row, record)
-        return replace(made, origin=row_origin(record, path)) if mixed else made
+        return replace(made, origin=row_origin(record, path.name)) if mixed else made
 
     raw = partial(parquet_rows, path, kept, column if kind == "vectors" else None)
     rows, check = file.metadata.num_rows, Unchanged(path, identity)
@@ -88,7 +88,7 @@ def parquet_origin(path: Path) -> tuple[Origin, tuple[str, ...]]:
     file = open_parquet(path)
     held = {
         key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
-        for key, value in (file.schema_arrow.metadata or {}).items()
+        for key, value in (file.metadata.metadata or {}).items()
     }
     # A column of another type than a claim's, such as a list, is none.
     names = [
@@ -98,8 +98,8 @@ def parquet_origin(path: Path) -> tuple[Origin, tuple[str, ...]]:
     ]
     table = file.read(columns=names) if names else pa.table({})
     values = {name: table[name].unique().drop_null().to_pylist() for name in names}
-    claimed = Origin.from_columns(values, str(path))
-    origin = Origin.beside(path).joined(Origin.from_metadata(held, str(path)), claimed)
+    claimed = Origin.from_columns(values, path.name)
+    origin = Origin.beside(path).joined(Origin.from_metadata(held, path.name), claimed)
     return origin, tuple(name for name in names if len(values[name]) > 1)
 
 

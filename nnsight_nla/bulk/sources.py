@@ -126,7 +126,7 @@ def _json_lines(path: Path, columns: Columns) -> Source:
             found = type(record).__name__
             return Item(row, str(row), None, f"line {number} is a JSON {found}, not an object")
         made = columns.item(kind, column, row, record)
-        return replace(made, origin=row_origin(record, path)) if kind == "vectors" else made
+        return replace(made, origin=row_origin(record, path.name)) if kind == "vectors" else made
 
     first = next(lines(), None)
     if first is None:
@@ -186,7 +186,11 @@ def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
 
     def item(row: int, record: dict[str, Any]) -> Item:
         made = columns.item(kind, column, row, record)
-        return replace(made, origin=row_origin(record, name)) if kind == "vectors" else made
+        return (
+            replace(made, origin=row_origin(record, identity["name"]))
+            if kind == "vectors"
+            else made
+        )
 
     identity = {"name": Path(name).name if folder.is_dir() else name, "split": split or "train"}
     # A saved folder is identified by its content, a repository by its revision.

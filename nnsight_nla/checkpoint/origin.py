@@ -142,7 +142,7 @@ class Origin:
             files += [path / name for name in sidecar.SIDECARS]
             files += sorted(path.glob(f"*{sidecar.DATASET_SUFFIX}"))
         found = [
-            Origin.from_sidecar(sidecar.parse(file.read_bytes(), file), str(file))
+            Origin.from_sidecar(sidecar.parse(file.read_bytes(), file), file.name)
             for file in files
             if file.is_file()
         ]
@@ -216,6 +216,13 @@ class Origin:
                     )
         return Origin(**fields, source=source)
 
+    def completed(self, other: Origin) -> Origin:
+        """Return this origin with what it does not say from another, which it may contradict."""
+        fields = {**other.to_dict(), **self.to_dict()}
+        if self.model is not None and self.config is None:
+            fields.pop("config", None)
+        return Origin(**fields, source={**other.source, **self.source})
+
     def differences(self, other: Origin, *, any_kind: bool = False) -> list[str]:
         """List what is claimed here and is different there, a phrase each.
 
@@ -243,7 +250,7 @@ class Origin:
         *,
         claims: Claims = "check",
         any_kind: bool = False,
-        insist: str = "claims='ignore'",
+        insist: str | None = "claims='ignore'",
         error: type[NLAError] = NLAError,
     ) -> list[str]:
         """Refuse vectors of another origin, or say in what it differs.
@@ -253,7 +260,7 @@ class Origin:
             what: What holds them, for the message.
             claims: ``"ignore"`` uses them all the same.
             any_kind: Leave out the kind.
-            insist: What to pass to use them all the same, for the message.
+            insist: What to pass to use them all the same, for the message, if anything.
             error: The class of the error.
 
         Returns:
@@ -268,10 +275,11 @@ class Origin:
         found = self.differences(origin, any_kind=any_kind)
         if found and claims == "check":
             listed = "; ".join(found)
+            more = "" if insist is None else f"; to use them all the same, pass {insist}"
             raise error(
                 f"{what} does not hold the vectors that this verbalizer reads: {listed}. Use the "
                 "vectors of that model and block, or the verbalizer that was trained on these. If "
-                f"the claim is wrong, correct it; to use them all the same, pass {insist}."
+                f"the claim is wrong, correct it{more}."
             )
         return found
 
@@ -291,10 +299,7 @@ class Origin:
         Raises:
             CheckpointError: No sidecar can describe the injection.
         """
-        known = Origin.of(checkpoint)
-        full = {**known.to_dict(), **self.to_dict()}
-        if self.model is not None and self.config is None:
-            full.pop("config", None)
+        full = self.completed(Origin.of(checkpoint)).to_dict()
         described = replace(
             checkpoint,
             base_model=full.get("model"),

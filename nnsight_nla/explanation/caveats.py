@@ -53,6 +53,11 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
             )
         elif reply.finish == "eos":
             found[row].append(f"{where}ended without a closing </explanation> tag")
+    said = [ignored_note(each) for each in capture.ignored]
+    if capture.origin.kind not in (None, "residual"):
+        said.append(kind_note(str(capture.origin.kind)))
+    for row in rows:
+        found[row].extend(said)
     if texts and all(re.search(_CJK, text) for each in texts.values() for text in each):
         for row in rows:
             found[row].append(

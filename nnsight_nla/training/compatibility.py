@@ -95,6 +95,7 @@ def compatible_checkpoint(
     )
     for field in ("left_id", "right_id", "ar_suffix_ids"):
         _check_ids(rows, base, field, getattr(live, field))
+    rows.origin.check(live, str(file), insist=None, error=TrainingError)
     return tokenizer, live
 
 

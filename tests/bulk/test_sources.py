@@ -156,7 +156,7 @@ def test_rows_that_cannot_be_used_say_why(tmp_path):
         (
             "a.jsonl",
             b'{"body": "x"}\n',
-            r"no column 'text'; it has 'body'\. Say which one to read, open_source\(\.\.\., text=",
+            r"no column 'text'; it has 'body'\. Say which one to read: text='body'",
         ),
         ("a.parquet", b"nonsense", r"cannot be read as Parquet"),
         ("a.npy", b"nonsense", r"cannot be read as a \.npy array"),
