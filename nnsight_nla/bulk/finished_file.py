@@ -73,8 +73,8 @@ def write_finished(
                         row_group_size=len(table),
                     )
             note = {"manifest": manifest, "rows": counts, "errors": errors}
-            if "extraction" in sidecar:  # What the vectors are, where the sidecar is lost.
-                note["extraction"] = sidecar["extraction"]
+            # What the vectors are, where the sidecar is lost.
+            note |= {name: sidecar[name] for name in ("d_model", "extraction") if name in sidecar}
             writer.add_key_value_metadata({KEY: json.dumps(note, ensure_ascii=False).encode()})
     return sum(counts), errors
 

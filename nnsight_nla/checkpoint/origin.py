@@ -126,8 +126,6 @@ class Origin:
         for name in ("norm", "kind"):
             found[name] = extraction.get(name)
             where[name] = f"extraction.{name} in {file}"
-        if found["kind"] is None and found["norm"] is None and not any(found.values()):
-            return Origin()
         return Origin(**found, source=where)._without(extraction.get(_ASSUMED))
 
     @staticmethod
@@ -218,10 +216,11 @@ class Origin:
 
     def completed(self, other: Origin) -> Origin:
         """Return this origin with what it does not say from another, which it may contradict."""
-        fields = {**other.to_dict(), **self.to_dict()}
-        if self.model is not None and self.config is None:
-            fields.pop("config", None)
-        return Origin(**fields, source={**other.source, **self.source})
+        mine, theirs = self.to_dict(), other.to_dict()
+        if self.model is not None:
+            theirs.pop("config", None)
+        source = {name: place for name, place in other.source.items() if name not in mine}
+        return Origin(**{**theirs, **mine}, source={**source, **self.source})
 
     def differences(self, other: Origin, *, any_kind: bool = False) -> list[str]:
         """List what is claimed here and is different there, a phrase each.
