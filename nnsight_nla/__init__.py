@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import _moved, tiny
 from ._version import __version__
 from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.origin import Origin
 from .checkpoint.prompt import Prompt
 from .core.baseline import Baseline
 from .core.injection import Injection
@@ -50,6 +51,7 @@ __all__ = [
     "InjectionError",
     "NLAError",
     "NLAWarning",
+    "Origin",
     "Positions",
     "Prompt",
     "Reading",

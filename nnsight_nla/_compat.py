@@ -191,3 +191,10 @@ def known_absent(repository: str, name: str) -> bool:
 def data_set_fingerprint(held: Any) -> str:
     """Return the fingerprint of a `datasets` data set that was saved to disk."""
     return held._fingerprint
+
+
+def safetensors_dtype(name: str) -> torch.dtype | None:
+    """Return the dtype that a safetensors file calls `name`; ``None`` if torch has none."""
+    from safetensors.torch import _TYPES
+
+    return _TYPES.get(name)

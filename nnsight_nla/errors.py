@@ -12,25 +12,34 @@ arrived, what was expected and what to type next::
 import reprlib
 from typing import Any
 
-_SHOWN = 80
-"""The most characters of a value in a message."""
 _HEAD, _TAIL = 3000, 900
 """The most characters of a message, at its beginning and at its end."""
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxstring = 1200  # A prompt template fits.
+_SHORT.maxlevel = 3
 
 
 def shown(value: object) -> str:
-    """Describe a value in a message: bounded and on one line, whatever it is.
+    """Return a short `repr` of a value that a caller passed or that is in a stranger's file.
 
-    >>> shown("last"), shown(["a"] * 1000), len(shown("a" * 1000))
-    ("'last'", "['a', 'a', 'a', 'a', 'a', 'a', ...]", 80)
+    >>> shown({"layer": list(range(1000))})
+    "{'layer': [0, 1, 2, 3, 4, 5, ...]}"
     """
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         return f"{type(value).__name__} of shape {list(shape)} and dtype {dtype}"
-    writer = reprlib.Repr()
-    writer.maxlevel, writer.maxstring, writer.maxother = 3, _SHOWN, _SHOWN
-    text = " ".join(writer.repr(value).split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    try:
+        return _SHORT.repr(value)
+    except Exception as error:  # An integer of too many digits has no repr.
+        return f"<{type(value).__name__} without a repr: {type(error).__name__}>"
+
+
+def _cut(message: str) -> str:
+    if len(message) <= _HEAD + _TAIL:
+        return message
+    left = len(message) - _HEAD - _TAIL
+    return f"{message[:_HEAD]} [... {left} characters ...] {message[-_TAIL:]}"
 
 
 class NLAError(Exception):
@@ -66,31 +75,6 @@ class ExperimentError(NLAError):
 
 class HostError(NLAError):
     """An NDIF host did not answer, or a request failed there."""
-
-
-def shown(value: object) -> str:
-    """Return a short `repr` of a value that may come from a stranger's file.
-
-    >>> shown({"layer": list(range(1000))})
-    "{'layer': [0, 1, 2, 3, 4, 5, ...]}"
-    """
-    try:
-        return _SHORT.repr(value)
-    except Exception as error:  # An integer of too many digits has no repr.
-        return f"<{type(value).__name__} without a repr: {type(error).__name__}>"
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxother = _SHORT.maxlong = 200
-_SHORT.maxstring = 1200  # A prompt template fits.
-_SHORT.maxlevel = 3
-
-
-def _cut(message: str) -> str:
-    if len(message) <= _HEAD + _TAIL:
-        return message
-    left = len(message) - _HEAD - _TAIL
-    return f"{message[:_HEAD]} [... {left} characters ...] {message[-_TAIL:]}"
 
 
 class NLAWarning(UserWarning):

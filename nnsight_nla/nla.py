@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.origin import Claims, Origin
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
 from .core.nesting import nested
@@ -35,7 +36,7 @@ from .explanation.handle import Explanation, check_handle
 from .explanation.records import Capture
 from .models import hosts
 from .models import target as targets
-from .remote import pickling
+from .remote import pickling, wire
 
 # Modules that only some sessions need are imported where they are used, for a quick import.
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
     from .reading import read as _read
     from .reading.records import Reading
     from .remote.ndif import HostStatus
-    from .remote.wire import Direction
     from .verbalize.decoding import Engine
 
 
@@ -317,6 +317,8 @@ class NLA:
         positions: Any = None,
         samples: int = 1,
         sampling: Sampling | None = None,
+        origin: Origin | None = None,
+        claims: Claims = "check",
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read.
 
@@ -332,12 +334,17 @@ class NLA:
                 cover positions, norms and quotes.
             samples: Texts per vector; more than 1 needs a temperature above 0.
             sampling: How tokens are chosen, for this call.
+            origin: What the vectors are, where they are not raw residuals that you have just read:
+                ``Origin(model=, layer=, norm=, kind=)``. It is compared with the checkpoint, and
+                travels with the handle.
+            claims: ``"ignore"`` explains vectors of another origin; `warnings` then say so.
 
         Returns:
             A handle of shape ``vectors.shape[:-1]``.
 
         Raises:
-            InjectionError: `vectors` is not a floating-point tensor, or has another width.
+            InjectionError: `vectors` is not a floating-point tensor, has another width, or is of
+                another origin than the verbalizer reads.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
         """
         check_vectors(vectors, self.checkpoint.d_model)
@@ -345,8 +352,10 @@ class NLA:
         fake = _compat.is_fake(vectors)
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
         capture = self.capture(
-            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling
-        )
+            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling,
+            origin=origin, claims=claims,
+            kind="direction" if isinstance(vectors, wire.Direction) else None,
+        )  # fmt: skip
         return Explanation.of(capture, shape)
 
     def explain_nothing(self) -> Explanation:
@@ -388,6 +397,7 @@ class NLA:
             like: The vectors (or their explanation) to shuffle and to take the norms from.
             seed: The seed of the random directions and of the order.
         """
+        self._check_origin(like, "its vectors: like=handle.vectors")
         return _controls.controls(self, n, self.checkpoint.d_model, like, seed)
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:
@@ -432,6 +442,8 @@ class NLA:
         from .evaluation import score as _score
 
         reconstruct = self._need_reconstructor().reconstruct
+        if vectors is None:
+            self._check_origin(explanation, "both: score(handle.text, handle.vectors)")
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
         over = check_baseline(baseline) or self.baseline
         return _score.score(reconstruct, texts, held, reasons, baseline=over, failures=failures)
@@ -448,6 +460,7 @@ class NLA:
         """
         self._need_reconstructor()
         check_handle(explanation, "trust()")
+        self._check_origin(explanation, "its vectors: trust(nla.explain(handle.vectors))")
         if explanation.capture.labeller is self.labeller:
             return cast("Nested[Trust]", explanation.trust)
         explanation.extracted()  # Generates what is pending.
@@ -477,6 +490,8 @@ class NLA:
         """
         from .evaluation import claims as _claims
 
+        if vectors is None:
+            self._check_origin(explanation, "both: claims(handle.text, handle.vectors)")
         return _claims.claims_of(self._need_reconstructor(), explanation, vectors, by)
 
     def direction(
@@ -485,7 +500,7 @@ class NLA:
         to: Explanation | Any,
         away_from: Explanation | Any = None,
         norm: float | None = None,
-    ) -> Direction:
+    ) -> wire.Direction:
         """Return the vector to add to a residual so that it is explained as `to`.
 
         ``nla.layer(model).output[:, -1] += nla.direction(to=edited, away_from=thought)`` works on
@@ -503,6 +518,7 @@ class NLA:
         """
         from .evaluation import direction as _direction
 
+        self._check_origin(away_from, "its text, and norm=: direction(to=..., away_from=text)")
         length = _direction.residual_norm(norm, away_from, self.baseline)
         ends = [each.text if isinstance(each, Explanation) else each for each in (to, away_from)]
         start = None if ends[1] is None else self.reconstruct(ends[1])
@@ -539,13 +555,17 @@ class NLA:
 
         return diagnose(self, model, ar=ar, texts=texts, sampling=sampling, remote=remote)
 
-    def compare(self, before: Explanation, after: Explanation) -> _compare.Comparison:
+    def compare(
+        self, before: Explanation, after: Explanation, *, claims: Claims = "check"
+    ) -> _compare.Comparison:
         """Compare two explanations: their words, their vectors, and the meaning of the texts.
 
         Args:
             before: A handle.
             after: A handle of the same shape; if one of the two is scalar, every row is compared
                 with it.
+            claims: ``"ignore"`` compares vectors of two models or blocks; their cosine then means
+                nothing.
 
         Returns:
             In their shape: both texts, the words `added` and `removed`, the `cosine` between the
@@ -554,9 +574,12 @@ class NLA:
 
         Raises:
             VerbalizationError: One of them is not a handle, or their shapes do not match.
+            InjectionError: Their vectors are of two models or blocks.
         """
         from .evaluation import compare as _compare
 
+        if isinstance(before, Explanation) and isinstance(after, Explanation):
+            after.check_origin(before.origin, insist="claims='ignore'", claims=claims)
         reconstruct = self.reconstruct if self.has_reconstructor else None
         return _compare.compare(before, after, reconstruct)
 
@@ -595,7 +618,15 @@ class NLA:
     ) -> Capture:
         """Check the options of one ``explain()`` call and record its vectors."""
         tokenizer = None if self.runtime is None else self.av.tokenizer
-        return captured(flat, shape, self.queue, self.labeller, self.sampling, tokenizer, **options)
+        return captured(
+            flat, shape, self.queue, self.labeller, self.sampling, tokenizer,
+            checkpoint=self.checkpoint, **options,
+        )  # fmt: skip
+
+    def _check_origin(self, handle: object, insist: str) -> None:
+        """Refuse a handle on vectors of another model or block than this NLA's."""
+        if isinstance(handle, Explanation):
+            handle.check_origin(Origin.of(self.checkpoint), insist=insist)
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:

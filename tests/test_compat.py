@@ -164,6 +164,12 @@ def test_datasets_keep_a_fingerprint():
     assert isinstance(_compat.data_set_fingerprint(held), str)
 
 
+def test_safetensors_has_the_dtypes_of_torch():
+    assert _compat.safetensors_dtype("BF16") is torch.bfloat16
+    assert _compat.safetensors_dtype("F32") is torch.float32
+    assert _compat.safetensors_dtype("X7") is None
+
+
 def test_accelerate_replaces_forward():
     from accelerate.hooks import ModelHook, add_hook_to_module
 

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from ..checkpoint.origin import Claims
 from ..errors import InjectionError, NLAError
 from ..models import hosts
 from ..models.fingerprint import fingerprint_model
 from . import records
-from .finished_file import dataset_sidecar, sibling
+from .finished_file import sibling
 from .manifest import VERSION, versions
 from .pipeline import Job, Report, run_job
 from .residuals import ItemResiduals, ResidualReader
@@ -54,6 +55,7 @@ def extract(
     shard: str | None = None,
     remote: bool = False,
     strict: bool = False,
+    claims: Claims = "check",
     progress: bool = True,
 ) -> Report:
     """Extract the residuals of a corpus at one layer, resuming a call that was interrupted.
@@ -74,6 +76,8 @@ def extract(
         shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
         remote: Run the target on the configured NDIF host.
         strict: End at the first document that cannot be read.
+        claims: ``"ignore"`` reads a model that has another name and configuration than the
+            checkpoint's; the output then says so, and names the model that was read.
         progress: Show a progress bar, if standard error is a terminal.
 
     Raises:
@@ -91,6 +95,7 @@ def extract(
             f"{hosts.describe(model)} has d_model {hosts.width(model)}, the checkpoint says "
             f"{checkpoint.d_model}. Describe the NLA for this target: training.describe(...)."
         )
+    origin, ignored = reader.origin(checkpoint, claims)
     shares = dict(splits or {})
     split_of = _split_by_hash(shares, seed)
     manifest = {
@@ -106,6 +111,7 @@ def extract(
         "splits": shares,
         "chunk": chunk or CHUNK,
         "versions": versions(),
+        **({"claims": {"ignored": ignored}} if ignored else {}),
     }
     columns = schema(checkpoint.d_model, splits=bool(shares))
 
@@ -122,13 +128,14 @@ def extract(
         rows,
         manifest,
         columns,
-        dataset_sidecar(checkpoint),
+        origin.to_sidecar(checkpoint, ignored),
         reader.read,
         finish,
         remote=remote,
         strict=strict,
         splits={name: sibling(output, name) for name in shares},
         errors_file=sibling(output, "errors"),
+        ignored=tuple(ignored),
     )
     return run_job(job, output, progress=progress)
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +22,8 @@ from ..checkpoint.sidecar import DATASET_SUFFIX, read
 from ..errors import NLAError, shown
 from ..storage.atomic import atomic_file, remove_leftovers
 from .chunk_store import ADVICE
-from .manifest import differences, parse_shard
-from .sources import open_parquet
-
-if TYPE_CHECKING:
-    from ..checkpoint.checkpoint import Checkpoint
+from .manifest import check_same, differences, parse_shard
+from .parquet import open_parquet
 
 KEY = b"nnsight_nla.bulk"
 
@@ -62,7 +59,9 @@ def write_finished(
         file.write(text.encode())
     counts: list[int] = []
     with atomic_file(output, advice=ADVICE) as file:
-        writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=3)
+        writer = pq.ParquetWriter(
+            file, schema, compression="zstd", compression_level=3, write_page_checksum=True
+        )
         with writer:
             for table in tables:
                 counts.append(len(table))
@@ -74,22 +73,51 @@ def write_finished(
                         row_group_size=len(table),
                     )
             note = {"manifest": manifest, "rows": counts, "errors": errors}
+            # What the vectors are, where the sidecar is lost.
+            note |= {name: sidecar[name] for name in ("d_model", "extraction") if name in sidecar}
             writer.add_key_value_metadata({KEY: json.dumps(note, ensure_ascii=False).encode()})
     return sum(counts), errors
 
 
-def dataset_sidecar(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the checkpoint as the sidecar of a data set, in the projects' schema."""
-    sidecar = {**checkpoint.to_sidecar("av"), "kind": "nla_dataset"}
-    del sidecar["role"]
-    return sidecar
+def refuse_other_file(path: Path) -> None:
+    """Refuse an output in whose place there is a file that this package did not write.
+
+    An output of this package is left to the caller, who can compare its manifest.
+
+    Raises:
+        NLAError: The file or its sidecar is somebody else's, or a link that leads nowhere.
+    """
+    sidecar = path.with_name(path.name + DATASET_SUFFIX)
+    for each in (path, sidecar):
+        if each.is_symlink() and not each.exists():
+            raise NLAError(
+                f"{each} is a link to {each.readlink()}, which does not exist. Remove the link, "
+                "or choose another output."
+            )
+    if path.exists():
+        read_note(path)
+    elif sidecar.exists() and not _made_here(sidecar):
+        raise NLAError(
+            f"{sidecar} exists and was not made by nnsight-nla run, extract, label or merge; it "
+            f"would be replaced by the sidecar of {path.name}. Move it away, or choose another "
+            "output."
+        )
+
+
+def _made_here(sidecar: Path) -> bool:
+    try:
+        tree = parse(sidecar.read_bytes(), sidecar)
+    except (NLAError, OSError):
+        return False
+    bulk = cast("dict[str, Any]", tree).get("bulk") if isinstance(tree, dict) else None
+    return isinstance(bulk, dict) and "shard" in bulk
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """Load the sidecar next to a data set.
 
     Raises:
-        NLAError: There is none.
+        NLAError: There is none, or it is malformed.
     """
     sidecar = path.with_name(path.name + DATASET_SUFFIX)
     if not sidecar.is_file():
@@ -120,7 +148,10 @@ def read_note(path: Path) -> dict[str, Any]:
             f"{path} was not made by nnsight-nla (its metadata have no {KEY.decode()}). Move it "
             "away, or choose another output."
         )
-    return json.loads(metadata[KEY])
+    try:
+        return json.loads(metadata[KEY])
+    except ValueError as error:
+        raise NLAError(f"{path} is damaged: its metadata are no JSON ({error}).") from error
 
 
 def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
@@ -128,14 +159,17 @@ def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
 
     Args:
         inputs: The shards' files, in any order.
-        output: The file to write; an existing one is replaced.
+        output: The file to write; one that the same merge wrote is replaced.
 
     Returns:
         The number of rows, and how many rows have an error.
 
     Raises:
-        NLAError: A shard is missing, given twice, or was made with other settings.
+        NLAError: A shard is missing, given twice, damaged, or was made with other settings; or
+            `output` exists and is something else.
     """
+    output = Path(output).expanduser()
+    refuse_other_file(output)
     shards: dict[int, tuple[Path, dict[str, Any]]] = {}
     first: dict[str, Any] = {}
     for path in map(Path, inputs):
@@ -155,22 +189,51 @@ def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
     missing = [f"{number}/{total}" for number in range(1, total + 1) if number not in shards]
     if missing:
         raise NLAError(f"Shard {', '.join(missing)} is missing: merge needs all of them.")
+    if output.exists():
+        check_same(read_note(output)["manifest"], first, output)
+    _check_shards(shards, first)
     schema = open_parquet(shards[1][0]).schema_arrow
     errors = 0 if "error" in schema.names else sum(note["errors"] for _, note in shards.values())
     tables = _interleaved([shards[number] for number in sorted(shards)])
     sidecar = read_sidecar(shards[1][0])
-    return write_finished(Path(output), schema, tables, first, sidecar, errors=errors)
+    return write_finished(output, schema, tables, first, sidecar, errors=errors)
+
+
+def _check_shards(shards: dict[int, tuple[Path, dict[str, Any]]], manifest: dict[str, Any]) -> None:
+    """Check that every shard has the chunks and the rows that its note says.
+
+    Raises:
+        NLAError: One of them does not.
+    """
+    counts = [len(note["rows"]) for _, (_, note) in sorted(shards.items())]
+    rows, size = manifest.get("input", {}).get("rows"), manifest.get("chunk")
+    total = sum(counts) if rows is None or not size else -(-rows // size)
+    for number, (path, note) in sorted(shards.items()):
+        expected = len(range(number - 1, total, len(shards)))
+        metadata = open_parquet(path).metadata
+        groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
+        if len(note["rows"]) != expected or groups != [each for each in note["rows"] if each]:
+            raise NLAError(
+                f"{path} is incomplete: it has {len(note['rows'])} chunks and {sum(groups):,} "
+                f"rows, expected {expected} chunks and {sum(note['rows']):,} rows. Make this "
+                "shard again."
+            )
 
 
 def _interleaved(shards: list[tuple[Path, dict[str, Any]]]) -> Iterable[pa.Table]:
     """Yield the chunks of all shards in the order of the input: one of each in turn."""
-    files = [pq.ParquetFile(path) for path, _ in shards]
+    files = [pq.ParquetFile(path, page_checksum_verification=True) for path, _ in shards]
     rows = [note["rows"] for _, note in shards]
     groups = [list(accumulate(count > 0 for count in counts)) for counts in rows]
     for number in range(sum(map(len, rows))):
         shard, place = number % len(shards), number // len(shards)
         if rows[shard][place]:
-            yield files[shard].read_row_group(groups[shard][place] - 1)
+            try:
+                yield files[shard].read_row_group(groups[shard][place] - 1)
+            except (pa.ArrowException, OSError) as error:
+                raise NLAError(
+                    f"{shards[shard][0]} is damaged: {error}. Make this shard again."
+                ) from error
         else:
             yield files[shard].schema_arrow.empty_table()
 

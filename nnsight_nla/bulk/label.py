@@ -30,15 +30,17 @@ import pyarrow.parquet as pq
 
 from ..checkpoint.reply import OPEN, extract
 from ..errors import NLAError
-from ..models.fingerprint import fingerprint_file
+from ..models.fingerprint import Unchanged, fingerprint_file
 from ..storage.atomic import atomic_file
 from ..storage.function_hash import fingerprint_function
 from . import records
 from .chunk_store import ADVICE, ChunkStore
 from .finished_file import read_note, read_sidecar, sibling
+from .items import VECTOR, Item, Source
 from .manifest import VERSION, differences
+from .parquet import open_parquet, parquet_origin, parquet_rows
 from .pipeline import Job, Report, run_job
-from .sources import VECTOR, Item, Source, open_parquet, parquet_rows
+from .vector_columns import stored_type
 
 Labeller = Callable[[Mapping[str, Any]], str | None]
 Edited = Literal["refuse", "accept"]
@@ -86,7 +88,11 @@ def label(
     rows = _open_rows(source)
     from_file = isinstance(by, str | Path)
     labeller = _labels_of(Path(by)) if from_file else by
-    kept = [each for each in pq.read_schema(source) if each.name not in (LABEL, "error")]
+    kept = [
+        each.with_type(stored_type(each.type))
+        for each in pq.read_schema(source)
+        if each.name not in (LABEL, "error")
+    ]
     columns = pa.schema([*kept, pa.field(LABEL, pa.string()), pa.field("error", pa.string())])
     manifest = {
         "made_by": "nnsight-nla label",
@@ -148,8 +154,10 @@ def _open_rows(path: Path) -> Source:
     def item(number: int, row: dict[str, Any]) -> Item:
         return Item(number, str(row.get("doc_id", number)), row)
 
-    raw = partial(parquet_rows, path, None)
-    return Source("vectors", fingerprint_file(path), file.metadata.num_rows, raw, item)
+    raw = partial(parquet_rows, path, None, VECTOR)
+    identity, (origin, _) = fingerprint_file(path), parquet_origin(path)
+    rows, check = file.metadata.num_rows, Unchanged(path, identity)
+    return Source("vectors", identity, rows, raw, item, origin, check)
 
 
 def _labels_of(path: Path) -> Labeller:

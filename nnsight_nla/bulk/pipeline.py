@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from .. import progress as bars
 from ..errors import NLAError
 from .chunk_store import ChunkStore
-from .finished_file import read_note, write_finished
+from .finished_file import read_note, refuse_other_file, write_finished
 from .manifest import check_same, parse_shard
 from .retry import retry_while_away
 from .sources import Item, Source
@@ -59,6 +59,8 @@ class Job:
     """A file for each value of the column ``split``; empty: one file."""
     errors_file: Path | None = None
     """A file for the rows with an error; ``None``: they stay among the others."""
+    ignored: tuple[str, ...] = ()
+    """What the input claims about itself and is ignored."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,15 @@ class Report:
     """Chunks that were there already."""
     seconds: float
     """The duration of the call."""
+    ignored: tuple[str, ...] = ()
+    """What the input claims about itself and was ignored."""
 
     def __str__(self) -> str:
         before = f", {self.resumed} of its chunks were there" if self.resumed else ""
         bad = f", {self.errors} with an error" if self.errors else ""
         files = ", ".join(map(str, self.outputs))
-        return f"{files}: {self.rows:,} rows{bad} ({self.seconds:.1f} s{before})"
+        ignored = f"; ignored: {'; '.join(self.ignored)}" if self.ignored else ""
+        return f"{files}: {self.rows:,} rows{bad} ({self.seconds:.1f} s{before}){ignored}"
 
 
 def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
@@ -98,15 +103,21 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
     outputs = job.splits or {"": output}
     paths = tuple(outputs.values())
     store = ChunkStore(output)
+    for path in filter(None, (*paths, job.errors_file)):
+        refuse_other_file(path)
+    if job.errors_file is not None and job.errors_file.exists():
+        _checked_note(job.errors_file, job)
     notes = [_checked_note(path, job) for path in paths if path.exists()]
     if len(notes) == len(paths):
         store.remove()
         rows, errors = sum(sum(note["rows"]) for note in notes), notes[0]["errors"]
-        return Report(paths, rows, errors, 0, len(notes[0]["rows"]), time.monotonic() - start)
+        resumed, seconds = len(notes[0]["rows"]), time.monotonic() - start
+        return Report(paths, rows, errors, 0, resumed, seconds, job.ignored)
     if not output.parent.is_dir():
         raise NLAError(f"{output}: the folder {output.parent} does not exist. Create it first.")
     with store.open(job.manifest):
         done = set(store.numbers())
+        store.check(done)
 
         def missing(number: int) -> bool:
             return number % shards == shard - 1 and number not in done
@@ -116,7 +127,7 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
             min(size, count - first) for first in range(0, count, size) if missing(first // size)
         )  # fmt: skip
         unit = "document" if job.source.kind == "texts" else "vector"
-        chunks = rows = 0
+        rows, made = 0, list[int]()
         with (
             bars.progress(job.name, total=total, unit=unit, shown=progress) as bar,
             closing(_tables(job, job.source.chunks(size, missing), bar.note)) as tables,
@@ -124,11 +135,22 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
             for number, items, table in tables:
                 if job.strict and table["error"].null_count < len(table):
                     raise NLAError(_first_error(table))
+                job.source.check()
                 store.write(number, table)
-                chunks, rows = chunks + 1, rows + len(table)
+                made.append(number)
+                rows += len(table)
                 bar.advance(items, f"{rows / (time.monotonic() - start):.1f} rows/s")
-        rows, errors = _write_outputs(job, store, outputs)
-        report = Report(paths, rows, errors, chunks, len(done), time.monotonic() - start)
+        try:
+            job.source.check(thorough=True)
+        except NLAError:
+            store.discard(made)
+            raise
+        numbers = sorted(done.union(made))
+        store.check(numbers)
+        _check_complete(numbers, None if count is None else -(-count // size), job, store)
+        rows, errors = _write_outputs(job, store, numbers, outputs)
+        seconds = time.monotonic() - start
+        report = Report(paths, rows, errors, len(made), len(done), seconds, job.ignored)
     store.remove()
     return report
 
@@ -184,7 +206,27 @@ def _prefetched(values: Iterator[Any], stop: threading.Event) -> Generator[Any, 
         thread.join()
 
 
-def _write_outputs(job: Job, store: ChunkStore, outputs: dict[str, Path]) -> tuple[int, int]:
+def _check_complete(numbers: list[int], total: int | None, job: Job, store: ChunkStore) -> None:
+    """Check that the chunks are all those of the input, or of this shard.
+
+    Raises:
+        NLAError: Some are missing, or there are more.
+    """
+    shard, shards = parse_shard(job.manifest["shard"])
+    last = total if total is not None else max(numbers, default=-1) + 1
+    expected = list(range(shard - 1, last, shards))
+    if numbers != expected:
+        wrong = sorted(set(numbers) ^ set(expected))[:5]
+        raise NLAError(
+            f"The chunks in {store.folder} are not those of the input: number "
+            f"{', '.join(map(str, wrong))} is missing, or is one too many. Delete the folder and "
+            "rerun with the same arguments."
+        )
+
+
+def _write_outputs(
+    job: Job, store: ChunkStore, numbers: list[int], outputs: dict[str, Path]
+) -> tuple[int, int]:
     """Write the finished files, and that of the rows with errors before them."""
     hidden = {"split"} if job.splits else set[str]()
 
@@ -193,13 +235,13 @@ def _write_outputs(job: Job, store: ChunkStore, outputs: dict[str, Path]) -> tup
         errors: int = 0,
     ) -> tuple[int, int]:  # fmt: skip
         columns = pa.schema([column for column in job.schema if column.name not in hidden])
-        tables = (select(store.read(number)) for number in store.numbers())
+        tables = (select(store.read(number)) for number in numbers)
         manifest = _manifest_of(job, split)
         return write_finished(path, columns, tables, manifest, job.sidecar, errors=errors)
 
     if job.errors_file is None:
         return write(outputs[""], hidden, lambda table: table)
-    errors = sum(len(_bad(store.read(number))) for number in store.numbers())
+    errors = sum(len(_bad(store.read(number))) for number in numbers)
     if errors:
         write(job.errors_file, hidden, _bad, "errors")
     hidden |= {"error"}

@@ -50,7 +50,10 @@ def schema(d_model: int, *, vectors: bool) -> pa.Schema:
 
 
 def make_records(
-    found: ItemResiduals, explanations: Explanation | None, seed: int
+    found: ItemResiduals,
+    explanations: Explanation | None,
+    seed: int,
+    more: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return the records of one row of the input, without scores.
 
@@ -58,6 +61,7 @@ def make_records(
         found: The row and its residuals.
         explanations: Their resolved explanations, ``None`` where nothing could be read.
         seed: The seed of the sampling.
+        more: Warnings on every text, in addition to its own.
     """
     blank = {"doc_id": found.item.doc_id, "sample": 0, "seed": seed}
     if explanations is None:
@@ -84,7 +88,7 @@ def make_records(
             records.append(
                 {
                     **here, "sample": sample, "text": reply.text, "finish": reply.finish,
-                    "snippets": list(snippets(reply.text)), "warnings": list(notes[place]),
+                    "snippets": list(snippets(reply.text)), "warnings": [*more, *notes[place]],
                 }
             )  # fmt: skip
     return records

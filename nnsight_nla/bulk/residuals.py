@@ -8,13 +8,16 @@ Nothing above block K runs, and only the selected residuals leave the trace.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoint.identity import hub_id
+from ..checkpoint.origin import Claims, Origin
 from ..errors import InjectionError, NLAError
-from ..models import bridge, hosts, weights
+from ..models import bridge, hosts, target, weights
 from ..remote.ndif import send
 from .sources import Item
 from .token_selection import TokenizedText, TokenSelection, tokenize
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from nnsight import TransformersModel
     from torch import Tensor
+
+    from ..checkpoint.checkpoint import Checkpoint
 
 BATCH_TOKENS = 8192
 """The most tokens, padding included, in one forward pass."""
@@ -43,6 +48,8 @@ class ItemResiduals:
     """The text up to each position, that token included."""
     vectors: Float[Tensor, "positions d_model"]
     """The residuals, float32 on the CPU."""
+    notes: tuple[str, ...] = ()
+    """Warnings on each of them."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,23 @@ class ResidualReader:
         hosts.block(self.model, self.layer)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise NLAError(f"max_tokens={self.max_tokens!r}: expected an integer of 1 or more.")
+
+    def origin(self, checkpoint: Checkpoint, claims: Claims) -> tuple[Origin, list[str]]:
+        """Return the origin of the residuals, and how it differs from a checkpoint's.
+
+        The model has the name that the checkpoint gives it, or its own without the folders of this
+        machine, so that the output is the same everywhere.
+
+        Raises:
+            NLAError: It differs, and `claims` does not say to ignore that.
+        """
+        found = target.origin(self.model, self.layer)
+        what = f"The residual stream of {found.model}"
+        ignored = found.check(checkpoint, what, claims=claims)
+        name = str(found.model)
+        public = hub_id(name) or (Path(name).name if Path(name).is_dir() else name)
+        known = None if ignored else checkpoint.base_model
+        return replace(found, model=known or public), ignored
 
     @property
     def context(self) -> int:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint.origin import Claims, Origin
 from ..errors import NLAError
+from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
 from . import records
 from .chunk_store import ChunkStore
-from .finished_file import dataset_sidecar, read_note
+from .finished_file import read_note
 from .manifest import VERSION, versions
 from .pipeline import Job, Report, run_job
 from .residuals import ItemResiduals, ResidualReader, nothing_read
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from nnsight import TransformersModel
 
+    from ..checkpoint.checkpoint import Checkpoint
     from ..core.sampling import Sampling
     from ..explanation.handle import Explanation
     from ..explanation.protocols import ExplainsAndReconstructs
@@ -58,6 +61,7 @@ def run(
     shard: str | None = None,
     remote: bool = False,
     strict: bool = False,
+    claims: Claims = "check",
     progress: bool = True,
 ) -> Report:
     """Explain every row of a data set, resuming an earlier call that was interrupted.
@@ -82,18 +86,27 @@ def run(
         shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
         remote: Run the target on the configured NDIF host (the verbalizer runs where `nla` says).
         strict: End at the first bad row instead of recording its error.
+        claims: ``"ignore"`` explains vectors that say, in a sidecar, a column or the file's
+            metadata, that they are of another model, block or norm than the NLA reads; the output
+            then says so too. So are a target's residuals, if the NLA was trained on another.
         progress: Show a progress bar, if standard error is a terminal.
 
     Returns:
         Counts, files and time; `str()` gives them in one line.
 
     Raises:
-        NLAError: The input cannot be read, the output cannot be written or was made with other
-            settings. What is finished is kept.
+        NLAError: The input cannot be read or holds other vectors than the NLA reads, or the output
+            cannot be written or was made with other settings. What is finished is kept.
     """
     output = Path(output).expanduser()
     rows = source if isinstance(source, Source) else open_source(source)
     reader = _reader(nla, rows, model, positions, skip, max_tokens, remote)
+    if reader is None:
+        origin, name = rows.origin, rows.identity["name"]
+        ignored = origin.check(nla.checkpoint, name, claims=claims, any_kind=True)
+    else:
+        origin, ignored = reader.origin(nla.checkpoint, claims)
+        nla.layer(reader.model)
     chosen = sampling or nla.sampling
     scored = score and nla.has_reconstructor
     size = chunk or _chunk(rows, positions)
@@ -111,6 +124,8 @@ def run(
         "vectors": vectors,
         "versions": versions(),
     }
+    if ignored or claims == "ignore":
+        manifest["claims"] = {"checked": "ignore", "ignored": ignored}
     manifest["batch_size"] = _fixed_batch(nla, output, batch_size)
     # Raises on sampling that does not fit, before anything is read; the handle is dropped.
     nla.explain(torch.ones(1, nla.checkpoint.d_model), samples=samples, sampling=chosen)
@@ -120,12 +135,13 @@ def run(
         rows,
         manifest,
         columns,
-        dataset_sidecar(nla.checkpoint),
-        reader.read if reader else partial(_as_residuals, nla.checkpoint.d_model),
-        _Verbalize(nla, samples, chosen, columns, scored),
+        origin.to_sidecar(nla.checkpoint, ignored),
+        reader.read if reader else partial(_as_residuals, nla.checkpoint, claims),
+        _Verbalize(nla, samples, chosen, columns, scored, tuple(_notes(origin, ignored))),
         prefetch=reader is not None and _can_overlap(nla, model),
         remote=remote or nla.remote,
         strict=strict,
+        ignored=tuple(ignored),
     )
     return run_job(job, output, progress=progress)
 
@@ -140,9 +156,10 @@ class _Verbalize:
         sampling: Sampling,
         columns: pa.Schema,
         scored: bool,
+        notes: Sequence[str],
     ) -> None:
         self._nla, self._samples, self._sampling = nla, samples, sampling
-        self._columns, self._scored = columns, scored
+        self._columns, self._scored, self._notes = columns, scored, notes
         self._chunk: Sequence[ItemResiduals] = ()
         self._explanations: list[Explanation | None] = []
 
@@ -153,7 +170,9 @@ class _Verbalize:
         made = [
             record
             for found, explanations in zip(chunk, self._explanations, strict=True)
-            for record in records.make_records(found, explanations, self._sampling.seed)
+            for record in records.make_records(
+                found, explanations, self._sampling.seed, (*self._notes, *found.notes)
+            )
         ]
         if self._scored:
             records.add_scores(made, self._nla.reconstruct)
@@ -187,7 +206,6 @@ def _reader(
             f"{rows.identity['name']} holds texts, which the target has to read. Pass the target: "
             "run(nla, source, output, model=TransformersModel(...))."
         )
-    nla.layer(model)
     selection = parse_positions(positions, skip=skip)
     return ResidualReader(model, nla.checkpoint.layer, selection, max_tokens, remote)
 
@@ -196,19 +214,32 @@ def _chunk(rows: Source, positions: str | int) -> int:
     return CHUNKS[rows.kind if rows.kind == "vectors" or positions != "last" else "last"]
 
 
-def _as_residuals(d_model: int, items: Sequence[Item]) -> list[ItemResiduals]:
-    """The first step for vectors: treat each as a residual that was read, if it has the width."""
+def _notes(origin: Origin, ignored: Sequence[str]) -> list[str]:
+    """Return the warnings that every row of the output has."""
+    kind = [] if origin.kind in (None, "residual") else [kind_note(origin.kind)]
+    return [*(ignored_note(each) for each in ignored), *kind]
+
+
+def _as_residuals(
+    checkpoint: Checkpoint, claims: Claims, items: Sequence[Item]
+) -> list[ItemResiduals]:
+    """The first step for vectors: treat each as a residual that was read, if it is one."""
+    d_model, expected = checkpoint.d_model, Origin.of(checkpoint)
     found: list[ItemResiduals] = []
     for item in items:
         error, value = item.error, item.value
         if error is None and value.shape != (d_model,):
             error = f"its vector has {len(value)} numbers, the verbalizer reads {d_model}"
+        others = item.origin.differences(expected, any_kind=True)
+        if error is None and others and claims == "check":
+            error = f"its vector is another one than the verbalizer reads: {'; '.join(others)}"
         if error is not None:
             found.append(nothing_read(item, error, d_model))
             continue
         position, token, context = map(item.carried.get, ("position", "token", "context"))
         vector = torch.from_numpy(value.copy())[None]
-        found.append(ItemResiduals(item, [position], [token], [context], vector))
+        notes = tuple(map(ignored_note, others))
+        found.append(ItemResiduals(item, [position], [token], [context], vector, notes))
     return found
 
 

@@ -18,84 +18,28 @@ import gzip
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from .. import _compat
+from ..checkpoint.origin import Origin
 from ..errors import NLAError, shown
-from ..models.fingerprint import fingerprint_file
+from ..models.fingerprint import Unchanged, fingerprint_file
+from . import matrices, parquet
+from .items import VECTOR, Columns, Item, Source, kind_of, named, row_origin
 
-VECTOR = "activation_vector"
-"""The column that holds vectors in the published data sets."""
+__all__ = ["VECTOR", "Item", "Source", "open_source"]
+
 _FILES = (".jsonl", ".ndjson", ".gz", ".parquet", ".npy", ".safetensors", ".csv", ".json", ".txt")
-IDS = ("doc_id", "id", "_id")
-"""Columns that may hold a row's name, in this order; without one, the name is the row's number."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One row of the input."""
-
-    row: int
-    """Its number in the whole input, counted from 0."""
-    doc_id: str
-    """Its name."""
-    value: Any
-    """A string, or a float32 array of ``[d_model]``; ``None`` where `error` says why."""
-    error: str | None = None
-    """Why the row cannot be used."""
-    carried: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """``position``, ``token`` and ``context``, where the input has them with its vectors."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows of one kind, readable from any row on."""
-
-    kind: Literal["texts", "vectors"]
-    """What a row holds."""
-    identity: dict[str, Any]
-    """Identifies the input, as plain data."""
-    count: int | None
-    """The number of rows; ``None`` for a stream of unknown length."""
-    raw: Callable[[int], Iterator[Any]]
-    """Returns the stored rows from a number on."""
-    item: Callable[[int, Any], Item]
-    """Converts a stored row to an `Item`."""
-
-    def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Item]]]:
-        """Yield fixed ranges of `size` rows, those that are wanted, in order."""
-        stored: Iterator[Any] | None = None
-        at = 0
-        for number in itertools.count():
-            start = number * size
-            if self.count is not None:
-                if start >= self.count:
-                    return
-                if not wanted(number):
-                    continue
-            if stored is None:
-                stored, at = self.raw(start), start
-            skipped = sum(1 for _ in itertools.islice(stored, start - at))
-            block = list(itertools.islice(stored, size))
-            at += skipped + len(block)
-            if not block:
-                return
-            if wanted(number):
-                yield number, [self.item(start + place, each) for place, each in enumerate(block)]
 
 
 def open_source(
     name: str | Path,
     *,
     text: str | None = None,
+    vector: str | None = None,
     doc_id: str | None = None,
     split: str | None = None,
     tensor: str | None = None,
@@ -103,10 +47,11 @@ def open_source(
     """Open the rows of a file, a folder or a named data set.
 
     Args:
-        name: JSON lines (also ``.gz``) or Parquet with texts; Parquet with ``activation_vector``;
-            ``.safetensors`` or ``.npy`` of ``[rows, d_model]``; a Hugging Face data set, saved to
-            disk or by name (``owner/name``, or ``owner/name:configuration``).
-        text: The column of the texts; default: ``text``.
+        name: JSON lines (also ``.gz``), Parquet or a Hugging Face data set (saved to disk, or by
+            name: ``owner/name``, ``owner/name:configuration``) with a column of texts or of
+            vectors; ``.safetensors`` or ``.npy`` of ``[rows, d_model]``.
+        text: The column of the texts; default: ``text``, where there are no vectors.
+        vector: The column of the vectors; default: ``activation_vector``, where there is one.
         doc_id: The column of the rows' names; default: ``doc_id`` or ``id``.
         split: The split of a Hugging Face data set; default: ``train``.
         tensor: The tensor of a ``.safetensors`` file that has several.
@@ -121,150 +66,90 @@ def open_source(
         )
     path = Path(name).expanduser()
     kinds = path.suffixes[-2:]
+    if text is not None and vector is not None:
+        raise NLAError(
+            f"text={text!r} and vector={vector!r}: an input is read as texts or as vectors. Pass "
+            "one of them."
+        )
+    columns = Columns(text, vector, doc_id)
     if path.is_file():
         if ".jsonl" in kinds or ".ndjson" in kinds:
-            return _json_lines(path, text or "text", doc_id)
+            return _json_lines(path, columns)
         if path.suffix == ".parquet":
-            return _parquet(path, text, doc_id)
+            return parquet.open_rows(path, columns)
         if path.suffix == ".npy":
-            return _npy(path)
+            return matrices.npy(path)
         if path.suffix == ".safetensors":
-            return _safetensors(path, tensor)
+            return matrices.safetensors(path, tensor)
         raise NLAError(
             f"{path}: expected .jsonl (also .jsonl.gz), .parquet, .safetensors, .npy, or a Hugging "
             "Face data set's folder or name."
         )
     named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:.+)?", str(name)) and path.suffix not in _FILES
     if path.is_dir() or named:
-        return _hugging_face(str(name), text, doc_id, split)
+        return _hugging_face(str(name), columns, split)
     raise NLAError(
         f"{path.absolute()}: there is no such file or folder, and {str(name)!r} is not the name of "
         "a data set (owner/name)."
     )
 
 
-def _json_lines(path: Path, text: str, doc_id: str | None) -> Source:
-    opened = gzip.open if path.suffix == ".gz" else open
+def _json_lines(path: Path, columns: Columns) -> Source:
+    compressed = path.suffix == ".gz"
+    identity = fingerprint_file(path)
 
-    def raw(start: int) -> Iterator[bytes]:
-        with opened(path, "rb") as file:
-            yield from itertools.islice(file, start, None)
+    def lines() -> Iterator[tuple[int, bytes]]:
+        """Yield the lines that have something in them, with their numbers, from 1."""
+        with gzip.open(path, "rb") if compressed else path.open("rb") as file:
+            left = identity["bytes"]
+            for number, line in enumerate(file, start=1):
+                if not compressed:  # Whatever was added since then is not read.
+                    line, left = line[:left], left - len(line)
+                if line.strip():
+                    yield number, line
+                if left <= 0:
+                    return
 
-    def item(row: int, line: bytes) -> Item:
+    def raw(start: int) -> Iterator[tuple[int, bytes]]:
+        return itertools.islice(lines(), start, None)
+
+    def record_of(number: int, line: bytes) -> Any:
         try:
-            record = json.loads(line)
+            return json.loads(line)
+        except RecursionError:
+            raise ValueError(f"line {number} is nested too deeply") from None
         except ValueError as error:
-            return Item(row, str(row), None, f"line {row + 1} is not JSON: {error}")
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            return Item(row, str(row), None, f"line {row + 1} is a JSON {kind}, not an object")
-        return _text(row, record, text, doc_id)
+            raise ValueError(f"line {number} is not JSON: {error}") from error
 
-    first = next(raw(0), None)
+    def item(row: int, stored: tuple[int, bytes]) -> Item:
+        number, line = stored
+        try:
+            record = record_of(number, line)
+        except ValueError as error:
+            return Item(row, str(row), None, str(error))
+        if not isinstance(record, dict):
+            found = type(record).__name__
+            return Item(row, str(row), None, f"line {number} is a JSON {found}, not an object")
+        made = columns.item(kind, column, row, record)
+        return replace(made, origin=row_origin(record, path.name)) if kind == "vectors" else made
+
+    first = next(lines(), None)
     if first is None:
         raise NLAError(f"{path} is empty.")
     try:
-        keys = list(json.loads(first))
-    except (ValueError, TypeError):
-        keys = [text]
-    _check_column(path, keys, text, "text")
-    _check_column(path, keys, doc_id, "doc_id")
-    with opened(path, "rb") as file:
-        count = sum(1 for _ in file)
-    return Source("texts", fingerprint_file(path), count, raw, item)
+        record = record_of(*first)
+        kinds = {str(name): kind_of(value) for name, value in record.items()}
+    except (ValueError, AttributeError):
+        wanted = columns.text or columns.vector or "text"
+        kinds = dict.fromkeys(filter(None, (wanted, columns.doc_id)), "any")
+    kind, column = columns.choose(path, kinds)
+    count = sum(1 for _ in lines())
+    origin = Origin.beside(path) if kind == "vectors" else Origin()
+    check = Unchanged(path, identity, may_grow=not compressed)
+    return Source(kind, named(identity, column), count, raw, item, origin, check)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file.
-
-    Raises:
-        NLAError: It is missing, or is not Parquet.
-    """
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise NLAError(f"{path} cannot be read as Parquet: {error}") from error
-
-
-def _parquet(path: Path, text: str | None, doc_id: str | None) -> Source:
-    file = open_parquet(path)
-    names = file.schema_arrow.names
-    vectors = text is None and VECTOR in names
-    column = VECTOR if vectors else text or "text"
-    if not vectors:
-        _check_column(path, names, column, "text")
-    _check_column(path, names, doc_id, "doc_id")
-    others = ("position", "n_raw_tokens", "token", "context", "detokenized_text_truncated")
-    wanted = {column, doc_id, *IDS, *(others if vectors else ())}
-    kept = [name for name in names if name in wanted]
-
-    def item(row: int, record: dict[str, Any]) -> Item:
-        if not vectors:
-            return _text(row, record, column, doc_id)
-        return _vector(row, record[VECTOR], _name(row, record, doc_id), _carried(record))
-
-    kind = "vectors" if vectors else "texts"
-    raw = partial(parquet_rows, path, kept)
-    return Source(kind, fingerprint_file(path), file.metadata.num_rows, raw, item)
-
-
-def parquet_rows(path: Path, columns: list[str] | None, start: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file from number `start` on; a vector comes as an array."""
-    file = pq.ParquetFile(path)
-    first = before = 0
-    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    while first < len(counts) and before + counts[first] <= start:
-        before += counts[first]
-        first += 1
-    if first == len(counts):
-        return
-    batches = file.iter_batches(256, row_groups=range(first, len(counts)), columns=columns)
-    rows = (zip(batch.schema.names, row, strict=True) for batch in batches
-            for row in zip(*batch.columns, strict=True))  # fmt: skip
-    for row in itertools.islice(rows, start - before, None):
-        yield {name: _values(cell) if name == VECTOR else cell.as_py() for name, cell in row}
-
-
-def _npy(path: Path) -> Source:
-    try:
-        held = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise NLAError(f"{path} cannot be read as a .npy array of numbers: {error}") from error
-    _check_matrix(path, list(held.shape))
-    identity = fingerprint_file(path)
-    return Source("vectors", identity, len(held), lambda start: iter(held[start:]), _vector)
-
-
-def _safetensors(path: Path, tensor: str | None) -> Source:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise NLAError(f"{path} cannot be read as safetensors: {error}") from error
-    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    flat = [name for name, shape in shapes.items() if len(shape) == 2]
-    if tensor is None and len(flat) == 1:
-        tensor = flat[0]
-    if tensor not in shapes:
-        raise NLAError(
-            f"{path} holds {listed}: say which tensor holds the vectors, "
-            f'open_source(..., tensor="NAME").'
-        )
-    rows, _ = _check_matrix(path, shapes[tensor])
-
-    def raw(start: int) -> Iterator[Any]:
-        with safe_open(path, "pt") as file:
-            held = file.get_slice(tensor)
-            for begin in range(start, rows, 256):
-                yield from held[begin : begin + 256].float().numpy()
-
-    identity = {**fingerprint_file(path), "tensor": tensor}
-    return Source("vectors", identity, rows, raw, _vector)
-
-
-def _hugging_face(name: str, text: str | None, doc_id: str | None, split: str | None) -> Source:
+def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
     try:
         import datasets
     except ImportError as error:
@@ -297,10 +182,7 @@ def _hugging_face(name: str, text: str | None, doc_id: str | None, split: str | 
     first = held[0] if saved and len(held) else next(iter(held), None)
     if first is None:
         raise NLAError(f"The data set {name!r} is empty.")
-    vectors = text is None and VECTOR in first
-    if not vectors:
-        _check_column(name, list(first), text or "text", "text")
-    _check_column(name, list(first), doc_id, "doc_id")
+    kind, column = columns.choose(name, {each: kind_of(value) for each, value in first.items()})
 
     def raw(start: int) -> Iterator[dict[str, Any]]:
         if saved:
@@ -308,81 +190,22 @@ def _hugging_face(name: str, text: str | None, doc_id: str | None, split: str | 
         return iter(held.skip(start))
 
     def item(row: int, record: dict[str, Any]) -> Item:
-        if vectors:
-            found = _vector(row, record[VECTOR], _name(row, record, doc_id), _carried(record))
-        else:
-            found = _text(row, record, text or "text", doc_id)
-        return found
+        made = columns.item(kind, column, row, record)
+        return (
+            replace(made, origin=row_origin(record, identity["name"]))
+            if kind == "vectors"
+            else made
+        )
 
     identity = {"name": Path(name).name if folder.is_dir() else name, "split": split or "train"}
     # A saved folder is identified by its content, a repository by its revision.
     identity["fingerprint"] = _compat.data_set_fingerprint(held) if saved else _revision(held)
-    return Source(
-        "vectors" if vectors else "texts", identity, len(held) if saved else None, raw, item
-    )
+    origin = Origin.beside(folder) if folder.is_dir() and kind == "vectors" else Origin()
+    count = len(held) if saved else None
+    return Source(kind, named(identity, column), count, raw, item, origin)
 
 
 def _revision(held: Any) -> str:
     """Return the addresses of a streamed data set's files, which contain their revisions."""
     checksums = held.info.download_checksums or {}
     return ", ".join(sorted(map(str, checksums))) or str(held.info.version or "")
-
-
-def _text(row: int, record: Mapping[str, Any], column: str, doc_id: str | None) -> Item:
-    name = _name(row, record, doc_id)
-    value = record.get(column)
-    if not isinstance(value, str):
-        kind = "missing" if column not in record else f"of type {type(value).__name__}"
-        return Item(row, name, None, f"its {column!r} is {kind}, not a string")
-    if not value.strip():
-        return Item(row, name, None, f"its {column!r} is empty")
-    return Item(row, name, value)
-
-
-def _vector(
-    row: int, value: Any, name: str | None = None, carried: Mapping[str, Any] | None = None
-) -> Item:
-    name = str(row) if name is None else name
-    try:
-        array = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = None
-    if value is None or array is None or array.ndim != 1:
-        reason = "it has no vector" if value is None else "its vector is not a list of numbers"
-        return Item(row, name, None, reason, carried or {})
-    return Item(row, name, array, None, carried or {})
-
-
-def _values(cell: Any) -> Any:
-    """Return the numbers of a Parquet list without making a Python object of each."""
-    values = getattr(cell, "values", None)
-    return None if values is None else values.to_numpy(zero_copy_only=False)
-
-
-def _name(row: int, record: Mapping[str, Any], doc_id: str | None) -> str:
-    for column in (doc_id,) if doc_id else IDS:
-        if record.get(column) is not None:
-            return str(record[column])
-    return str(row)
-
-
-def _carried(record: Mapping[str, Any]) -> dict[str, Any]:
-    position = record.get("position")
-    if position is None and record.get("n_raw_tokens") is not None:
-        position = record["n_raw_tokens"] - 1  # As published: counts this token too.
-    context = record.get("context", record.get("detokenized_text_truncated"))
-    return {"position": position, "token": record.get("token"), "context": context}
-
-
-def _check_column(name: object, columns: list[str], wanted: str | None, argument: str) -> None:
-    if wanted is not None and wanted not in columns:
-        raise NLAError(
-            f"{name} has no column {wanted!r}; it has {', '.join(map(repr, columns))}. Say which "
-            f'one to read, open_source(..., {argument}="NAME").'
-        )
-
-
-def _check_matrix(path: Path, shape: list[int]) -> list[int]:
-    if len(shape) != 2:
-        raise NLAError(f"{path} holds an array of shape {shape}, expected [rows, d_model].")
-    return shape

@@ -68,6 +68,8 @@ class Checkpoint:
     """The denominator of an FVE on this model's residuals; ``None`` if unknown."""
     base_model: str | None = None
     """The name of the target model, as in the sidecar."""
+    base_config: str | None = None
+    """The fingerprint of the target's configuration; see `identity.fingerprint`."""
     sidecar_hash: str | None = None
     """SHA-256 of the sidecar file, in hex; ``None`` for a preset or a checkpoint made by hand."""
     source: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
@@ -93,6 +95,7 @@ class Checkpoint:
             ("injection", isinstance(given["injection"], Injection), "an Injection(...)"),
             ("thinking", isinstance(given["thinking"], bool | None), "True, False or None"),
             ("base_model", name is None or (isinstance(name, str) and name), "a model's name"),
+            ("base_config", isinstance(given["base_config"], str | None), "a fingerprint"),
             ("ar_suffix_ids", suffix is None or are_ids, "token ids"),
         ):
             if not valid:

@@ -45,6 +45,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "thinking": ("training.enable_thinking",),
     "baseline": ("extraction.fve_baseline",),
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
+    "base_config": ("extraction.base_config",),
 }
 """Field of a `Checkpoint` to the keys it is read from; a dot goes one mapping down."""
 ROLES = {
@@ -210,6 +211,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_scale": injection.scale if replaces else None,
         "mse_scale": "sqrt_d_model",
     }
+    if fields["base_config"] is not None:
+        extraction["base_config"] = fields["base_config"]
     if fields["baseline"] is not None:
         extraction["fve_baseline"] = fields["baseline"].to_dict()
     templates = {"av": fields["template"]}

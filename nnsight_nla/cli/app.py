@@ -137,4 +137,6 @@ def in_flags(message: str, command: str) -> str:
             return option.secondary_opts[0] if option.secondary_opts else match[0]
         return option.opts[0] + (" " if match["value"] == "" else "")
 
+    if "insist" in options:
+        message = message.replace("claims='ignore'", options["insist"].opts[0])
     return _PYTHON.sub(flag, message)

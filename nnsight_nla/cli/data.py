@@ -52,7 +52,9 @@ def run(
     strict: options.Strict = False,
     text: options.TextColumn = None,
     doc_id: options.IdColumn = None,
+    vector: options.VectorColumn = None,
     split: options.Split = None,
+    insist: options.Insist = False,
     tensor: Annotated[str | None, Option(help="The tensor of a .safetensors file.")] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -63,7 +65,9 @@ def run(
         from .. import bulk
         from ..core.sampling import Sampling
 
-        rows = bulk.open_source(source, text=text, doc_id=doc_id, split=split, tensor=tensor)
+        rows = bulk.open_source(
+            source, text=text, vector=vector, doc_id=doc_id, split=split, tensor=tensor
+        )
         if rows.kind == "texts" or av is None:
             model, nla = load(av, ar, target, dtype, device_map, remote=remote)
         else:
@@ -85,6 +89,7 @@ def run(
         shard=shard,
         remote=remote,
         strict=strict,
+        claims="ignore" if insist else "check",
     )
     _report(report, as_json)
 
@@ -134,6 +139,7 @@ def extract(
     text: options.TextColumn = None,
     doc_id: options.IdColumn = None,
     split: options.Split = None,
+    insist: options.Insist = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -158,6 +164,7 @@ def extract(
         shard=shard,
         remote=remote,
         strict=strict,
+        claims="ignore" if insist else "check",
     )
     _report(report, as_json)
 

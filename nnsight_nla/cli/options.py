@@ -55,6 +55,14 @@ Strict = Annotated[
     bool, Option("--strict", help="Stop at the first bad row. Default: record its error.")
 ]
 TextColumn = Annotated[str | None, Option("--text-column", help="The column of the texts.")]
+VectorColumn = Annotated[str | None, Option("--vector-column", help="The column of the vectors.")]
+Insist = Annotated[
+    bool,
+    Option(
+        "--insist",
+        help="Use vectors that say they are of another model, block or norm. The output says so.",
+    ),
+]
 IdColumn = Annotated[str | None, Option("--id-column", help="The column of the row ids.")]
 Split = Annotated[str | None, Option(help="The split of a Hugging Face data set.")]
 

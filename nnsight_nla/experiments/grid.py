@@ -98,7 +98,9 @@ def _partial(plan: Plan) -> Sweep | None:
     resume, nla = plan.setup.resume, plan.setup.nla
     if resume is None:
         return None
-    sweep = Sweep.from_parquet(resume, nla=nla) if isinstance(resume, str | Path) else resume
+    sweep = resume
+    if isinstance(resume, str | Path):  # Its header is compared below.
+        sweep = Sweep.from_parquet(resume, nla=nla, claims="ignore")
     if not isinstance(sweep, Sweep):
         raise ExperimentError(
             f"resume={type(resume).__name__}: expected a Sweep, or the path of a stored one."

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checkpoint.origin import Claims, Origin
 from ..core.similarity import cosine
 from ..errors import ExperimentError
 from ..evaluation.compare import Difference, difference, text_distances
@@ -187,17 +188,31 @@ class Sweep:
         )
 
     @classmethod
-    def from_parquet(cls, path: str | Path, *, nla: ExplainsAndReconstructs | None = None) -> Sweep:
+    def from_parquet(
+        cls,
+        path: str | Path,
+        *,
+        nla: ExplainsAndReconstructs | None = None,
+        claims: Claims = "check",
+    ) -> Sweep:
         """Read a stored sweep.
 
         Args:
             path: The file.
             nla: Needed for distances between texts, and for texts that were not made yet.
+            claims: ``"ignore"`` takes an NLA of another model or layer than the file's vectors.
 
         Raises:
-            ExperimentError: The file does not hold a sweep, or one of a later version.
+            ExperimentError: The file does not hold a sweep, or one of a later version or of
+                another model or layer.
         """
         header, cells, runs, outcomes, known = storage.read(Path(path))
+        if nla is not None:
+            place = {"model": "the target", "layer": "the layer"}
+            source = {name: f"{what} of {Path(path).name}" for name, what in place.items()}
+            origin = Origin(header.target, header.k, source=source)
+            what = str(path)
+            origin.check(nla.checkpoint, what, claims=claims, error=ExperimentError)
         return cls(header, cells, runs, outcomes, nla, known)
 
     def plot(

@@ -9,8 +9,10 @@ from typing import Any, TypedDict
 import numpy as np
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.origin import Claims, Kind, Origin
 from ..core.sampling import Sampling
-from ..errors import VerbalizationError, shown
+from ..errors import InjectionError, VerbalizationError, shown
 from .arguments import check_sampling, count_samples
 from .records import Capture, HandleQueue, Labeller
 
@@ -26,6 +28,12 @@ class CaptureOptions(TypedDict, total=False):
     """Texts per vector."""
     sampling: Sampling | None
     """How tokens are chosen; the NLA's default unless given."""
+    origin: Origin | None
+    """What the vectors are, where the caller says so."""
+    claims: Claims
+    """Whether vectors of another origin are refused."""
+    kind: Kind | None
+    """What the vectors are, where their type says so."""
 
 
 def captured(
@@ -40,6 +48,10 @@ def captured(
     positions: Any = None,
     samples: int = 1,
     sampling: Sampling | None = None,
+    origin: Origin | None = None,
+    claims: Claims = "check",
+    kind: Kind | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Capture:
     """Check the options of one ``explain()`` call and record its vectors.
 
@@ -54,10 +66,22 @@ def captured(
         positions: As for `CaptureOptions`.
         samples: As for `CaptureOptions`.
         sampling: As for `CaptureOptions`.
+        origin: As for `CaptureOptions`.
+        claims: As for `CaptureOptions`.
+        kind: As for `CaptureOptions`.
+        checkpoint: The verbalizer's, with which `origin` is compared.
 
     Raises:
         VerbalizationError: `samples`, `tokens` or `positions` do not fit.
+        InjectionError: `origin` is another one than the verbalizer reads.
     """
+    expected = Origin() if checkpoint is None else Origin.of(checkpoint)
+    if not isinstance(origin, Origin | None):
+        raise InjectionError(f"origin={origin!r}: expected Origin(model=..., layer=..., ...).")
+    said = (origin or Origin()).completed(Origin(kind=kind))
+    ignored = said.check(
+        expected, "This tensor", claims=claims, any_kind=True, error=InjectionError
+    )
     chosen = check_sampling(sampling) or default
     samples = count_samples(samples, chosen)
     words = provenance(tokens, shape, "tokens")
@@ -76,6 +100,8 @@ def captured(
         tokens=words,
         positions=None if numbers is None else [_integer(each, "positions") for each in numbers],
         width=shape[-1] if shape else 1,
+        origin=said.completed(expected),
+        ignored=tuple(ignored),
         labeller=labeller,
     )
 

@@ -23,6 +23,16 @@ _FRAGMENT = "\ufffd"  # What part of a multi-byte character decodes to.
 _QUOTE = re.compile('"([^"\n]{3,200})"|\u201c([^\u201d\n]{3,200})\u201d')
 
 
+def kind_note(kind: str) -> str:
+    """Return the warning on the explanation of a vector that is not a residual."""
+    return f"its vector is a {kind}, and the verbalizer was trained on residuals"
+
+
+def ignored_note(difference: str) -> str:
+    """Return the warning on a vector whose own account was ignored; see `Origin.differences`."""
+    return f"its vector may be another one than the verbalizer reads: {difference}"
+
+
 def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
     """Return the warnings on every row of `capture` that has a reply.
 
@@ -43,6 +53,11 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
             )
         elif reply.finish == "eos":
             found[row].append(f"{where}ended without a closing </explanation> tag")
+    said = [ignored_note(each) for each in capture.ignored]
+    if capture.origin.kind not in (None, "residual"):
+        said.append(kind_note(str(capture.origin.kind)))
+    for row in rows:
+        found[row].extend(said)
     if texts and all(re.search(_CJK, text) for each in texts.values() for text in each):
         for row in rows:
             found[row].append(

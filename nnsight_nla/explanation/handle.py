@@ -30,7 +30,7 @@ from torch import Tensor
 from ..checkpoint.reply import snippets
 from ..core.nesting import nested
 from ..core.trust import Trust
-from ..errors import NLAError, VerbalizationError, shown
+from ..errors import InjectionError, NLAError, VerbalizationError, shown
 from .caveats import caveats
 from .records import Capture, Reply
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
+    from ..checkpoint.origin import Claims, Origin
     from ..core.nesting import Nested
     from .records import Receipt
 
@@ -91,6 +92,28 @@ class Explanation:
         held = self._held("no vectors, only their shape")
         picked = held[torch.from_numpy(self._rows.reshape(-1)).to(held.device)]
         return picked.reshape(*self.shape, held.shape[-1])
+
+    @property
+    def origin(self) -> Origin:
+        """What the vectors are: as the caller said, otherwise as the verbalizer takes them."""
+        return self._capture.origin
+
+    def check_origin(self, expected: Origin, *, insist: str, claims: Claims = "check") -> None:
+        """Refuse to use these vectors where those of another model or block are meant.
+
+        Args:
+            expected: What is meant.
+            insist: What to pass to use them all the same, for the message.
+            claims: ``"ignore"`` uses them.
+
+        Raises:
+            InjectionError: These are others.
+        """
+        origin = self._capture.origin
+        origin.check(
+            expected, "This handle", claims=claims, any_kind=True, insist=insist,
+            error=InjectionError,
+        )  # fmt: skip
 
     @property
     def text(self) -> Nested[str]:
@@ -199,7 +222,13 @@ class Explanation:
         receipt = vars(self._capture.queue.receipt(self._capture))
         receipt = {key: value for key, value in receipt.items() if value is not None}
         receipt["sampling"] = vars(self._capture.sampling)
-        return {"shape": list(self.shape), "receipt": receipt, "explanations": records}
+        origin = self._capture.origin.to_dict()
+        return {
+            "shape": list(self.shape),
+            "origin": origin,
+            "receipt": receipt,
+            "explanations": records,
+        }
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row per vector and sample; a vector with an error has no text."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..checkpoint.checkpoint import Checkpoint
+    from ..checkpoint.origin import Claims, Origin
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
@@ -80,6 +81,8 @@ class Explains(Protocol):
         positions: Any = None,
         samples: int = 1,
         sampling: Sampling | None = None,
+        origin: Origin | None = None,
+        claims: Claims = "check",
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""
         ...

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
+from ..checkpoint.origin import Origin
 from ..checkpoint.reply import proper
 from ..core.sampling import Sampling
 from ..core.trust import Trust
@@ -145,6 +146,10 @@ class Capture:
     """Row to the reason why it cannot have a text."""
     trust: dict[int, Trust] = field(default_factory=dict[int, Trust])
     """Row to its trust label, filled in when a label is first read."""
+    origin: Origin = field(default_factory=Origin)
+    """What the vectors are, as the caller says or as the verbalizer takes them."""
+    ignored: tuple[str, ...] = ()
+    """How that differs from what the verbalizer reads, where the caller insisted."""
     labeller: Labeller | None = None
     """Measures the trust labels; ``None`` without a reconstructor."""
 

@@ -27,7 +27,7 @@ from nnsight import TransformersModel
 from torch import Tensor, nn
 
 from .. import _compat
-from ..checkpoint import sidecar
+from ..checkpoint import identity, sidecar
 from ..errors import CheckpointError, NLAWarning, shown
 from . import hosts, reconstructor_files
 from .blocks import find_blocks
@@ -244,8 +244,8 @@ def _check_base(adapter: str, target: TransformersModel) -> None:
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} is not a JSON object: {shown(config)}.")
     named = config.get("base_model_name_or_path")
-    name = hosts.describe(target)
-    if named and Path(str(named)).name.lower() != Path(name).name.lower():
+    name, shape = hosts.describe(target), identity.fingerprint(hosts.config(target))
+    if named and not identity.same_model(name, str(named), (shape, None)):
         warnings.warn(
             f"The adapter {adapter} was trained on {named} and runs on {name} here. If the weights "
             "differ, do not trust its texts and vectors.",

@@ -68,6 +68,11 @@ def width(bridge: TransformerBridge) -> int:
     return int(bridge.cfg.d_model)
 
 
+def config(bridge: TransformerBridge) -> Any:
+    """Return the configuration of the model that `bridge` wraps, ``None`` if it has none."""
+    return getattr(getattr(bridge, "original_model", None), "config", None)
+
+
 def block(bridge: TransformerBridge, layer: int) -> Any:
     """Return the hook point at the output of block `layer`.
 

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _compat
+from ..errors import NLAError
 from . import hosts
 from .adapter import AdapterModel
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
+_RESTORE = (
+    "Nothing of the changed file is kept. Restore the file and rerun with the same arguments to "
+    "resume, or choose another output for the new one."
+)
 _BLOCK = 1 << 20
 _DENSE = 64 * _BLOCK
 _STRIDE = 4 * _BLOCK
@@ -30,13 +35,72 @@ _TOKENIZER = (
 )  # fmt: skip
 
 
-def fingerprint_file(path: Path) -> dict[str, Any]:
-    """Return a file's name, size and hash; the whole file is read."""
+def fingerprint_file(path: Path, limit: int | None = None) -> dict[str, Any]:
+    """Return a file's name, size and hash; the whole file is read.
+
+    Args:
+        path: The file.
+        limit: Read at most this many bytes.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    size = 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK if limit is None else min(_BLOCK, limit - size)):
             digest.update(block)
-    return {"name": path.name, "bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+            size += len(block)
+    return {"name": path.name, "bytes": size, "blake2b": digest.hexdigest()}
+
+
+class Unchanged:
+    """Checks that a file still is what it was when it was opened.
+
+    Whatever else writes the file, rows that were read before a check that passes are those of the
+    file that the fingerprint names.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], *, may_grow: bool = False) -> None:
+        """Remember the file.
+
+        Args:
+            path: The file.
+            identity: Its fingerprint, from `fingerprint_file`.
+            may_grow: Whether bytes may have been added at its end, which are never read.
+        """
+        self._path, self._may_grow = path, may_grow
+        self._identity = {name: identity[name] for name in ("bytes", "blake2b")}
+        self._seen = self._stat()
+
+    def __call__(self, *, thorough: bool = False) -> None:
+        """Check the file: its size and date, and, where these differ, its content.
+
+        Args:
+            thorough: Check the content in any case.
+
+        Raises:
+            NLAError: It was changed, or is gone.
+        """
+        try:
+            seen = self._stat()
+            if seen == self._seen and not thorough:
+                return
+            limit = self._identity["bytes"] if self._may_grow else None
+            found = fingerprint_file(self._path, limit)
+        except OSError as problem:
+            raise NLAError(
+                f"{self._path} could not be read again ({problem.strerror}), so it is not known "
+                f"whether its rows are those that were counted. {_RESTORE}"
+            ) from problem
+        if {name: found[name] for name in self._identity} != self._identity:
+            raise NLAError(
+                f"{self._path} was changed while it was read: it had {self._identity['bytes']:,} "
+                f"bytes when it was opened and has {seen[0]:,} now, with another content. "
+                f"{_RESTORE}"
+            )
+        self._seen = seen
+
+    def _stat(self) -> tuple[int, int, int]:
+        stat = self._path.stat()
+        return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, Any]:

@@ -165,9 +165,16 @@ def text_config(model: TransformersModel) -> Any:
     return cast("Any", config).get_text_config()
 
 
+def config(model: TransformersModel) -> Any:
+    """Return the configuration of `model`, ``None`` if it has none."""
+    return getattr(module_of(model), "config", None)
+
+
 def describe(model: TransformersModel) -> str:
     """Return the name a person would know `model` by."""
-    return str(getattr(model, "repo_id", None) or type(module_of(model)).__name__)
+    module = module_of(model)
+    named = getattr(getattr(module, "config", None), "name_or_path", None)
+    return str(getattr(model, "repo_id", None) or named or type(module).__name__)
 
 
 def only_last(model: TransformersModel) -> dict[str, int]:

@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import identity
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.origin import Origin
 from ..errors import InjectionError
 from . import bridge, hosts, weights
 
@@ -58,6 +59,14 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
 
 
 def is_foreign(model: Target, checkpoint: Checkpoint) -> bool:
-    """Return whether `model` has another name than the verbalizer's base model."""
-    base = checkpoint.base_model
-    return bool(base) and Path(str(base)).name.lower() != Path(describe(model)).name.lower()
+    """Return whether `model` is another one than the verbalizer's base model."""
+    expected = Origin(model=checkpoint.base_model, config=checkpoint.base_config)
+    return bool(origin(model, checkpoint.layer).differences(expected))
+
+
+def origin(model: Target, layer: int) -> Origin:
+    """Return the origin of the residuals of `model` at the output of a block."""
+    config = kind(model).config(model)
+    width = kind(model).width(model)
+    fingerprint = None if config is None else identity.fingerprint(config)
+    return Origin(describe(model), layer, width, "none", "residual", fingerprint)

@@ -24,6 +24,7 @@ import torch
 
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.origin import Origin
 from ..core.injection import Injection
 from ..core.sampling import Sampling
 from ..errors import NLAError, VerbalizationError
@@ -139,6 +140,7 @@ def join_requests(nla_class: type) -> None:
             Explanation: _ship_handle,
             Capture: _ship_capture,
             Sampling: lambda it: (wire.Sealed, (SAMPLING, tuple(vars(it).values()))),
+            Origin: lambda it: (wire.Sealed, (ORIGIN, tuple(vars(it).values()))),
             Injection: _as_namespace,
             Checkpoint: _as_namespace,
             wire.Direction: lambda it: (wire.direction, (it.detach().as_subclass(torch.Tensor),)),
@@ -153,6 +155,7 @@ def join_requests(nla_class: type) -> None:
     copyreg.pickle(Capture, _reduce_capture)
 
 
+ORIGIN = f"{Origin.__module__}.{Origin.__qualname__}"
 SAMPLING = f"{Sampling.__module__}.{Sampling.__qualname__}"
 
 

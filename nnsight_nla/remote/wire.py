@@ -196,6 +196,8 @@ class RemoteNLA:
         positions: Any = None,
         samples: int = 1,
         sampling: Any = None,
+        origin: Any = None,
+        claims: str = "check",
     ) -> RemoteExplanation:
         """Capture vectors, which the client will explain."""
         shape = tuple(getattr(vectors, "shape", ()))
@@ -209,6 +211,8 @@ class RemoteNLA:
             if hasattr(labels[name], "tolist"):
                 labels[name] = labels[name].tolist()
         options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **labels}
+        options |= {"origin": origin, "claims": claims}
+        options["kind"] = "direction" if isinstance(vectors, Direction) else None
         flat = vectors.detach().reshape(-1, self.d_model).clone()
         uid = uuid.uuid4().hex
         capture = RemoteCapture(self.uid, uid, flat, options)

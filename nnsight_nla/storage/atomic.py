@@ -44,6 +44,7 @@ def atomic_file(
     Raises:
         NLAError: The disk is full, or the file cannot be written.
     """
+    path = path.resolve() if path.is_symlink() else path  # The link stays.
     with write_errors(path, advice=advice, error=error):
         temporary = _unused(path, "tmp")
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
+from ..checkpoint.identity import same_model
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
 from ..models.loading import expanded, from_pretrained
@@ -64,7 +65,7 @@ def compatible_checkpoint(
         )
     name = base_name or expanded(base)
     rows_of = meta.get("base_model")
-    if rows_of is not None and Path(rows_of).name.lower() != Path(name).name.lower():
+    if rows_of is not None and not same_model(rows_of, name, (meta.get("base_config"), None)):
         raise TrainingError(
             f"The vectors of {file} were read from {rows_of} (by its sidecar), not from {name}. "
             f"Pass base={rows_of!r}; or, if this is the same model under another name, "
@@ -100,6 +101,7 @@ def compatible_checkpoint(
     )
     for field in ("left_id", "right_id", "ar_suffix_ids"):
         _check_ids(rows, base, field, getattr(live, field))
+    rows.origin.check(live, str(file), insist=None, error=TrainingError)
     return tokenizer, live
 
 

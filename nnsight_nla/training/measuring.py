@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checkpoint.origin import Claims
 from ..checkpoint.reply import extract
 from ..evaluation.evaluate import Figures, evaluate
 from ..models.fingerprint import fingerprint_file
@@ -30,6 +31,7 @@ def measure(
     held_out: float = HELD_OUT,
     limit: int | None = 200,
     seed: int = 0,
+    claims: Claims = "check",
 ) -> dict[str, Figures]:
     """Measure each NLA on the same rows.
 
@@ -39,6 +41,8 @@ def measure(
         held_out: The share of documents that training held out; 1 measures the whole file.
         limit: The largest number of rows.
         seed: Seed of the controls.
+        claims: ``"ignore"`` measures rows that say they are of another model or layer than an NLA
+            reads; its figures then say so, as ``claims_ignored``.
 
     Returns:
         The figures of `evaluate.evaluate`, by name.
@@ -50,9 +54,13 @@ def measure(
     source = Published(rows, part=part, held_out=held_out, limit=limit)
     figures: dict[str, Figures] = {}
     for name, nla in pairs.items():
-        _check(source, name, nla)
+        what = f"{source.file}, for {name},"
+        ignored = source.origin.check(nla.checkpoint, what, claims=claims, error=TrainingError)
+        _check(source, name)
         vectors, labels = _rows(source, nla)
         figures[name] = evaluate(nla, vectors, labels, seed=seed)
+        if ignored:
+            figures[name]["claims_ignored"] = ignored
     return figures
 
 
@@ -62,13 +70,7 @@ def _rows(source: Published, nla: NLA) -> tuple[Tensor, list[str]]:
     return torch.cat([batch.vectors for batch in batches]), labels
 
 
-def _check(source: Published, name: str, nla: NLA) -> None:
-    layer = source.meta.get("layer")
-    if layer not in (None, nla.checkpoint.layer):
-        raise TrainingError(
-            f"The vectors of {source.file} are from layer {layer} (by its sidecar); {name} reads "
-            f"layer {nla.checkpoint.layer}."
-        )
+def _check(source: Published, name: str) -> None:
     share = _held_out_of(source, name)
     if share is not None and (source.part == "all" or share < source.held_out):
         raise TrainingError(

@@ -21,8 +21,10 @@ from typing import Any, Literal
 
 import torch
 
+from ..bulk.parquet import parquet_origin
 from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
+from ..checkpoint.origin import Origin
 from ..checkpoint.reply import wrap
 from .rows import Batch, TrainingError, check_width
 
@@ -96,6 +98,11 @@ class Published:
     def name(self) -> str:
         """The file's name."""
         return self.file.name
+
+    @property
+    def origin(self) -> Origin:
+        """What the file says about its vectors, in its sidecar, its metadata and its columns."""
+        return parquet_origin(self.file)[0]
 
     def batches(self, d_model: int) -> Iterator[Batch]:
         """Read the rows, checking each vector's width and each row's layer.
@@ -210,8 +217,11 @@ def _hash(value: object) -> int:
 
 
 def _vectors(column: Any, names: list[str], d_model: int) -> torch.Tensor:
+    import pyarrow as pa
     from pyarrow.compute import call_function
 
+    if isinstance(column, pa.ExtensionArray):  # Such as a tensor.
+        column = column.storage
     widths = call_function("list_value_length", [column]).to_pylist()
     for name, width in zip(names, widths, strict=True):
         check_width(name, width or 0, d_model)

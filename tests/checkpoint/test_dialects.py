@@ -204,6 +204,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "right_id": (-1, "is -1, expected a token id."),
     "ar_suffix_ids": ({"a": 1}, "is {'a': 1}, expected token ids."),
     "base_model": (5, "is 5, expected a model's name."),
+    "base_config": (5, "is 5, expected a fingerprint."),
     "thinking": ("off", "is 'off', expected True, False or None."),
     "baseline": ("0.9", "is '0.9', expected a Baseline(...)."),
 }
@@ -256,7 +257,7 @@ def test_every_field_of_every_dialect_is_among_the_cases():
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
-    assert len(CASES) == 150
+    assert len(CASES) == 157
 
 
 MODE = "training.injection_mode is a replacement at the embedding, which contradicts"

@@ -75,6 +75,21 @@ def test_evaluate_two_side_by_side(folder, made):
     assert "FVE over" in table
 
 
+def test_evaluate_refuses_rows_of_another_model_or_block_unless_told(folder, made):
+    for name, place, value in (
+        ("model", "extraction.base_model", "Some/OtherModel"),
+        ("kind", "extraction.kind", "difference"),
+    ):
+        rows = publish(folder / f"{name}.parquet", records(), sidecar={place: value})
+        pairs = {str(folder / "av"): NLA(folder / "av")}
+        with pytest.raises(TrainingError, match=rf"does not hold .*{name} \(.*is {value}"):
+            measure(rows, pairs, held_out=0.25)
+        command = ["evaluate", folder / "av", rows, "--held-out", "0.25", "--insist", "--json"]
+        found = json.loads(run(*command, "--max-new-tokens", "2").stdout)["checkpoints"]
+        (ignored,) = found[str(folder / "av")]["claims_ignored"]
+        assert f"is {value}, expected" in ignored
+
+
 def test_evaluate_refuses_what_was_trained_on(folder, made):
     rows, name = folder / "rows.parquet", str(folder / "av")
     pairs = {name: NLA(name)}

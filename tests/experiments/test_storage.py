@@ -1,6 +1,7 @@
 """A sweep in a parquet file, and read back."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -40,6 +41,18 @@ def test_distances_need_an_nla(tmp_path):
     again = Sweep.from_parquet(path, nla=Recites())
     assert again.differences()["text_distance"].notna().sum() == 4
     assert again.texts.handle is None, "the texts are there already"
+
+
+def test_an_nla_of_another_layer_or_model_is_refused(tmp_path):
+    path, nla = by_hand().to_parquet(tmp_path / "sweep.parquet"), Recites()
+    for name, value, said in (
+        ("layer", 1, r"layer \(the layer of sweep\.parquet\) is 2, expected 1"),
+        ("base_model", "you/t", r"model \(the target of sweep\.parquet\) is a <model>, expected"),
+    ):
+        nla.checkpoint = replace(Recites.checkpoint, **{name: value})
+        with pytest.raises(ExperimentError, match=said):
+            Sweep.from_parquet(path, nla=nla)
+        Sweep.from_parquet(path, nla=nla, claims="ignore")
 
 
 def test_what_is_no_sweep(tmp_path):

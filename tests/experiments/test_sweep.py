@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import nnsight_nla
-from nnsight_nla import Sweep
+from nnsight_nla import Checkpoint, Sweep
+from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE
 from nnsight_nla.experiments import ExperimentError, patch
 from nnsight_nla.experiments.records import Cell, Header, Outcome
 
@@ -16,6 +17,7 @@ class Recites:
     """An NLA whose text is the vector's first number in words; a zero vector has none."""
 
     has_reconstructor = True
+    checkpoint = Checkpoint(layer=K, d_model=2, template=AV_TEMPLATE, marker="x", marker_id=5)
 
     def __init__(self):
         self.explained = []
