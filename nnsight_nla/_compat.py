@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -137,6 +139,60 @@ def is_fake(tensor: Any) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return isinstance(tensor, FakeTensor)
+
+
+def without_values(*, symbolic: bool = False) -> ExitStack:
+    """Enter a mode in which tensors have shapes and no values, whatever other mode is active.
+
+    Args:
+        symbolic: Also give sizes that depend on values a symbol, which is slower.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    shapes = None
+    if symbolic:
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    entered = ExitStack()
+    entered.enter_context(_disable_current_modes())
+    entered.enter_context(FakeTensorMode(shape_env=shapes))
+    return entered
+
+
+def depends_on_values(error: BaseException) -> bool:
+    """Return whether `error` says that an operation needs the values of a fake tensor."""
+    from torch._subclasses import fake_tensor
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return isinstance(
+        error,
+        fake_tensor.DataDependentOutputException
+        | fake_tensor.DynamicOutputShapeException
+        | GuardOnDataDependentSymNode,
+    )
+
+
+def skeleton(module: nn.Module) -> nn.Module | None:
+    """Build a transformers model like `module`, without weights; call it in `without_values`.
+
+    Returns:
+        ``None`` if `module` is not one of transformers' models.
+    """
+    from transformers import PreTrainedModel
+    from transformers.initialization import no_init_weights
+
+    module = getattr(module, "get_base_model", lambda: module)()
+    if not isinstance(module, PreTrainedModel):
+        return None
+    config = deepcopy(module.config)
+    # Other implementations have kernels, which need values.
+    config._attn_implementation = "eager"
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = "batched_mm"
+    with no_init_weights():
+        return type(module)(config).eval()
 
 
 def empty_copy(module: nn.Module) -> nn.Module:

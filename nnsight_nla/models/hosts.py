@@ -26,7 +26,8 @@ from torch import nn
 from .. import _compat
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import InjectionError
-from .blocks import find_blocks
+from .architecture import refusal
+from .blocks import find_blocks, residual_envoy
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -104,8 +105,11 @@ def rendering(name: str) -> Iterator[None]:
 def block(model: TransformersModel, layer: int) -> Any:
     """Return the envoy (for a plain module, the module) of block `layer`.
 
+    The envoy's ``output`` is the residual, also where the block returns a tuple (see `blocks`).
+
     Raises:
-        InjectionError: `model` is not a supported language model, or has no such block.
+        InjectionError: `model` is not a supported language model, or has no such block, or the
+            block's output is not the residual (see `architecture`).
     """
     path, blocks = _blocks(model)
     if not 0 <= layer < len(blocks):
@@ -113,12 +117,20 @@ def block(model: TransformersModel, layer: int) -> Any:
             f"{describe(model)} has blocks 0 to {len(blocks) - 1} (at {path}); block {layer} was "
             "requested. Use the model that the verbalizer was trained for."
         )
-    return _envoy(model, path)[layer]
+    _check_served(model, layer)
+    envoy = _envoy(model, path)[layer]
+    return envoy if isinstance(envoy, nn.Module) else residual_envoy(envoy)
 
 
 def embedding(model: TransformersModel) -> Any:
-    """Return the envoy (or module) of the token embedding."""
+    """Return the envoy (or module) of the token embedding.
+
+    Raises:
+        InjectionError: `model` is not a supported language model, or its embedding's output is
+            not as wide as its residual.
+    """
     text_config(model)
+    _check_served(model, None)
     module = module_of(model)
     table = cast("Any", module).get_input_embeddings()
     path = next(name for name, each in module.named_modules() if each is table)
@@ -198,6 +210,12 @@ def _envoy(model: Any, path: str) -> Any:
     for name in path.split("."):
         found = found[int(name)] if name.isdigit() else getattr(found, name)
     return found
+
+
+def _check_served(model: TransformersModel, layer: int | None) -> None:
+    why = refusal(module_of(model), layer)
+    if why is not None:
+        raise InjectionError(f"{describe(model)} is not supported: {why}")
 
 
 def _blocks(model: TransformersModel) -> tuple[str, nn.ModuleList]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .._compat import module_of
-from ..models.blocks import find_blocks
+from ..models.blocks import find_blocks, residual_envoy
 
 CAPTURE = "nnsight_nla.remote.pickling.receive_capture"
 HANDLE = "nnsight_nla.remote.pickling.receive_handle"
@@ -176,7 +176,7 @@ class RemoteNLA:
         )
 
     def layer(self, model: Any) -> Any:
-        """Return the envoy of block K of the served model."""
+        """Return the envoy of block K of the served model; its output is the residual."""
         path, blocks = find_blocks(module_of(model))
         if self.block >= len(blocks):
             raise ValueError(
@@ -186,7 +186,7 @@ class RemoteNLA:
         envoy = model
         for name in path.split("."):
             envoy = getattr(envoy, name)
-        return envoy[self.block]
+        return residual_envoy(envoy[self.block])
 
     def explain(
         self,

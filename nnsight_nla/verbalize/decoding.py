@@ -163,14 +163,22 @@ def rows_that_fit(runtime: Runtime, *, prompt: int, rest: int, new_tokens: int) 
         new_tokens: The maximum number of tokens in a reply.
     """
     config, dtype = hosts.text_config(runtime.model), hosts.dtype_of(runtime.model)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # A model without attention has no such heads; what it keeps of a token is smaller than this.
+    queries = _largest(config, "num_attention_heads") or 1
+    heads = _largest(config, "num_key_value_heads") or queries
+    width = _largest(config, "head_dim") or config.hidden_size // queries
     token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inner = _largest(config, "intermediate_size") or 4 * config.hidden_size
     # When decoding starts there are two copies of the prompt's keys; logits also in float32.
     cached = (2 * prompt + new_tokens) * token
     computed = 4 * rest * inner * dtype.itemsize + config.vocab_size * (dtype.itemsize + 16)
     return max(1, min(MOST, int(runtime.free_bytes() * _SHARE) // (cached + computed)))
+
+
+def _largest(config: Any, name: str) -> int:
+    """Return a number of the configuration, 0 without one; of a list by layer, the largest."""
+    value = getattr(config, name, None) or 0
+    return max(value) if isinstance(value, list | tuple) else int(value)
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -27,7 +27,7 @@ from ..checkpoint.reply import CLOSE, extract
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
-from ..errors import CheckpointError, VerbalizationError
+from ..errors import CheckpointError, InjectionError, VerbalizationError
 from ..explanation.records import Reply
 from ..models import hosts
 from ..remote.ndif import send
@@ -84,7 +84,8 @@ class Verbalizer:
             tokenizer: Decodes the replies; the model's own unless given.
 
         Raises:
-            CheckpointError: Another width, no such injection layer, or too short a context.
+            CheckpointError: Another width, no such injection layer, too short a context, or an
+                architecture whose residual cannot be written.
         """
         self.runtime, self.checkpoint, self.prompt = runtime, checkpoint, prompt
         self.engine = check_engine(engine)
@@ -100,6 +101,10 @@ class Verbalizer:
             raise CheckpointError(
                 f"The vector is to be written at block {layer}, {name} has blocks 0 to {depth - 1}."
             )
+        try:
+            self.site  # noqa: B018  (It finds the block and checks it.)
+        except InjectionError as error:
+            raise CheckpointError(str(error)) from error
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         if len(prompt.ids) >= self.context:
             raise CheckpointError(
