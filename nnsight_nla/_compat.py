@@ -41,15 +41,81 @@ def has_edits(model: Any) -> bool:
     return bool(model._edits)
 
 
-def tokenized(model: Any, prompt: Any) -> list[Any] | None:
-    """Tokenize a prompt as an invoke of an nnsight model does; ``None`` if it is not a prompt."""
+def tokenized(model: Any, prompt: Any) -> list[Any]:
+    """Tokenize a prompt as an invoke of an nnsight model does, and return its rows."""
     from nnsight.modeling.processing import preprocess_invoke
 
+    return preprocess_invoke(model, prompt, {})[0]
+
+
+def padding_side(model: Any) -> str:
+    """Return the side that an nnsight model pads a batch of prompts on."""
+    feature = model.feature_extractor or model.image_processor
+    side = getattr(feature, "padding_side", None) or getattr(model.tokenizer, "padding_side", None)
+    return side or "right"
+
+
+def running_mask() -> Any:
+    """Return the attention mask of the trace that runs this code, ``[rows, seq]``.
+
+    ``None`` outside of a trace, in a batch of one row, and where the inputs are not text. The mask
+    is made again from the inputs of the invokes, since nnsight does not keep the first one.
+    """
+    from nnsight.intervention.interleaver import Mediator
+    from nnsight.modeling.processing import batch_forward
+
     try:
-        rows, _ = preprocess_invoke(model, prompt, {})
-    except (TypeError, ValueError):  # Raised by transformers if it is not text.
+        batcher = Mediator.current("attention mask").interleaver.batcher
+    except ValueError:
         return None
-    return rows
+    if batcher is None or batcher.total < 2 or not hasattr(batcher.envoy, "pipeline"):
+        return None
+    if not hasattr(batcher, "nla_mask"):
+        try:
+            _, inputs = batch_forward(batcher.envoy, batcher.invokes)
+        except (TypeError, ValueError, NotImplementedError):
+            inputs = {}
+        batcher.nla_mask = inputs.get("attention_mask")
+    return batcher.nla_mask
+
+
+def running_rows() -> tuple[int, int] | None:
+    """Return the first row and the number of rows of the invoke that runs this code."""
+    from nnsight.intervention.interleaver import Mediator
+
+    try:
+        mediator = Mediator.current("rows")
+    except ValueError:
+        return None
+    batcher = mediator.interleaver.batcher
+    if mediator.batch_group is None or batcher is None or not batcher.batching:
+        return None
+    return tuple(mediator.batch_group)
+
+
+def forward_call(bridge: Any) -> dict[str, Any] | None:
+    """Return the arguments of the running call of a `TransformerBridge`, from its frame.
+
+    A hook sees token ids, and not which of them are padding; the call was given the prompts.
+
+    Returns:
+        ``input``, ``prepend_bos`` and ``padding_side`` of ``generate``, or else of ``forward``;
+        ``None`` if neither is running.
+    """
+    import inspect
+    import sys
+
+    kind = type(bridge)
+    codes = [inspect.unwrap(each).__code__ for each in (kind.forward, kind.generate)]
+    found = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in codes and frame.f_locals.get("self") is bridge:
+            names = ("input", "prepend_bos", "padding_side")
+            found = {name: frame.f_locals.get(name) for name in names}
+            found["generates"] = frame.f_code is codes[1]
+        frame = frame.f_back
+    return found
 
 
 def drop_weights(model: Any) -> None:

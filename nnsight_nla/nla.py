@@ -26,13 +26,19 @@ from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.origin import Claims, Origin
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
-from .core.nesting import nested
 from .core.sampling import Sampling
 from .errors import CheckpointError, NLAWarning
 from .evaluation import controls as _controls
-from .explanation.arguments import batch_rows, check_sampling, check_vectors, flat_texts
+from .explanation.arguments import (
+    batch_rows,
+    check_handles,
+    check_sampling,
+    check_vectors,
+    flat_texts,
+)
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation, check_handle
+from .explanation.padding import check_padding, placed
 from .explanation.records import Capture
 from .models import hosts
 from .models import target as targets
@@ -52,6 +58,7 @@ if TYPE_CHECKING:
     from .evaluation import score as _score
     from .evaluation.reconstructor import Reconstructor
     from .evaluation.trust_labels import TrustLabeller
+    from .explanation.padding import At
     from .explanation.protocols import Target
     from .models.bridge import Hook
     from .models.memory import Placement
@@ -241,12 +248,35 @@ class NLA:
         self._memory.add_target(model)
         return envoy
 
-    def positions(self, model: Target, prompts: str | Sequence[Any]) -> list[hosts.Positions]:
-        """Return the real positions of each prompt in a padded batch; see `hosts.positions`."""
-        return targets.positions(model, prompts)
+    def positions(
+        self,
+        model: Target,
+        prompts: str | Sequence[Any],
+        *,
+        padding_side: hosts.Side | None = None,
+        prepend_bos: bool | None = None,
+    ) -> list[hosts.Positions]:
+        """Return the real positions of each prompt in a padded batch, and its tokens.
+
+        Args:
+            model: The target, an nnsight model or a `TransformerBridge`.
+            prompts: A prompt or a list of them: strings, lists of token ids, lists of messages.
+            padding_side: The side that the batch is padded on, if the call says another than the
+                tokenizer.
+            prepend_bos: For a `TransformerBridge`: as in the call; the bridge's default unless
+                given.
+
+        Raises:
+            InjectionError: One of them is not a prompt, or an option does not fit.
+        """
+        return targets.positions(model, prompts, padding_side=padding_side, prepend_bos=prepend_bos)
 
     def hook(
-        self, bridge: TransformerBridge, *, positions: Literal["last", "all"] = "last"
+        self,
+        bridge: TransformerBridge,
+        *,
+        positions: Literal["last", "all"] = "last",
+        at: At | None = None,
     ) -> Hook:
         """Return a TransformerLens hook that explains residuals, in batches and in generations.
 
@@ -257,6 +287,8 @@ class NLA:
             bridge: The target.
             positions: ``"last"`` for each prompt's last token (in a generation, each new one), or
                 ``"all"``.
+            at: ``nla.positions(bridge, prompts)``; needed only if the call is given token ids whose
+                pad token is also part of a text.
 
         Raises:
             InjectionError: `bridge` cannot be read by this NLA; see `layer`.
@@ -265,7 +297,7 @@ class NLA:
 
         check_bridge(bridge)
         self.layer(bridge)
-        return Hook(self.explain, bridge, self.checkpoint.layer, positions)
+        return Hook(self.explain, bridge, self.checkpoint.layer, positions, at)
 
     def read(
         self,
@@ -319,6 +351,7 @@ class NLA:
         sampling: Sampling | None = None,
         origin: Origin | None = None,
         claims: Claims = "check",
+        at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read.
 
@@ -338,24 +371,40 @@ class NLA:
                 ``Origin(model=, layer=, norm=, kind=)``. It is compared with the checkpoint, and
                 travels with the handle.
             claims: ``"ignore"`` explains vectors of another origin; `warnings` then say so.
+            at: What ``nla.positions(model, prompts)`` returns, for vectors ``[prompts, seq,
+                d_model]``: only the real tokens are explained, and `tokens` and `positions` are
+                filled in.
 
         Returns:
-            A handle of shape ``vectors.shape[:-1]``.
+            A handle of shape ``vectors.shape[:-1]``; with `at` a ragged one, of each prompt's
+            tokens.
 
         Raises:
-            InjectionError: `vectors` is not a floating-point tensor, has another width, or is of
-                another origin than the verbalizer reads.
+            InjectionError: `vectors` is not a floating-point tensor, has another width, is of
+                another origin than the verbalizer reads, or does not fit `at`.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
+
+        Warns:
+            NLAWarning: Vectors were read at padding, in a trace.
         """
         check_vectors(vectors, self.checkpoint.d_model)
-        shape = tuple(vectors.shape[:-1])
+        options: CaptureOptions = {
+            "samples": samples,
+            "sampling": sampling,
+            "origin": origin,
+            "claims": claims,
+            "kind": "direction" if isinstance(vectors, wire.Direction) else None,
+        }
         fake = _compat.is_fake(vectors)
+        if at is not None:
+            found = placed(vectors, at, tokens, positions)
+            vectors, tokens, positions = found.vectors, found.tokens, found.positions
+            options["lengths"] = found.lengths
+        elif not fake:
+            options["padding"] = check_padding(vectors)
+        shape = tuple(vectors.shape[:-1])
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
-        capture = self.capture(
-            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling,
-            origin=origin, claims=claims,
-            kind="direction" if isinstance(vectors, wire.Direction) else None,
-        )  # fmt: skip
+        capture = self.capture(flat, shape, tokens=tokens, positions=positions, **options)
         return Explanation.of(capture, shape)
 
     def explain_nothing(self) -> Explanation:
@@ -368,13 +417,13 @@ class NLA:
         """Verbalize all pending handles, or only these.
 
         Raises:
-            VerbalizationError: Generating failed; rows without a text stay pending.
+            VerbalizationError: Generating failed, and rows without a text stay pending; or one of
+                `handles` is no handle.
         """
         if handles is None:
             self.queue.resolve([])
         else:
-            only = [handles] if isinstance(handles, Explanation) else list(handles)
-            self.queue.resolve_only(only)
+            self.queue.resolve_only(check_handles(handles))
 
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
@@ -465,7 +514,7 @@ class NLA:
             return cast("Nested[Trust]", explanation.trust)
         explanation.extracted()  # Generates what is pending.
         labels = cast("TrustLabeller", self.labeller).measure(explanation.capture, explanation.rows)
-        return nested([labels[row] for row in explanation.rows], explanation.shape)
+        return explanation.shaped([labels[row] for row in explanation.rows])
 
     def claims(
         self,

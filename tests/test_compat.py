@@ -43,7 +43,23 @@ class TestNnsight:
     def test_tokenized(self, target):
         (row,) = _compat.tokenized(target, PROMPT)
         assert row["input_ids"].flatten().tolist() == target.tokenizer(PROMPT)["input_ids"]
-        assert _compat.tokenized(target, object()) is None
+
+    def test_padding_side(self, target):
+        assert _compat.padding_side(target) == "left"
+        target.tokenizer.padding_side = "right"
+        assert _compat.padding_side(target) == "right"
+
+    def test_running_mask_and_rows(self, target):
+        assert _compat.running_mask() is None
+        assert _compat.running_rows() is None
+        with target.trace() as tracer:
+            with tracer.invoke("People in Paris speak"):
+                found = nnsight.save([_compat.running_mask(), _compat.running_rows()])
+            with tracer.invoke(["People", "People in"]):
+                second = nnsight.save([_compat.running_rows()])
+        assert found[0].sum(dim=1).tolist() == [4, 1, 2], "the batcher's invokes are elsewhere"
+        assert found[0][1].tolist() == [0, 0, 0, 1]
+        assert (found[1], second[0]) == ((0, 1), (1, 2)), "Mediator.batch_group is gone"
 
     def test_drop_weights_and_replace_module(self, target):
         envoy, before = target.model.layers[0], _compat.module_of(target)

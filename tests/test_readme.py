@@ -1,10 +1,14 @@
 """What the README says is true: its commands, figures, file tree and runnable examples."""
 
 import re
+import warnings
 from pathlib import Path
 
+import nnsight
 import pytest
+import torch
 
+import nnsight_nla
 from nnsight_nla import tiny
 from tutorials.recipes.tiny.tables import markdown
 
@@ -48,6 +52,41 @@ def test_the_embedded_examples_print_what_they_say(block, capsys, tmp_path):
     script.write_text(block, "utf-8")
     exec(compile(block, str(script), "exec"), {})
     assert capsys.readouterr().out.strip() == expected
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """The embedded pair under every name of a model, and a host that answers."""
+
+    class Target(nnsight.TransformersModel):
+        def __init__(self, name, *, task, **options):
+            super().__init__(str(tiny.paths()["target"]), task=task, dtype=torch.float32)
+
+    class Pair(nnsight_nla.NLA):
+        def __init__(self, name, *, peft=None, remote=False, **options):
+            super().__init__(tiny.paths()["av"], dtype=torch.float32)
+
+    monkeypatch.setattr(nnsight, "TransformersModel", Target)
+    monkeypatch.setattr(nnsight_nla, "NLA", Pair)
+    monkeypatch.setattr(nnsight, "status", lambda raw: {"deployments": {}})
+
+
+def test_the_other_blocks_run_in_their_order(stand_ins, tmp_path, monkeypatch, capsys):
+    """With what the blocks before it defined; remote requests run on this machine."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    others = [block for block in BLOCKS if block not in EXAMPLES]
+    assert len(others) == 5
+    for number, block in enumerate(others):
+        script = tmp_path / f"block_{number}.py"
+        script.write_text(block.replace(", remote=True):", "):"), "utf-8")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The verbalizer was trained on")
+            exec(compile(script.read_text("utf-8"), str(script), "exec"), scope)
+    assert "<title>" in (tmp_path / "paris.html").read_text("utf-8")
 
 
 def test_all_examples_are_run():

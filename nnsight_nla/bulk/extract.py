@@ -116,12 +116,10 @@ def extract(
     columns = schema(checkpoint.d_model, splits=bool(shares))
 
     def finish(found: Sequence[ItemResiduals]) -> pa.Table:
-        made = [
-            row
-            for each in found
-            for row in _rows(each, checkpoint.layer, split_of(each.item.doc_id))
-        ]
-        return records.to_table(made, columns)
+        # Each row has the text up to it, so only one document's rows are held as Python strings.
+        parts = (_rows(each, checkpoint.layer, split_of(each.item.doc_id)) for each in found)
+        tables = [records.to_table(part, columns) for part in parts]
+        return pa.concat_tables(tables or [records.to_table([], columns)])
 
     job = Job(
         "extracting",

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..checkpoint.reply import OPEN, extract
+from ..core.numeric import is_int
 from ..errors import NLAError
 from ..models.fingerprint import Unchanged, fingerprint_file
 from ..storage.atomic import atomic_file
@@ -86,6 +87,8 @@ def label(
     """
     source, output = Path(source).expanduser(), Path(output).expanduser()
     rows = _open_rows(source)
+    if not is_int(workers, 1):
+        raise NLAError(f"workers={workers!r}: expected a whole number from 1.")
     from_file = isinstance(by, str | Path)
     labeller = _labels_of(Path(by)) if from_file else by
     kept = [

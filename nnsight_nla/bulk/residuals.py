@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 
@@ -32,6 +32,31 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 8192
 """The most tokens, padding included, in one forward pass."""
 _Document = tuple[Item, TokenizedText, list[int]]
+
+
+@dataclass(frozen=True)
+class Prefixes(Sequence["str | None"]):
+    """The text up to each of several places in it, cut when it is asked for.
+
+    All of them at once would take memory that grows with the square of the text's length.
+    """
+
+    text: str
+    """The whole text."""
+    ends: tuple[int, ...]
+    """The number of characters up to each place."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Prefixes: ...
+    def __getitem__(self, place: int | slice) -> str | Prefixes:
+        if isinstance(place, slice):
+            return Prefixes(self.text, self.ends[place])
+        return self.text[: self.ends[place]]
 
 
 @dataclass(frozen=True)
@@ -123,7 +148,7 @@ class ResidualReader:
             split = vectors.split([len(positions) for _, _, positions in batch])
             for (item, text, positions), mine in zip(batch, split, strict=True):
                 tokens = [text.tokens[position] for position in positions]
-                read = [text.text[: text.ends[position]] for position in positions]
+                read = Prefixes(text.text, tuple(text.ends[position] for position in positions))
                 found[item.row] = ItemResiduals(item, positions, tokens, read, mine.clone())
         return [found[item.row] for item in items]
 

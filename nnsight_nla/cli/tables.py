@@ -54,7 +54,8 @@ def explanation_table(thoughts: Explanation) -> Table:
     labels = [record["trust"] for record in records]
     columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
     over = [Baseline(**label["baseline"]) for label in labels if label and label["baseline"]]
-    table = Table(*columns, caption=f"FVE over {over[0]}" if over else None, caption_justify="left")
+    caption = Text(f"FVE over {over[0]}") if over else None
+    table = Table(*columns, caption=caption, caption_justify="left")
     for record, label in zip(records, labels, strict=True):
         table.add_row(
             str(record["position"]),

@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from html import escape
 from typing import Literal
 
-from ..view.escaping import readable
+from ..view.escaping import Html, html, readable
 
 _WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 _LONGEST = 4000
@@ -56,13 +55,15 @@ class Difference:
         """The diff in reading order; a removed run comes before the run that was added for it."""
         return _spans(self.before or "", self.after or "")
 
-    def to_html(self) -> str:
+    def to_html(self) -> Html:
         """Return the diff as HTML: removed words struck, added words marked, all text escaped."""
         if self.before is None or self.after is None:
-            return f"<em>{escape(self.error or 'no text')}</em>"
-        return " ".join(
-            _MARKS[kind].format(escape(readable(text, _LONGEST)).replace("\n", "<br>"))
-            for kind, text in self.spans
+            return Html(f"<em>{html(self.error or 'no text')}</em>")
+        return Html(
+            " ".join(
+                _MARKS[kind].format(html(readable(text, _LONGEST)).replace("\n", "<br>"))
+                for kind, text in self.spans
+            )
         )
 
     _repr_html_ = to_html

@@ -120,9 +120,15 @@ class Target:
         """Check that `model` is one that the experiments can run.
 
         Raises:
+            ExperimentError: `nla` is no NLA.
             InjectionError: It is not, or the verbalizer reads another model.
             NLAError: It cannot run remotely.
         """
+        if not hasattr(nla, "explain") or not hasattr(nla, "layer"):
+            raise ExperimentError(
+                f"The second argument is {type(nla).__name__} {str(nla)[:40]!r}: expected the NLA "
+                "that explains the residuals, such as NLA(av)."
+            )
         layer = nla.layer(model)
         return Target(interface_of(model, remote=remote), layer, int(nla.checkpoint.layer))
 

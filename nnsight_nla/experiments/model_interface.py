@@ -28,8 +28,9 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
-from ..errors import InjectionError
+from ..errors import ExperimentError, InjectionError
 from ..models import bridge, hosts, weights
+from ..models import target as targets
 from ..remote.ndif import send
 from .edits import answers, perform
 
@@ -129,7 +130,7 @@ class EnvoyInterface:
 
     def positions(self, prompt: Any) -> hosts.Positions:
         """Return the ids and tokens of one prompt."""
-        return hosts.positions(self._model, [prompt])[0]
+        return _tokenized(self._model, prompt)
 
     def place(self, site: SiteName, layer: int) -> tuple[Any, int | None]:
         """Return the envoy of a site, and its width where that is known."""
@@ -198,8 +199,8 @@ class BridgeInterface:
         self._model = model
 
     def positions(self, prompt: Any) -> hosts.Positions:
-        """Return the ids and tokens of one prompt, as the bridge itself makes them."""
-        return bridge.positions(self._model, [prompt])[0]
+        """Return the ids and tokens of one prompt, the same as for an nnsight model."""
+        return _tokenized(self._model, prompt)
 
     def place(self, site: SiteName, layer: int) -> tuple[Any, int | None]:
         """Return the hook point of a site, and its width."""
@@ -269,6 +270,23 @@ class _Passing:
     @output.setter
     def output(self, value: Tensor) -> None:
         self._value, self.written = value, True
+
+
+def _tokenized(model: Any, prompt: Any) -> hosts.Positions:
+    """Return the ids and tokens of one prompt that `model` can run.
+
+    Raises:
+        ExperimentError: It has no tokens.
+        InjectionError: It is not one prompt, or longer than the model can run.
+    """
+    advice = "An experiment takes one prompt; patch takes a clean and a corrupt one."
+    found = targets.tokenized(model, prompt, advice=advice)
+    if not found.ids:
+        raise ExperimentError(
+            f"The prompt {prompt!r} has no tokens, so there is no position to intervene at."
+        )
+    targets.check_length(model, len(found.ids), stacklevel=6)
+    return found
 
 
 def _trace(

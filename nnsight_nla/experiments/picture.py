@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExperimentError
-from ..view.escaping import readable, visible
+from ..view.escaping import Html, html, readable, visible
 from ..view.figure import INK, TEMPLATE
 from ..view.table import chip, table
 from .records import REACHES, Header, Outcome, Texts
@@ -133,7 +132,7 @@ def curves(
         figure.add_scatter(
             x=[row["dose"] for row, _ in line],
             y=[row["effect"] if value == "effect" else each.change for row, each in line],
-            name=escape(name),
+            name=html(name),
             mode="lines+markers",
             line={"color": INK, "dash": "dot"} if random else {},
             marker={"size": 9, "symbol": symbols},
@@ -154,7 +153,7 @@ def curves(
     return figure
 
 
-def html(
+def summary(
     header: Header,
     runs: Mapping[str, Outcome],
     texts: Texts,
@@ -173,8 +172,8 @@ def html(
         count: How many rows there are.
     """
     lines = [
-        f"{_LINE}<b>{header.experiment}</b> of {escape(header.target)}: {done}; metric "
-        f"{escape(header.metric)}; explained: the output of block {header.k}</div>",
+        f"{_LINE}<b>{html(header.experiment)}</b> of {html(header.target)}: {html(done)}; metric "
+        f"{html(header.metric)}; explained: the output of block {html(header.k)}</div>",
         table(
             ("run", "metric", "answer", "explanation"),
             [
@@ -186,12 +185,12 @@ def html(
             ("where", "effect", "answer", "explanation, before to after"),
             [
                 [
-                    escape(_name(row)),
+                    _name(row),
                     _number(row["effect"]),
                     chip(row["answer"]),
                     difference.to_html()
                     if row["reach"] == REACHES
-                    else f"<em>{escape(row['reach'])}</em>",
+                    else Html(f"<em>{html(row['reach'])}</em>"),
                 ]
                 for row, difference in largest
             ],
@@ -211,13 +210,13 @@ def _check(value: str) -> None:
 
 def _unit(header: Header) -> str:
     patch = header.experiment == "patch"
-    return "effect (corrupt 0, clean 1)" if patch else f"change of {header.metric}"
+    return html("effect (corrupt 0, clean 1)" if patch else f"change of {header.metric}")
 
 
 def _title(header: Header, rows: Sequence[Row]) -> str:
     at = ", ".join(dict.fromkeys(visible(row["explained_token"]) for row in rows))
     where = f"explained at block {header.k}" + (f", {at}" if len(at) < 40 else "")
-    return f"{header.experiment}: {escape(header.metric)}; {escape(where)}"
+    return html(f"{header.experiment}: {header.metric}; {where}")
 
 
 def _first_of_each_cell(
@@ -240,7 +239,8 @@ def _mark(row: Row) -> str:
 
 
 def _upwards(row: Row) -> str:
-    return f"{row['layer']}" if row["head"] is None else f"{row['layer']}.{row['head']}"
+    head = "" if row["head"] is None else f".{row['head']}"
+    return html(f"{row['layer']}{head}")
 
 
 def _upwards_order(row: Row) -> tuple[int, int]:
@@ -251,7 +251,7 @@ def _across(row: Row) -> str:
     place = "every" if row["position"] is None else f"{row['position']} {visible(row['token'])}"
     dose = "" if row["dose"] is None else f" × {row['dose']:g}"
     control = f" ({row['kind']})" if row["kind"].startswith("random") else ""
-    return f"{escape(place)}{dose}{control}"
+    return html(f"{place}{dose}{control}")
 
 
 def _across_order(row: Row) -> tuple[Any, ...]:
@@ -273,26 +273,27 @@ def _place(row: Row) -> str:
 
 def _hover(row: Row, difference: Difference) -> str:
     lines = [
-        f"<b>{escape(_name(row))}</b>",
-        f"effect {_number(row['effect'])}, predicts {escape(visible(row['answer']))}",
+        f"<b>{html(_name(row))}</b>",
+        f"effect {_number(row['effect'])}, predicts {html(visible(row['answer']))}",
     ]
     if row["reach"] != REACHES:
-        return "<br>".join([*lines, f"explanation: {row['reach']}"])
+        return "<br>".join([*lines, html(f"explanation: {row['reach']}")])
     if row["error"]:
-        return "<br>".join([*lines, escape(row["error"])])
+        return "<br>".join([*lines, html(row["error"])])
     for name in ("before", "after"):
         shown = readable(row[name], _LONGEST).splitlines()
         text = (each for line in shown for each in wrap(line, 70))
-        lines.append(f"<i>{name}</i><br>" + "<br>".join(map(escape, text)))
+        lines.append(f"<i>{name}</i><br>" + "<br>".join(map(html, text)))
     if difference.cosine is not None:
         lines.append(f"cosine {difference.cosine:.3f}, words changed {difference.change:.0%}")
     return "<br>".join(lines)
 
 
-def _texts(texts: Texts, run: Outcome) -> str:
+def _texts(texts: Texts, run: Outcome) -> Html:
     said = [texts.of(vector) for vector in list(run.residuals.values())[:3]]
     shown = [each.text or f"[this vector {each.error}]" for each in said]
-    return "<hr>".join(escape(readable(text, _LONGEST)).replace("\n", "<br>") for text in shown)
+    lines = (html(readable(text, _LONGEST)).replace("\n", "<br>") for text in shown)
+    return Html("<hr>".join(lines))
 
 
 def _number(value: float | None) -> str:

@@ -72,7 +72,12 @@ def pairs(
     Raises:
         ExperimentError: A position is out of range, or has no counterpart.
     """
-    if positions == "aligned":
+    if isinstance(positions, str) and positions == "aligned":
+        if not alignment.source:
+            raise ExperimentError(
+                'positions="aligned": the two prompts share no token at either end. Pair tokens '
+                "yourself: positions=[(clean, corrupt), ...]."
+            )
         return [(source, position) for position, source in sorted(alignment.source.items())]
     chosen = listed(positions, len(corrupt), also=("aligned",), pairs=True)
     found: dict[tuple[int, int], None] = {}
@@ -96,6 +101,8 @@ def listed(
     """
     words = ", ".join(repr(word) for word in ("all", *also))
     expected = f"Expected a position, a list of them, or {words}"
+    if isinstance(positions, str) and positions == "last":
+        expected += ". The last token is positions=-1"
     if isinstance(positions, str):
         if positions != "all":
             raise ExperimentError(f"positions={positions!r}. {expected}.")
@@ -159,10 +166,18 @@ def _unaligned(
 ) -> str:
     ours = [clean[i] for i in alignment.clean]
     theirs = [corrupt[i] for i in alignment.corrupt]
-    return (
+    said = (
         f"Position {position} ({corrupt[position]!r}) has no counterpart: the clean prompt has "
         f"{ours} where the corrupt one has {theirs}, and no token of these corresponds to another. "
-        f'Write positions="aligned" for the {len(alignment.source)} shared ones, or pair them '
-        f"yourself: positions=[(clean, corrupt), ...] such as ({alignment.clean.stop - 1}, "
+    )
+    shared = (
+        f'Write positions="aligned" for the {len(alignment.source)} shared ones, or pair'
+        if alignment.source
+        else "The two prompts share no token at either end. Pair"
+    )
+    # A pair of tokens that do not correspond: of the clean ones, the last there is.
+    source = alignment.clean.stop - 1 if alignment.clean else max(0, alignment.clean.start - 1)
+    return (
+        f"{said}{shared} tokens yourself: positions=[(clean, corrupt), ...] such as ({source}, "
         f"{alignment.corrupt.stop - 1})."
     )

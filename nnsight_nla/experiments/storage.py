@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.numeric import is_int, is_real
 from ..errors import ExperimentError
 from ..storage.atomic import atomic_file
 from .records import NOT_EXPLAINED, Cell, Header, Outcome, Said, Texts, effect
@@ -71,16 +72,32 @@ def read(
     metadata = (table.schema.metadata or {}).get(FORMAT.encode())
     if metadata is None:
         raise ExperimentError(f"{path}: a parquet file, but not one that sweep.to_parquet() wrote.")
-    about: dict[str, Any] = json.loads(metadata)
-    if about["version"] > VERSION:
+    try:
+        about: dict[str, Any] = json.loads(metadata)
+        version = about["version"]
+        if is_int(version) and version > VERSION:
+            raise ExperimentError(
+                f"{path}: a sweep of format {version}, this package reads up to {VERSION}. "
+                "Use a later nnsight_nla."
+            )
+        columns = _schema()
+        return _sweep(about, table.select(columns.names).cast(columns))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ExperimentError(
-            f"{path}: a sweep of format {about['version']}, this package reads up to {VERSION}. "
-            "Use a later nnsight_nla."
-        )
+            f"{path}: not as sweep.to_parquet() writes it ({str(error)[:100]})."
+        ) from error
+
+
+def _sweep(
+    about: dict[str, Any], table: Any
+) -> tuple[Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts]:
+    """Read the description and the rows of a file, which somebody else may have written."""
     given: dict[str, Any] = about["header"]
     given["tokens"] = {name: tuple(tokens) for name, tokens in given["tokens"].items()}
     given["positions"] = tuple(given["positions"])
+    header = Header(**given)
     cells = [Cell(**each) for each in about["cells"]]
+    _check_types(header, cells)
     texts = Texts([], None)
     runs: dict[str, Outcome] = {}
     outcomes: dict[Cell, Outcome] = {}
@@ -97,7 +114,38 @@ def read(
             vector = torch.tensor(row["vector"], dtype=torch.float32)
             vectors[row["explained_at"]] = vector
             texts.learn(vector, Said(row["text"], row["error"], tuple(row["warnings"])))
-    return Header(**given), cells, runs, outcomes, texts
+    if header.baseline not in runs:
+        raise LookupError(f"it has no run {header.baseline!r}")
+    return header, cells, runs, outcomes, texts
+
+
+def _check_types(header: Header, cells: Sequence[Cell]) -> None:
+    """Check the fields that JSON holds, since every view of a sweep relies on their types.
+
+    Raises:
+        TypeError: A field has another type.
+    """
+    for name in ("experiment", "target", "metric"):
+        _check(name, getattr(header, name), isinstance(getattr(header, name), str))
+    _check("k", header.k, is_int(header.k, 0))
+    _check("own", header.own, isinstance(header.own, bool))
+    _check("positions", header.positions, all(map(is_int, header.positions)))
+    words = [word for each in header.tokens.values() for word in each]
+    _check("tokens", words, all(isinstance(word, str) for word in words))
+    _check("settings", header.settings, isinstance(header.settings, dict))
+    for cell in cells:
+        for name in ("site", "kind"):
+            _check(name, getattr(cell, name), isinstance(getattr(cell, name), str))
+        _check("layer", cell.layer, is_int(cell.layer, 0))
+        for name in ("head", "position", "source"):
+            value = getattr(cell, name)
+            _check(name, value, value is None or is_int(value, 0))
+        _check("dose", cell.dose, cell.dose is None or is_real(cell.dose))
+
+
+def _check(name: str, value: object, good: bool) -> None:
+    if not good:
+        raise TypeError(f"its {name} is {repr(value)[:60]}")
 
 
 def _records(

@@ -287,7 +287,7 @@ class Sweep:
         top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
         largest = list(zip(top, self.compared(top, distances=False), strict=True))
         done = f"{len(self.outcomes)} of {len(self.cells)} cells"
-        return picture.html(self.header, self.runs, self.texts, done, largest, len(rows))
+        return picture.summary(self.header, self.runs, self.texts, done, largest, len(rows))
 
 
 def _angles(pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[float | None]:

@@ -6,9 +6,10 @@ infinite) is checked later, by `core.injection.unusable`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +27,7 @@ def check_vectors(vectors: object, d_model: int) -> None:
     """
     expected = f"Expected a floating-point tensor of shape [..., {d_model}]"
     if not isinstance(vectors, Tensor):
-        raise InjectionError(
-            f"{expected}, got {type(vectors).__name__} {shown(vectors)}. In a trace: "
-            "nla.explain(nla.layer(model).output[:, -1])."
-        )
+        raise InjectionError(f"{expected}, got {_what(vectors)}. {_instead(vectors)}")
     if not vectors.is_floating_point():
         raise InjectionError(
             f"{expected}, got {vectors.dtype}. Pass residuals, not token ids: "
@@ -47,6 +45,50 @@ def check_vectors(vectors: object, d_model: int) -> None:
             f"{expected}, got a tensor on the meta device, which has no values. Load the weights "
             "first."
         )
+
+
+def _what(value: object) -> str:
+    """Return the type of what is no tensor, and its shape or its beginning."""
+    kind = type(value).__name__
+    if isinstance(value, list | tuple):
+        inside = sorted({type(each).__name__ for each in cast("Sequence[object]", value)})
+        return f"a {kind} of {len(value)} {' and '.join(inside) or 'elements'}"
+    shape = getattr(value, "shape", None)
+    return f"{kind} {list(shape)}" if isinstance(shape, tuple) else f"{kind} {str(value)[:40]!r}"
+
+
+def _instead(value: object) -> str:
+    """Return what to type for vectors that are no tensor."""
+    if isinstance(value, np.ndarray):
+        return "Convert it: torch.from_numpy(vectors).float()."
+    if isinstance(value, list | tuple) and value:
+        if all(isinstance(each, Tensor) for each in cast("Sequence[object]", value)):
+            return "Put them in one tensor: torch.stack(vectors)."
+        if all(isinstance(each, np.ndarray) for each in cast("Sequence[object]", value)):
+            return "Put them in one tensor: torch.from_numpy(np.stack(vectors)).float()."
+        return "Convert it: torch.tensor(vectors)."
+    if hasattr(value, "to_numpy"):
+        return "Convert it: torch.tensor(np.stack(vectors.to_numpy())).float()."
+    return "In a trace: nla.explain(nla.layer(model).output[:, -1])."
+
+
+def check_handles(handles: object) -> list[Any]:
+    """Check that `handles` is what ``nla.explain()`` returns, or several of these.
+
+    Raises:
+        VerbalizationError: It is something else.
+    """
+    one = hasattr(handles, "capture")
+    several = isinstance(handles, Iterable) and not isinstance(handles, str | bytes | Mapping)
+    found: list[Any] = [handles] if one else list(cast("Any", handles)) if several else []
+    bad = [each for each in found if not hasattr(each, "capture")]
+    if bad or not (one or several):
+        wrong = bad[0] if bad else handles
+        raise VerbalizationError(
+            f"Expected the handle that nla.explain() returns, or several, got "
+            f"{type(wrong).__name__} {str(wrong)[:40]!r}. For all that are pending: nla.resolve()."
+        )
+    return found
 
 
 def check_sampling(given: object) -> Sampling | None:

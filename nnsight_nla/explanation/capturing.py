@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
+import numbers
 from typing import Any, TypedDict
 
 import numpy as np
@@ -34,6 +34,10 @@ class CaptureOptions(TypedDict, total=False):
     """Whether vectors of another origin are refused."""
     kind: Kind | None
     """What the vectors are, where their type says so."""
+    lengths: tuple[int, ...] | None
+    """The number of vectors of each prompt, where they are unequal."""
+    padding: frozenset[int]
+    """The vectors that were read at padding."""
 
 
 def captured(
@@ -52,6 +56,8 @@ def captured(
     claims: Claims = "check",
     kind: Kind | None = None,
     checkpoint: Checkpoint | None = None,
+    lengths: tuple[int, ...] | None = None,
+    padding: frozenset[int] = frozenset(),
 ) -> Capture:
     """Check the options of one ``explain()`` call and record its vectors.
 
@@ -70,6 +76,8 @@ def captured(
         claims: As for `CaptureOptions`.
         kind: As for `CaptureOptions`.
         checkpoint: The verbalizer's, with which `origin` is compared.
+        lengths: As for `CaptureOptions`.
+        padding: As for `CaptureOptions`.
 
     Raises:
         VerbalizationError: `samples`, `tokens` or `positions` do not fit.
@@ -86,11 +94,10 @@ def captured(
     samples = count_samples(samples, chosen)
     words = provenance(tokens, shape, "tokens")
     if words is not None:
-        words = [
-            each if isinstance(each, str) else tokenizer.decode([_integer(each, "tokens")])
-            for each in words
-        ]
-    numbers = provenance(positions, shape, "positions")
+        words = [_word(each, tokenizer) for each in words]
+    places = provenance(positions, shape, "positions")
+    if places is not None:
+        places = [_number(each) for each in places]
     return Capture(
         queue,
         flat,
@@ -98,12 +105,46 @@ def captured(
         samples,
         chosen,
         tokens=words,
-        positions=None if numbers is None else [_integer(each, "positions") for each in numbers],
+        positions=places,
         width=shape[-1] if shape else 1,
+        lengths=None if lengths is None else tuple(lengths),
+        padding=padding,
         origin=said.completed(expected),
         ignored=tuple(ignored),
         labeller=labeller,
     )
+
+
+def _word(value: Any, tokenizer: Any) -> str:
+    """Return a token as text.
+
+    Raises:
+        VerbalizationError: It is neither a text nor a token id.
+    """
+    if isinstance(value, str):
+        return value
+    ids = len(tokenizer)
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= value < ids:
+        raise VerbalizationError(
+            f"tokens: {value!r} is neither a text nor a token id, 0 to {ids - 1}. Pass the tokens "
+            "that the vectors were read at: model.tokenizer.tokenize(text), or their ids."
+        )
+    return tokenizer.decode([int(value)])
+
+
+def _number(value: Any) -> int:
+    """Return a position.
+
+    Raises:
+        VerbalizationError: It is not a whole number.
+    """
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value // 1
+    if not whole:
+        raise VerbalizationError(
+            f"positions: {value!r} is not a position. Pass whole numbers, counted from 0 at the "
+            "prompt's first token (the last of n tokens is n - 1)."
+        )
+    return int(value)
 
 
 def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | None:
@@ -133,11 +174,3 @@ def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | No
             f"Pass {name} of that shape, one per vector."
         )
     return list(array.flat)
-
-
-def _integer(value: Any, name: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        texts = "strings or token ids" if name == "tokens" else "whole numbers"
-        raise VerbalizationError(f"{name} has {shown(value)} in it: expected {texts}.") from None

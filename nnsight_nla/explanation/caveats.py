@@ -58,6 +58,9 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
         said.append(kind_note(str(capture.origin.kind)))
     for row in rows:
         found[row].extend(said)
+    for row in rows:
+        if row in capture.padding:
+            found[row].append("read at padding, not at a token of a prompt")
     if texts and all(re.search(_CJK, text) for each in texts.values() for text in each):
         for row in rows:
             found[row].append(
@@ -75,9 +78,10 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
             if row in found:
                 found[row].append(sentence)
     for row in rows:
-        context = _context(capture, row)
+        quotes = _quotes(texts[row])
+        context = _context(capture, row) if quotes else None
         if context is not None:
-            for quote in _quotes(texts[row]):
+            for quote in quotes:
                 if _plain(quote) not in context:
                     found[row].append(
                         f"quotes {quote!r}, which is not in the text up to this token"
@@ -93,12 +97,8 @@ def _outliers(capture: Capture) -> dict[int, str]:
         return {}
     norms = capture.vectors.float().norm(dim=-1).tolist()
     found: dict[int, str] = {}
-    for start in range(0, capture.count, max(capture.width, 1)):
-        prompt = {
-            row: norm
-            for row, norm in enumerate(norms[start : start + capture.width], start)
-            if math.isfinite(norm)
-        }
+    for rows in capture.prompts():
+        prompt = {row: norms[row] for row in rows if math.isfinite(norms[row])}
         if len(prompt) < _FEWEST_ROWS:
             continue
         middle = median(prompt.values())
@@ -112,7 +112,7 @@ def _context(capture: Capture, row: int) -> str | None:
     """Return the text up to and including `row`; ``None`` unless the capture has all its tokens."""
     if capture.tokens is None or capture.positions is None:
         return None
-    start = row - row % capture.width
+    start = next(rows.start for rows in capture.prompts() if row in rows)
     if capture.positions[start : row + 1] != list(range(row - start + 1)):
         return None
     text = "".join(capture.tokens[start : row + 1])

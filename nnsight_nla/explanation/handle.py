@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..checkpoint.reply import snippets
 from ..core.nesting import nested
+from ..core.ragged import ranges
 from ..core.trust import Trust
 from ..errors import InjectionError, NLAError, VerbalizationError, shown
 from .caveats import caveats
@@ -51,12 +52,19 @@ class Explanation:
 
     `shape` is the vectors' shape without ``d_model``; indexing, ``len`` and iteration work as on a
     tensor. Every attribute is one value for a scalar handle, otherwise nested lists of that shape.
+
+    The handle of ``explain(output, at=positions)`` is *ragged*: its elements are the prompts, of
+    `lengths` tokens each, and every attribute is a list per prompt. Its `shape` and `vectors` are
+    those of all tokens in one row.
     """
 
-    def __init__(self, capture: Capture, rows: np.ndarray) -> None:
+    def __init__(
+        self, capture: Capture, rows: np.ndarray, lengths: Sequence[int] | None = None
+    ) -> None:
         """View rows of a capture; ``nla.explain`` makes handles, users do not."""
         self._capture = capture
         self._rows = rows
+        self._lengths = None if lengths is None else tuple(lengths)
         if capture.vectors is not None:
             capture.queue.add(self)
         _keep(self)
@@ -64,7 +72,7 @@ class Explanation:
     @classmethod
     def of(cls, capture: Capture, shape: tuple[int, ...]) -> Explanation:
         """Return a handle on all rows of a capture, in `shape`."""
-        return cls(capture, np.arange(math.prod(shape)).reshape(shape))
+        return cls(capture, np.arange(math.prod(shape)).reshape(shape), capture.lengths)
 
     @property
     def capture(self) -> Capture:
@@ -80,6 +88,11 @@ class Explanation:
     def shape(self) -> tuple[int, ...]:
         """The shape of the batch, ``vectors.shape[:-1]``."""
         return tuple(self._rows.shape)
+
+    @property
+    def lengths(self) -> tuple[int, ...] | None:
+        """The number of tokens of each prompt, in a ragged handle; otherwise ``None``."""
+        return self._lengths
 
     @property
     def resolved(self) -> bool:
@@ -161,11 +174,8 @@ class Explanation:
     def errors(self) -> dict[tuple[int, ...], str]:
         """The index of each row that cannot have a text, with the reason."""
         self._resolve()
-        return {
-            tuple(map(int, index)): self._capture.errors[int(row)]
-            for index, row in np.ndenumerate(self._rows)
-            if int(row) in self._capture.errors
-        }
+        errors = self._capture.errors
+        return {index: errors[row] for index, row in self._indexed() if row in errors}
 
     @property
     def warnings(self) -> Nested[tuple[str, ...]]:
@@ -243,13 +253,12 @@ class Explanation:
         norms = self._norms()
         labels = self._labels()
         records: list[dict[str, Any]] = []
-        for index, each in np.ndenumerate(self._rows):
-            row = int(each)
+        for index, row in self._indexed():
             for sample in range(capture.samples):
                 reply = capture.replies.get((row, sample))
                 records.append(
                     {
-                        "index": list(map(int, index)),
+                        "index": list(index),
                         "token": capture.tokens[row] if capture.tokens else None,
                         "position": capture.positions[row] if capture.positions else None,
                         "sample": sample,
@@ -269,9 +278,26 @@ class Explanation:
 
     def __getitem__(self, key: Any) -> Explanation:
         key = tuple(map(_index, key)) if isinstance(key, tuple) else _index(key)
-        return Explanation(self._capture, np.asarray(self._rows[key]))
+        if self._lengths is None:
+            return Explanation(self._capture, np.asarray(self._rows[key]))
+        first, *others = key if isinstance(key, tuple) else (key,)
+        prompts = np.arange(len(self._lengths))[first]
+        parts = [self._rows[list(rows)] for rows in ranges(self._lengths)]
+        if prompts.ndim == 0:
+            prompt = Explanation(self._capture, parts[prompts])
+            return prompt[tuple(others)] if others else prompt
+        if others:
+            raise IndexError(
+                f"A ragged handle has no index {key!r}: its prompts have {list(self._lengths)} "
+                "tokens. Take one prompt first: handle[0][-1]."
+            )
+        chosen = [parts[prompt] for prompt in prompts]
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *chosen])
+        return Explanation(self._capture, rows, [len(part) for part in chosen])
 
     def __len__(self) -> int:
+        if self._lengths is not None:
+            return len(self._lengths)
         if not self.shape:
             raise TypeError("len() of a 0-d explanation")
         return self.shape[0]
@@ -279,14 +305,19 @@ class Explanation:
     def __iter__(self) -> Iterator[Explanation]:
         if not self.shape:
             raise TypeError("iteration over a 0-d explanation")
-        return (self[i] for i in range(self.shape[0]))
+        return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
         if self._capture.vectors is None:
-            return f"<Explanation shape={self.shape} of fake tensors>"
+            return f"<Explanation {self._size()} of fake tensors>"
         done = sum(map(self._capture.settled, self.rows))
         state = "resolved" if done == self._rows.size else f"{self._rows.size - done} pending"
-        return f"<Explanation shape={self.shape} {state}>"
+        return f"<Explanation {self._size()} {state}>"
+
+    def _size(self) -> str:
+        if self._lengths is None:
+            return f"shape={self.shape}"
+        return f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
 
     def __str__(self) -> str:
         if self._capture.vectors is None:
@@ -301,7 +332,7 @@ class Explanation:
         return view.explanation(self._records())
 
     def __copy__(self) -> Explanation:
-        return Explanation(self._capture, self._rows)
+        return Explanation(self._capture, self._rows, self._lengths)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Explanation:
         return self.__copy__()
@@ -324,11 +355,28 @@ class Explanation:
 
     def _shaped(self, value: Callable[[int], T]) -> Nested[T]:
         """Return `value` of each row, in the handle's shape."""
-        return nested([value(row) for row in self.rows], self.shape)
+        return self.shaped([value(row) for row in self.rows])
+
+    def shaped(self, values: Sequence[T]) -> Nested[T]:
+        """Return one value for each vector, in one flat list, nested as this handle's texts are."""
+        if self._lengths is not None:
+            return [[values[row] for row in rows] for rows in ranges(self._lengths)]
+        return nested(values, self.shape)
+
+    def _indexed(self) -> list[tuple[tuple[int, ...], int]]:
+        """Return the index of each row in this handle, with its number in the capture."""
+        if self._lengths is not None:
+            parts = enumerate(ranges(self._lengths))
+            indices = [(prompt, token) for prompt, rows in parts for token in range(len(rows))]
+        else:
+            indices = [tuple(map(int, index)) for index in np.ndindex(*self.shape)]
+        return list(zip(indices, self.rows, strict=True))
 
     def _values(self, value: Callable[[int], T]) -> Nested[T]:
         """Return `value` of each row once all are verbalized; raise if a row cannot be."""
         bad = self.errors
+        if bad and not self.shape:
+            raise VerbalizationError(f"This vector {bad[()]}, so it has no text.")
         if bad:
             shown = "; ".join(f"row {_named(index)} {why}" for index, why in list(bad.items())[:5])
             more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""

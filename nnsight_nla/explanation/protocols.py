@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
-    from ..models.hosts import Positions
+    from ..models.hosts import Positions, Side
     from ..models.runtime import Runtime
     from ..models.target import Target
     from .handle import Explanation
+    from .padding import At
 
 
 class Explains(Protocol):
@@ -69,7 +70,14 @@ class Explains(Protocol):
         """Return the envoy of the residual of `model` that the verbalizer was trained on."""
         ...
 
-    def positions(self, model: Target, prompts: str | Sequence[Any]) -> list[Positions]:
+    def positions(
+        self,
+        model: Target,
+        prompts: str | Sequence[Any],
+        *,
+        padding_side: Side | None = None,
+        prepend_bos: bool | None = None,
+    ) -> list[Positions]:
         """Return the real positions of each prompt in a padded batch."""
         ...
 
@@ -83,6 +91,7 @@ class Explains(Protocol):
         sampling: Sampling | None = None,
         origin: Origin | None = None,
         claims: Claims = "check",
+        at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""
         ...

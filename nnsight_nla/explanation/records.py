@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoint.origin import Origin
 from ..checkpoint.reply import proper
+from ..core.ragged import ranges
 from ..core.sampling import Sampling
 from ..core.trust import Trust
 
@@ -138,6 +139,10 @@ class Capture:
     """The position each row was read at, if the caller said so."""
     width: int = 1
     """The length of the last axis, along which `positions` run."""
+    lengths: tuple[int, ...] | None = None
+    """The number of rows of each prompt, where they are unequal."""
+    padding: frozenset[int] = frozenset()
+    """The rows that were read at padding, as far as that is known."""
     uid: str = field(default_factory=lambda: uuid4().hex)
     """Its name in remote requests."""
     replies: dict[tuple[int, int], Reply] = field(default_factory=dict[tuple[int, int], Reply])
@@ -152,6 +157,11 @@ class Capture:
     """How that differs from what the verbalizer reads, where the caller insisted."""
     labeller: Labeller | None = None
     """Measures the trust labels; ``None`` without a reconstructor."""
+
+    def prompts(self) -> list[range]:
+        """Return the rows of each prompt, whose positions follow each other."""
+        width = max(self.width, 1)
+        return ranges(self.lengths or [width] * (self.count // width))
 
     def failure(self, row: int) -> str | None:
         """Return why a settled row has no well-formed explanation; ``None`` if it has one."""

@@ -11,6 +11,11 @@ numbers. So vectors can be read in the usual TransformerLens way, from a cache o
     bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)
     hook.explanations[0][1].text                # forward pass 0, prompt 1
 
+A bridge pads on the right by default, and may put a BOS before each prompt that its tokenizer does
+not. ``nla.positions(bridge, prompts)`` follows the bridge's defaults; give it the ``padding_side=``
+and ``prepend_bos=`` of the call, if the call had them. `NLA.read` and the experiments tokenize a
+string as its tokenizer does, which is how verbalizers are trained, and as an nnsight model does.
+
 This requires the weights as they were trained. Folded or centred weights (compatibility mode)
 give a different residual stream, on which no verbalizer was trained; such a bridge is refused.
 
@@ -20,14 +25,19 @@ This module never imports TransformerLens: if a bridge was passed, it is already
 from __future__ import annotations
 
 import sys
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from ..errors import InjectionError, NLAError
+from .. import _compat
+from ..errors import InjectionError, NLAError, NLAWarning
 from . import hosts
 from .hosts import Positions
+from .prompts import FLAT, checked, listed, rendering
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,24 +128,68 @@ def check_here(*, remote: bool) -> None:
         )
 
 
-def positions(bridge: TransformerBridge, prompts: str | Sequence[Any]) -> list[Positions]:
-    """Return the tokens of each prompt, as `bridge` itself tokenizes it.
+def positions(
+    bridge: TransformerBridge,
+    prompts: str | Sequence[Any],
+    *,
+    padding_side: hosts.Side | None = None,
+    prepend_bos: bool | None = None,
+) -> list[Positions]:
+    """Return the real tokens of each prompt, as a call of `bridge` tokenizes and pads them.
 
     Args:
         bridge: Provides the tokenizer, and decides whether BOS is added.
         prompts: A prompt or a list of them: strings, lists of token ids, lists of chat messages.
+        padding_side: As in the call; the tokenizer's unless given.
+        prepend_bos: As in the call; ``bridge.cfg.default_prepend_bos`` unless given.
 
     Raises:
-        InjectionError: One of them is not a prompt.
+        InjectionError: One of them is not a prompt, or an option does not fit.
+
+    Warns:
+        NLAWarning: The bridge adds or removes a BOS, or cuts the prompt.
     """
-    several = [prompts] if isinstance(prompts, str) else list(prompts)
-    return [span(bridge, _ids(bridge, prompt)) for prompt in several]
+    if prepend_bos is not None and not isinstance(prepend_bos, bool):
+        raise InjectionError(f"prepend_bos={prepend_bos!r}: expected True, False or None.")
+    side = hosts.checked_side(padding_side, bridge.tokenizer.padding_side or "right")
+    found: list[Positions] = []
+    for prompt in listed(prompts):
+        given = checked(prompt, int(bridge.cfg.d_vocab))
+        if isinstance(given, str):
+            ids = [int(token) for token in bridge.to_tokens(given, prepend_bos=prepend_bos)[0]]
+            whole = bridge.to_tokens(given, prepend_bos=prepend_bos, truncate=False).shape[1]
+            if whole > len(ids):
+                warnings.warn(
+                    f"{describe(bridge)} cuts a prompt of {whole:,} tokens to the {len(ids):,} of "
+                    "its context.",
+                    NLAWarning,
+                    stacklevel=4,
+                )
+            _check_bos(bridge, given, ids, stacklevel=5)
+        else:
+            ids = _ids(bridge, given)
+        found.append(replace(hosts.spelled(bridge.tokenizer, ids), side=side))
+    _check_mask(bridge, [each for each in found if each.ids], prepend_bos)
+    return found
 
 
-def span(bridge: TransformerBridge, ids: Sequence[int]) -> Positions:
-    """Return token ids, each with its text."""
-    decode = bridge.tokenizer.decode
-    return Positions(tuple(ids), tuple(decode([token]) for token in ids))
+def tokenized(bridge: TransformerBridge, prompt: Any, *, advice: str = FLAT) -> Positions:
+    """Return the tokens of one prompt as its tokenizer makes them, whatever the bridge adds.
+
+    An nnsight model reads the same tokens. For the bridge's own, pass token ids:
+    ``bridge.to_tokens(text)``.
+
+    Raises:
+        InjectionError: It is not one prompt, or the tokenizer refuses it.
+    """
+    given = checked(prompt, int(bridge.cfg.d_vocab), advice=advice)
+    ids = _published(bridge, given) if isinstance(given, str) else _ids(bridge, given)
+    return replace(hosts.spelled(bridge.tokenizer, ids), side="right")
+
+
+def context(bridge: TransformerBridge) -> tuple[int | None, bool]:
+    """Return the longest text that `bridge` was built for; see `hosts.context`."""
+    return hosts.context(cast("Any", bridge.original_model))
 
 
 def residual(bridge: TransformerBridge, ids: Sequence[int], layer: int) -> Tensor:
@@ -164,9 +218,9 @@ def continued(bridge: TransformerBridge, ids: Sequence[int], new_tokens: int) ->
 class Hook:
     """A forward hook that explains residuals: for one prompt, a batch, or a generation.
 
-    Pass ``fwd_hooks`` to ``run_with_hooks`` or ``bridge.hooks``. The hook also reads the token ids,
-    so it leaves out padding on either side, and the explanations know their tokens. The hook does
-    not change what the model computes.
+    Pass ``fwd_hooks`` to ``run_with_hooks`` or ``bridge.hooks``. The hook also reads the token ids
+    and the prompts of the running call, so it leaves out the padding, and the explanations know
+    their tokens. The hook does not change what the model computes.
     """
 
     def __init__(
@@ -175,21 +229,30 @@ class Hook:
         bridge: TransformerBridge,
         layer: int,
         positions: Literal["last", "all"] = "last",
+        at: Sequence[Positions] | None = None,
     ) -> None:
         """Create a hook; use ``nla.hook(bridge)``.
 
         Raises:
-            InjectionError: The bridge cannot be read, or `positions` is unknown.
+            InjectionError: The bridge cannot be read, or `positions` or `at` is something else.
         """
         if positions not in ("last", "all"):
             raise InjectionError(f"positions={positions!r}: expected 'last' or 'all'.")
+        at = [at] if isinstance(at, Positions) else at
+        if at is not None and not all(isinstance(each, Positions) for each in at):
+            raise InjectionError(
+                f"at={str(at)[:40]!r}: expected nla.positions(bridge, prompts), a list."
+            )
         self.explanations: list[tuple[Any, ...]] = []
         """For each forward pass, a handle per prompt: shape ``()``, or ``(tokens,)`` for "all"."""
         self._explain = explain
         self._bridge = bridge
         self._name = block(bridge, layer).name
         self._all = positions == "all"
+        self._at = at
         self._ids: Tensor | None = None
+        self._kept: list[slice] = []
+        self._last: Tensor | None = None
         self._seen: list[int] = []
 
     @property
@@ -224,9 +287,11 @@ class Hook:
             picked = rows[0] if self._all else rows[0, -1]
             self.explanations.append((self._explain(picked),))
             return value if value.ndim == 2 else None
-        stepped = ids.shape[1] == 1 and len(self._seen) == len(ids)
-        kept = [slice(0, 1)] * len(ids) if stepped else [self._real(row) for row in ids.tolist()]
-        starts = self._seen if stepped else [0] * len(ids)
+        if ids.shape[1] == 1 and len(self._seen) == len(ids):  # A step with a cache.
+            kept, starts = [slice(0, 1)] * len(ids), self._seen
+        else:
+            kept, starts = self._real(ids), [0] * len(ids)
+            self._kept, self._last = kept, ids
         self._seen = [
             before + part.stop - part.start for before, part in zip(starts, kept, strict=True)
         ]
@@ -253,35 +318,168 @@ class Hook:
         else:
             self._ids = value[None] if value.ndim == 1 else value
 
-    def _real(self, ids: list[int]) -> slice:
-        """Return the slice of a row without its padding, which is on one side."""
-        pad, start, stop = self._bridge.tokenizer.pad_token_id, 0, len(ids)
-        while start < stop - 1 and ids[start] == pad:
-            start += 1
-        while stop - 1 > start and ids[stop - 1] == pad:
-            stop -= 1
-        bos = self._bridge.tokenizer.bos_token_id
-        if start and bos == pad and self._bridge.cfg.default_prepend_bos:
-            start -= 1  # The last of these tokens is BOS, not padding.
-        return slice(start, stop)
+    def _real(self, ids: Tensor) -> list[slice]:
+        """Return the slice of each row without its padding.
 
-
-def _ids(bridge: TransformerBridge, prompt: Any) -> list[int]:
-    if isinstance(prompt, str):
-        return [int(token) for token in bridge.to_tokens(prompt)[0]]
-    if isinstance(prompt, torch.Tensor):
-        prompt = prompt.flatten().tolist()
-    listed = list(prompt) if isinstance(prompt, Sequence) else []
-    if listed and all(isinstance(each, int) for each in listed):
-        return listed
-    if listed and all(isinstance(each, dict) for each in listed):
-        ends = listed[-1].get("role") != "assistant"
-        with hosts.rendering(describe(bridge)):
-            text = bridge.tokenizer.apply_chat_template(
-                listed, tokenize=False, add_generation_prompt=ends
+        The padding is known from `at`, or from the prompts that the running call was given. A call
+        that was given token ids says nothing of it: a single row has none, and in a batch it is
+        read off the pad token, on the one side that has it.
+        """
+        rows, width = ids.shape
+        call, last, at = _compat.forward_call(self._bridge) or {}, self._last, self._at
+        grown = last is not None and last.shape == (rows, width - 1) and last.equal(ids[:, :-1])
+        if grown and call.get("generates", True):
+            return [slice(part.start, width) for part in self._kept]  # A step without a cache.
+        if at is None:
+            given = call.get("input")
+            several = given if isinstance(given, list) else [given]
+            if not all(isinstance(each, str) for each in several) or len(several) != rows:
+                return self._unpadded(ids)
+            at = self._of_call(several, call)
+        found = [slice(*part.slice.indices(width)[:2]) for part in at]
+        tokens = [tuple(ids[row, part].tolist()) for row, part in enumerate(found[:rows])]
+        if len(at) != rows or tokens != [part.ids for part in at]:
+            raise InjectionError(
+                f"The hook was given {len(at)} prompts with at=, and the call has {rows} rows of "
+                "other tokens. Take both from the same call: nla.positions(bridge, prompts, "
+                "padding_side=..., prepend_bos=...)."
             )
-        return bridge.tokenizer.encode(text, add_special_tokens=False)
-    raise InjectionError(
-        f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id lists or of "
-        "chat message lists."
+        return found
+
+    def _of_call(self, prompts: list[str], call: dict[str, Any]) -> list[Positions]:
+        """Return the positions of the prompts of the running call."""
+        bridge = self._bridge
+        cut = {"truncate": not call["generates"]}
+        side: Any = call["padding_side"] or bridge.tokenizer.padding_side
+        if call["generates"] and len(prompts) > 1:
+            side = "left"
+        found = [
+            bridge.to_tokens(prompt, prepend_bos=call["prepend_bos"], **cut)[0].tolist()
+            for prompt in prompts
+        ]
+        _check_bos(bridge, prompts[0], found[0], stacklevel=4)
+        at = [replace(hosts.spelled(bridge.tokenizer, ids), side=side) for ids in found]
+        _check_mask(bridge, at, call["prepend_bos"])
+        return at
+
+    def _unpadded(self, ids: Tensor) -> list[slice]:
+        """Return the rows of a batch of token ids without their pad tokens.
+
+        A pad token that is also the first or the last of a text is padding on one side only. The
+        longest row has none, so what every row has of it there belongs to the text.
+
+        Raises:
+            InjectionError: Padding cannot be told from text.
+        """
+        tokenizer, width = self._bridge.tokenizer, ids.shape[1]
+        pads = (ids == tokenizer.pad_token_id).long()
+        before, after = (each.cumprod(dim=1).sum(dim=1).tolist() for each in (pads, pads.flip(1)))
+        if tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            ends = [max(start + 1, width - end) for start, end in zip(before, after, strict=True)]
+            return [
+                slice(min(start, width - 1), end) for start, end in zip(before, ends, strict=True)
+            ]
+        if len(ids) == 1:
+            return [slice(0, width)]
+        before = [start - min(before) for start in before]
+        if min(after) or (any(before) and any(after)):
+            raise InjectionError(
+                f"{tokenizer.pad_token!r} is both padding and a token of these texts: it is at "
+                "both ends of the token ids, or at the end of every row. Pass the prompts "
+                "themselves to the call, or say where they are: nla.hook(bridge, "
+                "at=nla.positions(bridge, prompts))."
+            )
+        return [slice(*each) for each in zip(before, [width - end for end in after], strict=True)]
+
+
+def _ids(bridge: TransformerBridge, prompt: list[int] | list[dict[str, Any]]) -> list[int]:
+    """Return token ids as they are, and chat messages as an nnsight model tokenizes them."""
+    if not prompt or not isinstance(prompt[0], dict):
+        return cast("list[int]", prompt)
+    messages = cast("list[dict[str, Any]]", prompt)
+    unfinished = messages[-1]["role"] == "assistant"
+    with rendering(messages, describe(bridge)):
+        return bridge.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not unfinished,
+            continue_final_message=unfinished,
+            return_dict=True,
+        )["input_ids"]
+
+
+def _published(bridge: TransformerBridge, text: str) -> list[int]:
+    """Return the tokens of a text as the published tokenizer makes them.
+
+    TransformerLens makes a tokenizer add a BOS, if it can.
+    """
+    with rendering(text, describe(bridge)):
+        ids: list[int] = bridge.tokenizer(text)["input_ids"]
+    bos = bridge.tokenizer.bos_token_id
+    if bridge.cfg.tokenizer_prepends_bos and not _adds_bos(bridge) and ids[:1] == [bos]:
+        return ids[1:]
+    return ids
+
+
+def _check_mask(
+    bridge: TransformerBridge, places: Sequence[Positions], prepend_bos: bool | None
+) -> None:
+    """Refuse a batch whose padding TransformerLens does not mask as it should.
+
+    Where the pad token is also the BOS, the mask of a left-padded batch goes by
+    ``cfg.default_prepend_bos`` even if the call says otherwise.
+
+    Raises:
+        InjectionError: The call of this batch masks a BOS, or attends to padding.
+    """
+    tokenizer, default = bridge.tokenizer, bool(bridge.cfg.default_prepend_bos)
+    if prepend_bos in (None, default) or tokenizer.pad_token_id != tokenizer.bos_token_id:
+        return
+    if len(places) < 2 or places[0].side == "right":
+        return
+    if prepend_bos or len({len(each.ids) for each in places}) > 1:
+        wrong = "masks the BOS" if prepend_bos else "attends to one pad token"
+        raise InjectionError(
+            f"With prepend_bos={prepend_bos} in the call and a pad token that is also the BOS, "
+            f"TransformerLens {wrong} of a left-padded batch. Set bridge.cfg.default_prepend_bos = "
+            f"{prepend_bos} and leave prepend_bos= out of the call, or pad on the right."
+        )
+
+
+_ADDS_BOS: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def _adds_bos(bridge: TransformerBridge) -> bool:
+    """Return whether the tokenizer adds a BOS where TransformerLens did not change it."""
+    if not bridge.cfg.tokenizer_prepends_bos:
+        return False
+    if bridge not in _ADDS_BOS:
+        from transformers import AutoTokenizer
+
+        given = bridge.tokenizer
+        try:
+            # Where TransformerLens changed it, it was loaded from here a moment ago.
+            plain = AutoTokenizer.from_pretrained(given.name_or_path, local_files_only=True)
+            _ADDS_BOS[bridge] = plain("a")["input_ids"][:1] == [given.bos_token_id]
+        except (OSError, ValueError):  # It was built by hand, and is as it was given.
+            _ADDS_BOS[bridge] = True
+    return _ADDS_BOS[bridge]
+
+
+def _check_bos(
+    bridge: TransformerBridge, text: str, ids: Sequence[int], *, stacklevel: int = 3
+) -> None:
+    """Warn if a call of the bridge has another beginning than the tokenizer makes."""
+    bos = bridge.tokenizer.bos_token_id
+    has, should = (list(each[:1]) == [bos] for each in (ids, _published(bridge, text)))
+    if has == should:
+        return
+    token = bridge.tokenizer.decode([bos])
+    said = "puts {} before" if has else "takes {} from"
+    warnings.warn(
+        f"{describe(bridge)}: the bridge {said.format(repr(token))} the prompt, which its "
+        f"tokenizer {'does not' if has else 'adds'}; a verbalizer is trained on the tokenizer's "
+        f"own tokens, so its texts here are less certain. Pass prepend_bos={should} to the call "
+        f"and to nla.positions, or set bridge.cfg.default_prepend_bos = {should}.",
+        NLAWarning,
+        stacklevel=stacklevel,
     )

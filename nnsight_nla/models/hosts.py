@@ -5,8 +5,9 @@ Layer K is the **output of block K**, counted from 0 (``hidden_states[K + 1]``).
 structure (the module list with as many entries as the configuration has layers), so one function
 serves every architecture.
 
-In a batch of unequal prompts nnsight pads on the left: ``output[0, 0]`` of a short prompt is then
-the residual of a *pad* token. `positions` returns the real ones::
+In a batch of unequal prompts nnsight pads on the left (or where ``tokenizer.padding_side`` says):
+``output[0, 0]`` of a short prompt is then the residual of a *pad* token. `positions` returns the
+real ones::
 
     short, long = positions(model, ["Paris", "The Eiffel Tower is in"])
     residual = layer.output[0, short.slice]      # no pads, in every batch
@@ -15,41 +16,46 @@ the residual of a *pad* token. `positions` returns the real ones::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
 
 from .. import _compat
-from ..core.time_limit import TEMPLATE_SECONDS, time_limit
+from ..core.numeric import is_int
 from ..errors import InjectionError
 from .architecture import refusal
 from .blocks import find_blocks, residual_envoy
+from .prompts import FLAT, checked, listed, rendering
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
 
+Side = Literal["left", "right"]
+"""The side that a batch is padded on."""
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """The names of the norm after the last block, a sibling of the blocks."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """The real tokens of one prompt, in a batch with any left padding."""
+    """The real tokens of one prompt, in a batch that is padded on one side."""
 
     ids: tuple[int, ...]
     """Token ids, special tokens included."""
     tokens: tuple[str, ...]
     """The text of each token."""
+    side: Side = "left"
+    """The side that the batch is padded on."""
 
     @property
     def slice(self) -> slice:
-        """The real positions along the sequence axis, valid in every left-padded batch."""
-        return slice(-len(self.ids), None)
+        """The real positions along the sequence axis, valid in every batch padded on `side`."""
+        count = len(self.ids)
+        return slice(0, count) if self.side == "right" or not count else slice(-count, None)
 
     @property
     def positions(self) -> range:
@@ -57,49 +63,85 @@ class Positions:
         return range(len(self.ids))
 
 
-def positions(model: TransformersModel, prompts: str | Sequence[Any]) -> list[Positions]:
+def positions(
+    model: TransformersModel,
+    prompts: str | Sequence[Any],
+    *,
+    padding_side: Side | None = None,
+    prepend_bos: bool | None = None,
+) -> list[Positions]:
     """Return the real positions of each prompt, as `model` itself tokenizes it.
 
     Args:
         model: The model that will run the prompts, as invokes or as one list.
         prompts: A prompt or a list of them; each is a string, a list of token ids, or a list of
             chat messages.
+        padding_side: The side that the batch is padded on; the tokenizer's unless given.
+        prepend_bos: For a `TransformerBridge` only.
 
     Returns:
         One `Positions` per prompt, in order.
-    """
-    found: list[Positions] = []
-    several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
-    for prompt in prompts if several else [prompts]:
-        is_chat = isinstance(prompt, Sequence) and any(isinstance(each, dict) for each in prompt)
-        with rendering(describe(model)) if is_chat else nullcontext():
-            rows = _compat.tokenized(model, prompt)
-        if rows is None or len(rows) != 1:
-            raise InjectionError(
-                f"{str(prompt)[:60]!r} is not one prompt; pass a list of strings, of token id "
-                "lists or of chat message lists."
-            )
-        ids = [int(token) for token in rows[0]["input_ids"].flatten()]
-        tokens = tuple(model.tokenizer.decode([token]) for token in ids)
-        found.append(Positions(tuple(ids), tokens))
-    return found
-
-
-@contextmanager
-def rendering(name: str) -> Iterator[None]:
-    """Limit the time that the chat template of the model `name` may take.
 
     Raises:
-        InjectionError: It takes longer.
+        InjectionError: One of them is not a prompt, or an option does not fit.
     """
-    try:
-        with time_limit(TEMPLATE_SECONDS):
-            yield
-    except TimeoutError as error:
+    if prepend_bos is not None:
         raise InjectionError(
-            f"The chat template of {name} does not end: {error}. Pass the prompt as text, or use "
-            "another tokenizer."
-        ) from error
+            f"prepend_bos={prepend_bos!r} is for a TransformerBridge; an nnsight model's prompts "
+            "begin as its tokenizer makes them. For another beginning, trace token ids and pass "
+            "them here: nla.positions(model, [ids])."
+        )
+    side = checked_side(padding_side, _compat.padding_side(model))
+    return [replace(tokenized(model, prompt), side=side) for prompt in listed(prompts)]
+
+
+def tokenized(model: TransformersModel, prompt: Any, *, advice: str = FLAT) -> Positions:
+    """Return the tokens of one prompt, as `model` makes them in a trace.
+
+    Raises:
+        InjectionError: It is not one prompt, or the tokenizer refuses it.
+    """
+    vocabulary = getattr(text_config(model), "vocab_size", None) or len(model.tokenizer)
+    given = checked(prompt, int(vocabulary), advice=advice)
+    if given == []:
+        return Positions((), ())
+    with rendering(given, describe(model)):
+        (row,) = _compat.tokenized(model, given)
+    return spelled(model.tokenizer, row["input_ids"].flatten().tolist())
+
+
+def spelled(tokenizer: Any, ids: Iterable[int]) -> Positions:
+    """Return token ids, each with its text."""
+    ids = tuple(ids)
+    return Positions(ids, tuple(tokenizer.decode([token]) for token in ids))
+
+
+def checked_side(given: object, default: str) -> Side:
+    """Return ``padding_side=``, or the tokenizer's own.
+
+    Raises:
+        InjectionError: It is neither ``"left"`` nor ``"right"``.
+    """
+    if given is not None and given not in ("left", "right"):
+        raise InjectionError(f"padding_side={given!r}: expected 'left' or 'right'.")
+    return "right" if (given or default) == "right" else "left"
+
+
+def context(model: TransformersModel) -> tuple[int | None, bool]:
+    """Return the longest text that `model` was built for, in tokens, and whether it ends there.
+
+    A model with a learned vector for each position cannot run a longer text; others can, with
+    residuals that nobody trained.
+    """
+    config, module = text_config(model), module_of(model)
+    longest = getattr(config, "max_position_embeddings", None)
+    if not is_int(longest, 1):
+        return None, False
+    tables = [each for each in module.modules() if isinstance(each, nn.Embedding)]
+    words = cast("Any", module).get_input_embeddings()
+    # OPT and its kin have two more rows than positions.
+    ends = any(0 <= each.num_embeddings - longest <= 2 for each in tables if each is not words)
+    return longest, ends
 
 
 def block(model: TransformersModel, layer: int) -> Any:

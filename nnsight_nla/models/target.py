@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import identity
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.origin import Origin
-from ..errors import InjectionError
+from ..errors import InjectionError, NLAWarning
 from . import bridge, hosts, weights
+from .prompts import FLAT
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
@@ -35,9 +37,62 @@ def describe(model: Target) -> str:
     return kind(model).describe(model)
 
 
-def positions(model: Target, prompts: str | Sequence[Any]) -> list[hosts.Positions]:
+def positions(
+    model: Target,
+    prompts: str | Sequence[Any],
+    *,
+    padding_side: hosts.Side | None = None,
+    prepend_bos: bool | None = None,
+) -> list[hosts.Positions]:
     """Return the real positions of each prompt in a padded batch; see `hosts.positions`."""
-    return kind(model).positions(model, prompts)
+    options = {"padding_side": padding_side, "prepend_bos": prepend_bos}
+    return kind(model).positions(model, prompts, **options)
+
+
+def tokenized(model: Target, prompt: Any, *, advice: str = FLAT) -> hosts.Positions:
+    """Return the tokens of one prompt as its tokenizer makes them, the same for both kinds.
+
+    Args:
+        model: The target.
+        prompt: A string, token ids, or chat messages.
+        advice: What to type for several prompts.
+
+    Raises:
+        InjectionError: It is not one prompt, or the tokenizer refuses it.
+    """
+    return kind(model).tokenized(model, prompt, advice=advice)
+
+
+def check_length(model: Target, tokens: int, *, stacklevel: int = 2) -> int | None:
+    """Check a text against the context of `model`.
+
+    Args:
+        model: The target.
+        tokens: The length of the text.
+        stacklevel: For the warning, as seen from the caller.
+
+    Returns:
+        The context, if the text goes past it.
+
+    Raises:
+        InjectionError: The model cannot run so long a text.
+
+    Warns:
+        NLAWarning: The text is longer than the model was built for.
+    """
+    longest, ends = kind(model).context(model)
+    if longest is None or tokens <= longest:
+        return None
+    said = f"The text has {tokens:,} tokens, and {describe(model)} was built for {longest:,}"
+    if ends:
+        raise InjectionError(f"{said}; it has no positions for more. Shorten the text.")
+    warnings.warn(
+        f"{said}. The residuals of tokens after that are nothing that it was trained for; their "
+        "explanations say so. Shorten the text to leave them out.",
+        NLAWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return longest
 
 
 def residual(model: Target, checkpoint: Checkpoint) -> Any:

@@ -25,15 +25,8 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, An
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text, number = pa.string(), pa.float64()
-    always = {"position": pa.int64(), "token": text, "part": text}
-    sometimes = {
-        "explanation": text, "norm": number, "cosine": number, "fve": number, "grade": text,
-        "trust": text, "warnings": pa.list_(text), "error": text,
-    }  # fmt: skip
-    columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]
     note = json.dumps({"format": FORMAT, "version": VERSION, **header})
-    schema = pa.schema([*columns, *sometimes.items()], metadata={FORMAT: note})
+    schema = _schema().with_metadata({FORMAT: note})
     try:
         table = pa.Table.from_pylist(list(rows), schema=schema)
     except UnicodeEncodeError as error:
@@ -58,16 +51,45 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise NLAError(f"{path} is not a parquet file: {error}") from error
-    header = json.loads((table.schema.metadata or {}).get(FORMAT.encode(), b"{}"))
-    if header.pop("format", None) != FORMAT:
+    try:
+        header = json.loads((table.schema.metadata or {}).get(FORMAT.encode(), b"{}"))
+    except ValueError:
+        header = {}
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
         raise NLAError(
             f"{path} does not hold a reading (columns: {', '.join(table.column_names)}). Write one "
             "with nla.read(model, prompt).to_parquet(path)."
         )
-    version = header.pop("version")
+    version = header.pop("version", None)
     if version != VERSION:
         raise NLAError(
             f"{path} is a reading of version {version}, this package reads version {VERSION}. "
             "Update it: pip install -U nnsight-nla."
         )
-    return table.to_pylist(), header
+    schema = _schema()
+    try:
+        rows = table.select(schema.names).cast(schema).to_pylist()
+    except (LookupError, TypeError, ValueError) as error:
+        raise NLAError(f"{path} is not as a reading is written: {str(error)[:100]}") from error
+    for name, kind in {"target": str, "verbalizer": str, "layer": int}.items():
+        if not isinstance(header.get(name), kind):
+            raise NLAError(
+                f"{path} is not as a reading is written: its {name} is "
+                f"{repr(header.get(name))[:60]}."
+            )
+    for row in rows:
+        row["warnings"] = row["warnings"] or []
+    return rows, header
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    always = {"position": pa.int64(), "token": text, "part": text}
+    sometimes = {
+        "explanation": text, "norm": number, "cosine": number, "fve": number, "grade": text,
+        "trust": text, "warnings": pa.list_(text), "error": text,
+    }  # fmt: skip
+    columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]
+    return pa.schema([*columns, *sometimes.items()])

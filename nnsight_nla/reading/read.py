@@ -9,13 +9,14 @@ then prompt and reply are read together::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..core.numeric import is_int
 from ..errors import NLAError
 from ..models import bridge, hosts, weights
 from ..models import target as targets
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 Which = Literal["all", "reply"] | int | slice | Sequence[int]
 """Which positions are read; negative ones count from the end."""
 TEMPLATE = "template"
+_ONE = "Read one at a time: [nla.read(model, prompt) for prompt in prompts]."
+_PLACES = (
+    "expected 'all', 'reply' (with generate=N, if the model writes at least one token), an index, "
+    "several ([0, 3, -1]), or a slice."
+)
 
 
 def read(
@@ -50,10 +56,13 @@ def read(
         bridge.check_here(remote=remote)
     if not remote:
         weights.load(model)
-    span = _tokenized(nla, model, prompt)
+    span = targets.tokenized(model, prompt, advice=_ONE)
     prompt_length = len(span.ids)
+    if not prompt_length:
+        raise NLAError(f"The prompt {prompt!r} has no tokens; there is nothing to read.")
     if generate is not None:
         span = _with_reply(model, span, _checked_length(generate), remote)
+    context = targets.check_length(model, len(span.ids), stacklevel=4)
     wanted = _wanted(positions, len(span.ids), prompt_length)
     if bridge.is_bridge(model):
         residual = bridge.residual(model, span.ids, nla.checkpoint.layer)
@@ -63,10 +72,15 @@ def read(
         handle = _traced(nla, model, span, wanted, remote, sampling)
     nla.resolve(handle)
     tokenizer: Any = model.tokenizer
-    parts = _parts(tokenizer, span.ids[:prompt_length], prompt)
+    parts = _parts(tokenizer, span.ids[:prompt_length], _messages(prompt))
     special = set(tokenizer.all_special_ids)
     parts += [TEMPLATE if token in special else "reply" for token in span.ids[prompt_length:]]
     explained = dict(zip(wanted, handle.to_dict()["explanations"], strict=True))
+    if context is not None:
+        for position in wanted:
+            if position >= context:
+                said = f"position {position}: the target was built for {context} tokens"
+                explained[position]["warnings"].append(said)
     records = tuple(
         _record(position, token, part, explained.get(position))
         for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
@@ -96,28 +110,12 @@ def _traced(
 def _with_reply(model: Target, span: Positions, new_tokens: int, remote: bool) -> Positions:
     """Return the prompt's tokens followed by the model's greedy reply."""
     if bridge.is_bridge(model):
-        return bridge.span(model, bridge.continued(model, span.ids, new_tokens))
+        return hosts.spelled(model.tokenizer, bridge.continued(model, span.ids, new_tokens))
     ids = torch.tensor([span.ids])
     options = {"max_new_tokens": new_tokens, "do_sample": False}
     with torch.no_grad(), model.generate(ids, remote=remote, **options) as tracer:
         written = tracer.result.cpu().save()
-    tokenizer: Any = model.tokenizer
-    every = tuple(int(token) for token in written[0])
-    return hosts.Positions(every, tuple(tokenizer.decode([token]) for token in every))
-
-
-def _tokenized(
-    nla: Explains, model: Target, prompt: str | Sequence[Any] | torch.Tensor
-) -> Positions:
-    """Return the tokens of one prompt: a string, token ids, or chat messages."""
-    if isinstance(prompt, torch.Tensor):
-        prompt = prompt.flatten().tolist()
-    elif isinstance(prompt, tuple):
-        prompt = list(prompt)
-    (span,) = nla.positions(model, prompt if isinstance(prompt, str) else [prompt])
-    if not span.ids:
-        raise NLAError(f"The prompt {prompt!r} has no tokens; there is nothing to read.")
-    return span
+    return hosts.spelled(model.tokenizer, written[0].tolist())
 
 
 def _checked_length(generate: object) -> int:
@@ -136,33 +134,43 @@ def _wanted(positions: Which, length: int, prompt_length: int) -> list[int]:
             return list(every)
         if positions == "reply" and prompt_length < length:
             return list(every[prompt_length:])
-        raise NLAError(
-            f"positions={positions!r}: expected 'all', 'reply' (with generate=N, if the model "
-            "writes at least one token), an index, several ([0, 3, -1]), or a slice."
-        )
-    if isinstance(positions, slice):
-        selected = list(every[positions])
-    else:
-        listed = positions if isinstance(positions, Sequence) else [positions]
-        try:
+        last = " The last token is positions=-1." if positions == "last" else ""
+        raise NLAError(f"positions={positions!r}: {_PLACES}{last}")
+    try:
+        if isinstance(positions, slice):
+            selected = list(every[positions])
+        else:
+            given = positions.tolist() if hasattr(positions, "tolist") else positions
+            listed = given if isinstance(given, list | tuple | range | set) else [given]
+            if not all(map(is_int, listed)):
+                raise TypeError
             selected = [every[position] for position in listed]
-        except (IndexError, TypeError) as error:
-            raise NLAError(
-                f"positions={positions!r}: the text has {length} tokens, 0 to {length - 1}."
-            ) from error
+    except TypeError as error:
+        raise NLAError(f"positions={positions!r}: {_PLACES}") from error
+    except IndexError as error:
+        raise NLAError(
+            f"positions={positions!r}: the text has {length} tokens, 0 to {length - 1}."
+        ) from error
     if not selected:
         raise NLAError(f"positions={positions!r} selects none of the text's {length} tokens.")
     return sorted(set(selected))
 
 
-def _parts(tokenizer: Any, ids: Sequence[int], prompt: object) -> list[str]:
+def _messages(prompt: Any) -> list[dict[str, Any]]:
+    """Return the messages of a prompt that was checked; none if it is no chat."""
+    while isinstance(prompt, list | tuple) and isinstance(prompt[0], list | tuple):
+        prompt = prompt[0]
+    chat = isinstance(prompt, list | tuple) and isinstance(prompt[0], Mapping)
+    return list(prompt) if chat else []
+
+
+def _parts(tokenizer: Any, ids: Sequence[int], messages: list[dict[str, Any]]) -> list[str]:
     """Return for each token whose text it belongs to: a chat role, the prompt, or the template."""
     special = set(tokenizer.all_special_ids)
-    if not isinstance(prompt, list) or not isinstance(prompt[0], dict):
+    if not messages:
         return [TEMPLATE if token in special else "prompt" for token in ids]
     text, spans = _token_spans(tokenizer, ids)
     parts, cursor = [TEMPLATE] * len(ids), 0
-    messages: list[dict[str, Any]] = prompt
     for message in messages:
         for content in _contents(message):
             start = text.find(content, cursor)

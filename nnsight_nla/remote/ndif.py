@@ -125,6 +125,9 @@ def status(av: Any, base_model: str | None) -> HostStatus:
     Args:
         av: The verbalizer's nnsight model.
         base_model: The target's name, as the sidecar gives it.
+
+    Raises:
+        HostError: The host answered with something that is no status.
     """
     import contextlib
     import io
@@ -133,9 +136,12 @@ def status(av: Any, base_model: str | None) -> HostStatus:
 
     # nnsight reports an unreachable host on standard error; here it is part of the result.
     with contextlib.redirect_stderr(io.StringIO()):
-        raw = nnsight.status(raw=True) or {}
+        try:
+            raw = nnsight.status(raw=True) or {}
+        except ValueError as error:  # No JSON.
+            raise _strange(error) from error
     deployed = {
-        _repository(each.get("model_key", "")): str(each.get("application_state", _ABSENT))
+        _repository(str(each.get("model_key", ""))): str(each.get("application_state", _ABSENT))
         for each in _deployments(raw)
     }
     return HostStatus(
@@ -148,8 +154,18 @@ def status(av: Any, base_model: str | None) -> HostStatus:
 
 
 def _deployments(raw: Any) -> list[dict[str, Any]]:
-    found = raw.get("deployments", {}) if isinstance(raw, dict) else {}
-    return list(found.values()) if isinstance(found, dict) else list(found)
+    found = raw.get("deployments", {}) if isinstance(raw, dict) else raw
+    listed: Any = list(found.values()) if isinstance(found, dict) else found
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise _strange(raw)
+    return listed
+
+
+def _strange(reply: object) -> HostError:
+    return HostError(
+        f"{_compat.host()} answered with something that is no status of an NDIF host: "
+        f"{str(reply)[:80]!r}. Check its address: nnsight.CONFIG.API.HOST."
+    )
 
 
 def _repository(model_key: str) -> str:

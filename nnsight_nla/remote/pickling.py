@@ -48,6 +48,7 @@ _BY_VALUE = (
     "nnsight_nla.remote.wire",
     "nnsight_nla.models.blocks",
     "nnsight_nla.core.injection",
+    "nnsight_nla.core.ragged",
     "nnsight_nla.core.sampling",
     "nnsight_nla.verbalize.decoding",
 )
@@ -170,7 +171,7 @@ def _ship_nla(nla: Travels) -> tuple[Any, ...]:
 
 
 def _ship_handle(handle: Explanation) -> tuple[Any, ...]:
-    return (wire.handle, (handle.capture, handle.rows, handle.shape))
+    return (wire.handle, (handle.capture, handle.rows, handle.shape, handle.lengths))
 
 
 def _ship_capture(capture: Capture) -> tuple[Any, ...]:
@@ -203,9 +204,14 @@ def receive_capture(owner: str, uid: str, vectors: Any, options: dict[str, Any])
     return capture
 
 
-def receive_handle(capture: Capture, rows: Sequence[int], shape: tuple[int, ...]) -> Explanation:
+def receive_handle(
+    capture: Capture,
+    rows: Sequence[int],
+    shape: tuple[int, ...],
+    lengths: Sequence[int] | None = None,
+) -> Explanation:
     """Rebuild a handle from a server on its capture."""
-    return Explanation(capture, np.array(rows, dtype=np.int64).reshape(shape))
+    return Explanation(capture, np.array(rows, dtype=np.int64).reshape(shape), lengths)
 
 
 def _reduce_nla(nla: Travels) -> tuple[Any, ...]:
@@ -216,7 +222,7 @@ def _reduce_nla(nla: Travels) -> tuple[Any, ...]:
 
 def _reduce_handle(handle: Explanation) -> tuple[Any, ...]:
     """Pickle a handle as its capture and its rows."""
-    return (receive_handle, (handle.capture, handle.rows, handle.shape))
+    return (receive_handle, (handle.capture, handle.rows, handle.shape, handle.lengths))
 
 
 def _reduce_capture(capture: Capture) -> tuple[Any, ...]:

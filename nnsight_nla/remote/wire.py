@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from .._compat import module_of
+from ..core.ragged import misfit, picked, ranges
 from ..models.blocks import find_blocks, residual_envoy
 
 CAPTURE = "nnsight_nla.remote.pickling.receive_capture"
@@ -114,21 +115,31 @@ class RemoteCapture:
 class RemoteExplanation:
     """A handle on the server: it has a shape and vectors, and no text yet."""
 
-    def __init__(self, capture: RemoteCapture, rows: Any) -> None:
+    def __init__(self, capture: RemoteCapture, rows: Any, lengths: Any = None) -> None:
         self.capture = capture
         self.rows = rows
+        self.lengths = lengths
 
     def __reduce__(self) -> Any:
         flat = self.rows.reshape(-1).tolist()
         rows = range(len(flat)) if flat == list(range(len(flat))) else flat
-        return (Located(HANDLE), (self.capture, rows, self.shape))
+        return (Located(HANDLE), (self.capture, rows, self.shape, self.lengths))
 
     def __getitem__(self, key: Any) -> Any:
+        if self.lengths is not None:
+            first = key[0] if isinstance(key, tuple) else key
+            if not isinstance(first, int):
+                raise TypeError("inside the block a ragged handle has whole numbers as indices")
+            rows = list(ranges(self.lengths)[first])
+            prompt = RemoteExplanation(self.capture, self.rows[rows])
+            return prompt[key[1:]] if isinstance(key, tuple) and key[1:] else nnsight.save(prompt)
         keys = key if isinstance(key, tuple) else (key,)
         keys = tuple(k.cpu().numpy() if hasattr(k, "cpu") else k for k in keys)
         return nnsight.save(RemoteExplanation(self.capture, np.asarray(self.rows[keys])))
 
     def __len__(self) -> int:
+        if self.lengths is not None:
+            return len(self.lengths)
         if not self.rows.shape:
             raise TypeError("len() of a 0-d explanation")
         return len(self.rows)
@@ -154,9 +165,11 @@ class RemoteExplanation:
         return held[self.rows.reshape(-1).tolist()].reshape(*self.shape, held.shape[-1])
 
 
-def handle(capture: RemoteCapture, rows: list[int], shape: tuple[int, ...]) -> RemoteExplanation:
+def handle(
+    capture: RemoteCapture, rows: list[int], shape: tuple[int, ...], lengths: Any = None
+) -> RemoteExplanation:
     """Return the stand-in of a client's handle."""
-    return RemoteExplanation(capture, np.array(rows, dtype=np.int64).reshape(shape))
+    return RemoteExplanation(capture, np.array(rows, dtype=np.int64).reshape(shape), lengths)
 
 
 class RemoteNLA:
@@ -198,6 +211,7 @@ class RemoteNLA:
         sampling: Any = None,
         origin: Any = None,
         claims: str = "check",
+        at: Any = None,
     ) -> RemoteExplanation:
         """Capture vectors, which the client will explain."""
         shape = tuple(getattr(vectors, "shape", ()))
@@ -206,15 +220,32 @@ class RemoteNLA:
             raise ValueError(
                 f"explain() takes a floating-point tensor of shape [..., {self.d_model}], got {got}"
             )
+        kind = "direction" if isinstance(vectors, Direction) else None
+        lengths = None
+        if at is not None:
+            one = hasattr(at, "slice")
+            places = [at] if one else list(at)
+            batch = vectors[None] if one and vectors.ndim == 2 else vectors
+            why = misfit(batch.shape, places)
+            if why is None and (tokens is not None or positions is not None):
+                why = "at= says tokens and positions already"
+            if why is not None:
+                raise ValueError(why)
+            vectors = picked(batch, places)
+            shape = tuple(vectors.shape)
+            lengths = None if one else tuple(len(each.ids) for each in places)
+            tokens = [token for each in places for token in each.tokens]
+            positions = [number for each in places for number in range(len(each.ids))]
         labels = {"tokens": tokens, "positions": positions}
         for name in labels:
             if hasattr(labels[name], "tolist"):
                 labels[name] = labels[name].tolist()
         options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **labels}
-        options |= {"origin": origin, "claims": claims}
-        options["kind"] = "direction" if isinstance(vectors, Direction) else None
+        options |= {"origin": origin, "claims": claims, "kind": kind}
+        if lengths is not None:
+            options["lengths"] = lengths
         flat = vectors.detach().reshape(-1, self.d_model).clone()
         uid = uuid.uuid4().hex
         capture = RemoteCapture(self.uid, uid, flat, options)
         rows = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])
-        return nnsight.save(RemoteExplanation(capture, rows))
+        return nnsight.save(RemoteExplanation(capture, rows, lengths))

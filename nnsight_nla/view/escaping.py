@@ -1,12 +1,30 @@
-"""Escape invisible and bidirectional characters."""
+"""Escape markup, and invisible and bidirectional characters."""
 
 from __future__ import annotations
 
 import unicodedata
+from html import escape
 
 _SPACES = str.maketrans({" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5"})
 _JOINERS = "\u200c\u200d"  # Persian, the scripts of India and emoji are written with these.
 _HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+
+
+class Html(str):
+    """Markup that this package made; every other string is text, and escaped where it is shown."""
+
+    __slots__ = ()
+
+
+def html(value: object) -> Html:
+    """Return a value as HTML: any but `Html` is escaped, whoever it came from.
+
+    >>> html("<b>"), html(Html("<b>")), html(None)
+    ('&lt;b&gt;', '<b>', '')
+    """
+    if isinstance(value, Html):
+        return value
+    return Html("" if value is None else escape(str(value)))
 
 
 def visible(token: str) -> str:

@@ -6,10 +6,9 @@ Text and background keep the notebook's colours, light or dark; every value is e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from .escaping import visible
+from .escaping import Html, html, visible
 
 _STYLE = (
     "border-collapse:collapse;font:14px/1.5 system-ui,sans-serif;text-align:left;max-width:60rem"
@@ -30,12 +29,12 @@ def explanation(records: Sequence[Mapping[str, Any]]) -> str:
     placed = any(
         record["token"] is not None or record["position"] is not None for record in records
     )
-    rows = []
+    rows: list[list[str]] = []
     for record in records:
         place = (
-            [_plain(record["position"]), chip(record["token"])]
+            [html(record["position"]), chip(record["token"])]
             if placed
-            else [", ".join(map(str, record["index"]))]
+            else [html(", ".join(map(str, record["index"])))]
         )
         rows.append([*place, _body(record)])
     head = ("position", "token") if placed else ("index",)
@@ -49,7 +48,7 @@ def claims(record: Mapping[str, Any]) -> str:
     rows: list[list[str]] = []
     for part in parts:
         figures = f"{part['carries']:+.3f}", _bar(part["carries"], most), f"{part['alone']:.3f}"
-        rows.append([*figures, escape(part["text"])])
+        rows.append([*figures, part["text"]])
     caption = f"cosine {record['cosine']:.3f}; what it loses without each part"
     head = ("carries", "", "alone", "part")
     return table(head, rows, caption=caption, heading=_CLAIM, cell=_CLAIM)
@@ -62,51 +61,51 @@ def table(
     caption: str = "",
     heading: str = _HEAD,
     cell: str = _CELL,
-) -> str:
+) -> Html:
     """Return a table in the package's style.
 
     Args:
         head: The columns' names.
-        rows: The cells, as HTML; the caller has escaped their content.
+        rows: The cells; what is not `Html` is escaped.
         caption: Above the table.
         heading: The style of the columns' names.
         cell: The style of the cells.
     """
-    above = f'<caption style="text-align:left;opacity:.75">{caption}</caption>' if caption else ""
-    names = "".join(f'<th scope="col" style="{heading}">{name}</th>' for name in head)
+    above = (
+        f'<caption style="text-align:left;opacity:.75">{html(caption)}</caption>' if caption else ""
+    )
+    names = "".join(f'<th scope="col" style="{heading}">{html(name)}</th>' for name in head)
     body = "".join(
-        "<tr>" + "".join(f'<td dir="auto" style="{cell}">{each}</td>' for each in row) + "</tr>"
+        "<tr>"
+        + "".join(f'<td dir="auto" style="{cell}">{html(each)}</td>' for each in row)
+        + "</tr>"
         for row in rows
     )
     header = f"{above}<thead><tr>{names}</tr></thead>"
-    return f'<table style="{_STYLE}">{header}<tbody>{body}</tbody></table>'
+    return Html(f'<table style="{_STYLE}">{header}<tbody>{body}</tbody></table>')
 
 
-def chip(token: str | None) -> str:
+def chip(token: str | None) -> Html:
     """Return a token on a tinted background, its white space visible; empty for ``None``."""
-    return "" if token is None else f'<code style="{_CHIP}">{escape(visible(token))}</code>'
+    return Html("" if token is None else f'<code style="{_CHIP}">{html(visible(token))}</code>')
 
 
-def _bar(carries: float, most: float) -> str:
+def _bar(carries: float, most: float) -> Html:
     colour = _CARRIES if carries > 0 else _HARMS
-    return (
+    return Html(
         '<div style="width:8rem;background:#8883;height:.8em;margin-top:.35em">'
         f'<div style="width:{100 * abs(carries) / most:.0f}%;background:{colour};height:100%">'
         "</div></div>"
     )
 
 
-def _body(record: Mapping[str, Any]) -> str:
+def _body(record: Mapping[str, Any]) -> Html:
     if record["error"] is not None:
-        return f"<em>no text: this vector {escape(record['error'])}</em>"
-    text = "<br>".join(escape(line) for line in record["text"].splitlines())
+        return Html(f"<em>no text: this vector {html(record['error'])}</em>")
+    text = "<br>".join(html(line) for line in record["text"].splitlines())
     notes = "".join(
-        f'<div style="{_NOTE}">\u26a0 {escape(note)}</div>' for note in record["warnings"]
+        f'<div style="{_NOTE}">\u26a0 {html(note)}</div>' for note in record["warnings"]
     )
     label = record.get("trust")
-    trust = "" if label is None else f'<div style="{_NOTE}">{escape(label["line"])}</div>'
-    return text + trust + notes
-
-
-def _plain(value: Any) -> str:
-    return "" if value is None else escape(str(value))
+    trust = "" if label is None else f'<div style="{_NOTE}">{html(label["line"])}</div>'
+    return Html(text + trust + notes)

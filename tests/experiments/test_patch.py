@@ -323,7 +323,7 @@ class TestRefusals:
             patch("gpt2", nla, CLEAN, CORRUPT, layers=[0], positions=[0], metric=METRIC)
 
     def test_two_prompts_in_one(self, model, nla):
-        with pytest.raises(InjectionError, match="is not one prompt"):
+        with pytest.raises(InjectionError, match="patch takes a clean and a corrupt one"):
             patch(model, nla, [CLEAN, CLEAN], CORRUPT, layers=0, positions=0, metric=METRIC)
 
 

@@ -14,6 +14,9 @@ QUEUE, LABELLER = object(), object()
 
 
 class Tokenizer:
+    def __len__(self):
+        return 10
+
     def decode(self, ids):
         return f"<{ids[0]}>"
 

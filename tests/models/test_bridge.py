@@ -50,9 +50,10 @@ def test_the_hook_point_exists_and_is_the_residual(bridge, nla, local):
 
 def test_positions_are_the_bridges_own_tokens(bridge, nla, model):
     ours, theirs = nla.positions(bridge, [PARIS, SHORT]), nla.positions(model, [PARIS, SHORT])
-    assert ours == theirs
+    assert [each.ids for each in ours] == [each.ids for each in theirs]
+    assert [each.tokens for each in ours] == [each.tokens for each in theirs]
     assert nla.positions(bridge, PARIS)[0].ids == tuple(bridge.to_tokens(PARIS)[0].tolist())
-    with pytest.raises(InjectionError, match="'5' is not one prompt"):
+    with pytest.raises(InjectionError, match=r"\[5\] is one prompt of token ids"):
         nla.positions(bridge, [5])
 
 
@@ -180,19 +181,63 @@ def test_a_hook_is_for_a_bridge(nla, model, bridge):
         nla.hook(bridge, positions="first")
 
 
-def test_a_run_of_padding_that_ends_in_the_beginning(bridge, nla):
-    """Where BOS and padding are one token, the last of the run is the beginning."""
-    hook = nla.hook(bridge)
+def padded(bridge, rows):
+    """The slices of a hook whose call was given these token ids."""
+    from nnsight_nla.models.bridge import Hook
+
+    return Hook(lambda *_, **__: None, bridge, 3)._unpadded(torch.tensor(rows))
+
+
+def test_a_pad_token_of_its_own_is_padding_wherever_it_is(bridge):
     pad = bridge.tokenizer.pad_token_id
-    assert hook._real([pad, pad, 5, 6, pad]) == slice(2, 4)
-    assert hook._real([pad, pad]) == slice(1, 2)
-    kept = bridge.tokenizer.bos_token, bridge.cfg.default_prepend_bos
-    bridge.tokenizer.bos_token, bridge.cfg.default_prepend_bos = bridge.tokenizer.pad_token, True
-    try:
-        assert hook._real([pad, pad, 5, 6]) == slice(1, 4)
-        assert hook._real([5, 6]) == slice(0, 2)
-    finally:
-        bridge.tokenizer.bos_token, bridge.cfg.default_prepend_bos = kept
+    assert pad not in (bridge.tokenizer.eos_token_id, bridge.tokenizer.bos_token_id)
+    rows = [[pad, pad, 5, 6, pad], [pad, 5, 6, 7, 8]]
+    assert padded(bridge, rows) == [slice(2, 4), slice(1, 5)]
+    assert padded(bridge, [[5, 6, pad]]) == [slice(0, 2)]
+    assert padded(bridge, [[pad, pad]]) == [slice(1, 2)], "one token is always left"
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        ([[0, 0, 5, 6], [0, 5, 6, 7]], [slice(1, 4), slice(0, 4)]),
+        ([[0, 5, 6], [0, 5, 6]], [slice(0, 3), slice(0, 3)]),
+        ([[5, 6, 0], [5, 6, 7]], [slice(0, 2), slice(0, 3)]),
+        ([[0, 5, 0], [0, 6, 7]], [slice(0, 2), slice(0, 3)]),
+        ([[0, 5, 6, 0]], [slice(0, 4)]),
+    ],
+    ids=["left", "none", "right", "right with BOS", "alone"],
+)
+def test_a_pad_token_that_begins_and_ends_texts(bridge, monkeypatch, rows, kept):
+    """The longest row has no padding, so what all rows begin with is BOS."""
+    for name in ("bos_token", "eos_token"):
+        monkeypatch.setattr(bridge.tokenizer, name, bridge.tokenizer.pad_token)
+    pad = bridge.tokenizer.pad_token_id
+    rows = [[pad if token == 0 else token + 1000 for token in row] for row in rows]
+    assert padded(bridge, rows) == kept
+
+
+@pytest.mark.parametrize(
+    "rows", [[[0, 0, 5, 0], [5, 6, 7, 0]], [[5, 6, 0], [5, 0, 0]], [[0, 5, 6], [5, 6, 0]]]
+)
+def test_padding_that_cannot_be_told_from_text_is_refused(bridge, monkeypatch, rows):
+    monkeypatch.setattr(bridge.tokenizer, "eos_token", bridge.tokenizer.pad_token)
+    pad = bridge.tokenizer.pad_token_id
+    rows = [[pad if token == 0 else token + 1000 for token in row] for row in rows]
+    with pytest.raises(InjectionError, match=r"nla.hook\(bridge, at=nla.positions"):
+        padded(bridge, rows)
+
+
+def test_a_hook_is_told_where_the_tokens_are(bridge, nla, local):
+    rows = bridge.to_tokens([PARIS, SHORT])
+    hook = nla.hook(bridge, at=nla.positions(bridge, [PARIS, SHORT]))
+    bridge.run_with_hooks(rows, fwd_hooks=hook.fwd_hooks)
+    nla.resolve(hook.explanations[0])
+    assert [each.text for each in hook.explanations[0]] == [local[each][1][-1] for each in local]
+    with pytest.raises(InjectionError, match="The hook was given 2 prompts with at="):
+        bridge.run_with_hooks(rows[:1], fwd_hooks=hook.fwd_hooks)
+    with pytest.raises(InjectionError, match=r"at='x': expected nla.positions\(bridge, prompts\)"):
+        nla.hook(bridge, at="x")
 
 
 def test_an_nla_of_ones_own_on_a_bridge(bridge, local):

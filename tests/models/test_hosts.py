@@ -227,11 +227,11 @@ def test_several_kinds_in_one_list(qwen):
     assert hosts.positions(qwen, []) == []
 
 
-@pytest.mark.parametrize("bad", [["a", "b"], [[1, 2], [3]]])
-def test_a_prompt_that_is_several(qwen, bad):
+@pytest.mark.parametrize(("bad", "kind"), [(["a", "b"], "strings"), ([[1, 2], [3]], "lists")])
+def test_a_prompt_that_is_several(qwen, bad, kind):
     message = (
-        f"{str(bad)!r} is not one prompt; pass a list of strings, of token id lists or of chat "
-        "message lists."
+        f"{bad!r} is 2 {kind}, and one prompt was expected. Pass a flat list of prompts: "
+        "nla.positions(model, [first, second])."
     )
     with pytest.raises(InjectionError, match=f"^{re.escape(message)}$"):
         hosts.positions(qwen, [bad])
@@ -239,11 +239,39 @@ def test_a_prompt_that_is_several(qwen, bad):
 
 @pytest.mark.parametrize("bad", [5, None, 2.5, object()], ids=lambda bad: type(bad).__name__)
 def test_what_is_no_prompt(qwen, bad):
-    for prompts in ([bad], bad, ["a b", bad]):
-        with pytest.raises(InjectionError, match="is not one prompt; pass a list of strings"):
+    for prompts in (bad, [bad] if bad != 5 else bad, ["a b", bad]):
+        with pytest.raises(InjectionError, match=r"is not a prompt\. Expected a string, a list of"):
             hosts.positions(qwen, prompts)
 
 
 def test_one_list_of_ids_is_no_list_of_prompts(qwen):
-    with pytest.raises(InjectionError, match=r"^'4' is not one prompt; pass a list of strings"):
+    message = r"^\[4, 5, 6\] is one prompt of token ids, .* nla.positions\(model, \[prompt\]\)"
+    with pytest.raises(InjectionError, match=message):
         hosts.positions(qwen, [4, 5, 6])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_slice_follows_the_tokenizers_side(host, monkeypatch, side):
+    monkeypatch.setattr(host.tokenizer, "padding_side", side)
+    layer, alone = hosts.block(host, 2), []
+    for prompt in PROMPTS:
+        with torch.no_grad(), host.trace(prompt):
+            alone.append(layer.output[0].save())
+    with torch.no_grad(), host.trace(PROMPTS):
+        together = layer.output.save()
+    for row, place in enumerate(hosts.positions(host, PROMPTS)):
+        torch.testing.assert_close(together[row, place.slice], alone[row], rtol=1e-4, atol=1e-5)
+    (other,) = hosts.positions(host, PROMPTS[0], padding_side="left")
+    assert other.side == "left"
+
+
+def test_a_prompt_without_tokens_has_no_positions():
+    for side in ("left", "right"):
+        assert list(range(9))[hosts.Positions((), (), side).slice] == []
+
+
+def test_options_of_positions_that_do_not_fit(qwen):
+    with pytest.raises(InjectionError, match="padding_side='middle': expected 'left' or 'right'"):
+        hosts.positions(qwen, "a", padding_side="middle")
+    with pytest.raises(InjectionError, match="prepend_bos=True is for a TransformerBridge"):
+        hosts.positions(qwen, "a", prepend_bos=True)

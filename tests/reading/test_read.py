@@ -156,7 +156,12 @@ def test_the_model_and_other_handles_are_unchanged(model, nla, residuals):
         ({"positions": slice(20, None)}, "selects none of the text's 9 tokens."),
         ({"positions": "last"}, "positions='last': expected 'all', 'reply' (with generate=N"),
         ({"positions": "reply"}, "positions='reply': expected 'all', 'reply' (with generate=N"),
-        ({"positions": 1.5}, "positions=1.5: the text has 9 tokens"),
+        ({"positions": 1.5}, "positions=1.5: expected 'all', 'reply' (with generate=N"),
+        ({"positions": None}, "positions=None: expected 'all', 'reply' (with generate=N"),
+        ({"positions": True}, "positions=True: expected 'all', 'reply' (with generate=N"),
+        ({"positions": [0, None]}, "positions=[0, None]: expected 'all', 'reply' (with generate"),
+        ({"positions": slice("a", None)}, "expected 'all', 'reply' (with generate=N"),
+        ({"positions": "last"}, "or a slice. The last token is positions=-1."),
         (
             {"generate": 0},
             "generate=0: expected the longest reply in tokens, a whole number from 1",
@@ -170,7 +175,7 @@ def test_options_that_do_not_fit(model, nla, options, message):
 
 
 def test_a_prompt_or_model_of_another_type(model, nla):
-    with pytest.raises(InjectionError, match="is not one prompt"):
+    with pytest.raises(InjectionError, match="is 2 strings, and one prompt was expected"):
         nla.read(model, ["two", "prompts"])
     with pytest.raises(InjectionError, match="Expected an nnsight TransformersModel, got str"):
         nla.read("Qwen/Qwen3-8B", PARIS)
