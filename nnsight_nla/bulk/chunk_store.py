@@ -206,6 +206,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def _key(manifest: dict[str, Any]) -> str:
-    """Return a short hash of a manifest, which every chunk carries."""
+    """Return a hash of a manifest as it was at the first chunk; `label` may accept a later one."""
+    labels = manifest.get("labels")
+    if isinstance(labels, dict) and labels.get("earlier"):
+        manifest = {**manifest, "labels": labels["earlier"][0]}
     plain = json.dumps(manifest, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
