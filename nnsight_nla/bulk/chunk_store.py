@@ -1,14 +1,16 @@
 """Crash-safe store of finished chunks, in a folder next to the output.
 
-Each chunk is complete or absent, whenever the process is killed. The folder also holds the manifest
-of the output, and a lock that the operating system releases when its holder dies::
+Each chunk is complete or absent, whenever the process is killed, and its name ends in a hash of its
+content, its number and the manifest. The folder also holds that manifest, and a lock that the
+operating system releases when its holder dies::
 
-    out.parquet.parts/    manifest.json  lock  000000.parquet  000001.parquet  ...
+    out.parquet.parts/    manifest.json  lock  000000-<hash>.parquet  000001-<hash>.parquet  ...
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Collection, Generator, Iterable
@@ -25,9 +27,8 @@ from ..storage.lock import locked
 from .manifest import check_same
 
 SUFFIX = ".parts"
-_CHUNK = re.compile(r"(\d{6,})\.parquet")
-_LEFT = re.compile(r"\.(\d{6,}\.parquet|manifest\.json)\.[0-9a-f]{12}\.tmp")
-_NOTE = b"nnsight_nla.chunk"
+_CHUNK = re.compile(r"(\d{6,})-[0-9a-f]{24}\.parquet")
+_LEFT = re.compile(rf"\.({_CHUNK.pattern}|manifest\.json)\.[0-9a-f]{{12}}\.tmp")
 ADVICE = "What is finished is kept: rerun with the same arguments, or choose another output."
 """What the user can do after a failed write."""
 
@@ -89,35 +90,34 @@ class ChunkStore:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the finished chunks, in order."""
-        found = (_CHUNK.fullmatch(path.name) for path in self.folder.glob("*.parquet"))
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(self._paths())
 
     def write(self, number: int, table: pa.Table) -> None:
-        """Store chunk `number`, with what identifies it."""
-        note = {_NOTE: json.dumps([self._key, number, len(table)]).encode()}
-        table = table.replace_schema_metadata(note)
-        with atomic_file(self._path(number), advice=ADVICE) as file:
-            # Vectors do not compress, and a chunk is read once.
-            pq.write_table(table, file, compression="lz4", write_page_checksum=True)
+        """Store chunk `number`, under a name that says what is in it."""
+        content = io.BytesIO()
+        # Vectors do not compress, and a chunk is read once.
+        pq.write_table(table, content, compression="lz4")
+        path = self.folder / f"{number:06d}-{self._digest(number, content.getbuffer())}.parquet"
+        with atomic_file(path, advice=ADVICE) as file:
+            file.write(content.getbuffer())
 
     def check(self, expected: Collection[int]) -> None:
-        """Check that these chunks are there, and no others.
+        """Check that these chunks are there, and no others; `read` checks what is in them.
 
         Raises:
-            NLAError: One is missing, damaged, or not a chunk of this output.
+            NLAError: One is missing, or not a chunk of this output.
         """
-        found = self.numbers()
-        missing, more = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+        found = self._paths()
+        missing = sorted(set(expected) - set(found))
+        more = [found[number].name for number in sorted(set(found) - set(expected))]
         if missing or more:
-            listed = [f"{self._path(number)} is missing" for number in missing[:5]]
-            listed += [f"{self._path(number)} is not one of its chunks" for number in more[:5]]
+            listed = [f"chunk {number} is missing" for number in missing[:5]]
+            listed += [f"{name} is not one of its chunks" for name in more[:5]]
             raise NLAError(
                 f"Something else changed {self.folder} while it was written: {'; '.join(listed)}. "
                 f"{'Move what does not belong there away, then rerun' if more else 'Rerun'} with "
                 "the same arguments; only chunks that are missing are made again."
             )
-        for number in found:
-            self._open(number)
 
     def read(self, number: int) -> pa.Table:
         """Load chunk `number`.
@@ -125,19 +125,26 @@ class ChunkStore:
         Raises:
             NLAError: It is missing, damaged, or not a chunk of this output.
         """
-        file = self._open(number)
+        path = self._paths().get(number)
+        if path is None:
+            self.check([*self._paths(), number])
+        path = cast("Path", path)
         try:
-            table = file.read().replace_schema_metadata()
-        except (pa.ArrowException, OSError) as error:
-            raise self._damaged(number, str(error)) from error
-        if len(table) != file.metadata.num_rows:
-            raise self._damaged(number, f"it has {len(table)} rows")
-        return table
+            content = path.read_bytes()
+            if path.name != f"{number:06d}-{self._digest(number, content)}.parquet":
+                raise ValueError("its content is not what its name says")
+            return pq.ParquetFile(pa.BufferReader(content)).read()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise NLAError(
+                f"{path} cannot be used: {error}. Delete it and rerun with the same arguments; "
+                "only chunks that are missing are made again."
+            ) from error
 
     def discard(self, numbers: Iterable[int]) -> None:
         """Delete chunks."""
-        for number in numbers:
-            self._path(number).unlink(missing_ok=True)
+        found = self._paths()
+        for number in set(numbers) & set(found):
+            found[number].unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the folder, once the output is complete; files of somebody else stay."""
@@ -149,22 +156,29 @@ class ChunkStore:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _open(self, number: int) -> pq.ParquetFile:
-        path = self._path(number)
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            note = json.loads((file.schema_arrow.metadata or {}).get(_NOTE, b"null"))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(number, str(error)) from error
-        if note != [self._key, number, file.metadata.num_rows]:
-            raise self._damaged(number, f"it is not chunk {number} of this output")
-        return file
+    def _paths(self) -> dict[int, Path]:
+        """Return the file of each chunk.
 
-    def _damaged(self, number: int, why: str) -> NLAError:
-        return NLAError(
-            f"{self._path(number)} cannot be used: {why}. Delete it and rerun with the same "
-            "arguments; only chunks that are missing are made again."
-        )
+        Raises:
+            NLAError: A chunk has two.
+        """
+        found: dict[int, Path] = {}
+        for path in sorted(self.folder.glob("*.parquet")):
+            match = _CHUNK.fullmatch(path.name)
+            if match and int(match[1]) in found:
+                raise NLAError(
+                    f"{self.folder} has two files of chunk {int(match[1])}: "
+                    f"{found[int(match[1])].name} and {path.name}. Delete both and rerun with the "
+                    "same arguments."
+                )
+            if match:
+                found[int(match[1])] = path
+        return found
+
+    def _digest(self, number: int, content: bytes | memoryview) -> str:
+        """Return a hash of a chunk: of its content, its number and the manifest."""
+        key, salt = self._key.encode(), number.to_bytes(16, "big")
+        return hashlib.blake2b(content, digest_size=12, key=key, salt=salt).hexdigest()
 
     def _refuse_other_files(self) -> None:
         """Refuse a folder of that name that is not a store, and files in it that are not ours."""
@@ -184,9 +198,6 @@ class ChunkStore:
                 f"{', '.join(sorted(others)[:5])}. Move them away, or choose another output."
             )
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.parquet"
-
 
 def _is_ours(path: Path) -> bool:
     name = path.name
@@ -195,6 +206,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def _key(manifest: dict[str, Any]) -> str:
-    """Return a short hash of a manifest, which every chunk carries."""
+    """Return a hash of a manifest as it was at the first chunk; `label` may accept a later one."""
+    labels = manifest.get("labels")
+    if isinstance(labels, dict) and labels.get("earlier"):
+        manifest = {**manifest, "labels": labels["earlier"][0]}
     plain = json.dumps(manifest, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()

@@ -106,7 +106,7 @@ def refuse_other_file(path: Path) -> None:
 
 def _made_here(sidecar: Path) -> bool:
     try:
-        tree = parse(sidecar.read_bytes(), sidecar)
+        tree = read(sidecar)
     except (NLAError, OSError):
         return False
     bulk = cast("dict[str, Any]", tree).get("bulk") if isinstance(tree, dict) else None

@@ -17,6 +17,8 @@ from ..checkpoint.origin import COLUMNS, Origin
 from ..core.numeric import is_int
 from ..errors import NLAError
 
+Rows = Literal["texts", "vectors"]
+"""What the rows of an input hold."""
 Kind = Literal["texts", "vectors", "any", "other"]
 """What a column holds: strings, lists of numbers, something that is not known, or neither."""
 VECTOR = "activation_vector"
@@ -52,7 +54,7 @@ def _nothing(*, thorough: bool = False) -> None:
 class Source:
     """Rows of one kind, readable from any row on."""
 
-    kind: Literal["texts", "vectors"]
+    kind: Rows
     """What a row holds."""
     identity: dict[str, Any]
     """Identifies the input, as plain data."""
@@ -112,7 +114,7 @@ class Columns:
     vector: str | None
     doc_id: str | None
 
-    def choose(self, where: object, kinds: Mapping[str, Kind]) -> tuple[Kind, str]:
+    def choose(self, where: object, kinds: Mapping[str, Kind]) -> tuple[Rows, str]:
         """Return what the rows hold, and in which column.
 
         Args:
@@ -124,7 +126,8 @@ class Columns:
                 is no column of the default names.
         """
         vectors = self.vector or (VECTOR if VECTOR in kinds and not self.text else None)
-        kind, wanted = ("vectors", vectors) if vectors else ("texts", self.text or "text")
+        kind: Rows = "vectors" if vectors else "texts"
+        wanted = vectors or self.text or "text"
         held = kinds.get(wanted)
         # A text of another type is its row's error; a list of numbers is no text in any row.
         wrong = held not in (kind, "any") and "vectors" in (held, kind)
@@ -145,7 +148,7 @@ class Columns:
             )
         return kind, wanted
 
-    def item(self, kind: Kind, column: str, row: int, record: Mapping[str, Any]) -> Item:
+    def item(self, kind: Rows, column: str, row: int, record: Mapping[str, Any]) -> Item:
         """Convert a record to an `Item`."""
         if kind == "texts":
             return _text(row, record, column, self.doc_id)

@@ -117,7 +117,8 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
         raise NLAError(f"{output}: the folder {output.parent} does not exist. Create it first.")
     with store.open(job.manifest):
         done = set(store.numbers())
-        store.check(done)
+        for number in done:
+            store.read(number)  # Damage is better found before hours of work than after.
 
         def missing(number: int) -> bool:
             return number % shards == shard - 1 and number not in done

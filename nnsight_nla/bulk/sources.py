@@ -28,7 +28,7 @@ from ..checkpoint.origin import Origin
 from ..errors import NLAError, shown
 from ..models.fingerprint import Unchanged, fingerprint_file
 from . import matrices, parquet
-from .items import VECTOR, Columns, Item, Source, kind_of, named, row_origin
+from .items import VECTOR, Columns, Item, Kind, Source, kind_of, named, row_origin
 
 __all__ = ["VECTOR", "Item", "Source", "open_source"]
 
@@ -121,6 +121,17 @@ def _json_lines(path: Path, columns: Columns) -> Source:
         except ValueError as error:
             raise ValueError(f"line {number} is not JSON: {error}") from error
 
+    first = next(lines(), None)
+    if first is None:
+        raise NLAError(f"{path} is empty.")
+    try:
+        record = record_of(*first)
+        kinds: dict[str, Kind] = {str(name): kind_of(value) for name, value in record.items()}
+    except (ValueError, AttributeError):
+        wanted = columns.text or columns.vector or "text"
+        kinds = dict.fromkeys(filter(None, (wanted, columns.doc_id)), "any")
+    kind, column = columns.choose(path, kinds)
+
     def item(row: int, stored: tuple[int, bytes]) -> Item:
         number, line = stored
         try:
@@ -133,16 +144,6 @@ def _json_lines(path: Path, columns: Columns) -> Source:
         made = columns.item(kind, column, row, record)
         return replace(made, origin=row_origin(record, path.name)) if kind == "vectors" else made
 
-    first = next(lines(), None)
-    if first is None:
-        raise NLAError(f"{path} is empty.")
-    try:
-        record = record_of(*first)
-        kinds = {str(name): kind_of(value) for name, value in record.items()}
-    except (ValueError, AttributeError):
-        wanted = columns.text or columns.vector or "text"
-        kinds = dict.fromkeys(filter(None, (wanted, columns.doc_id)), "any")
-    kind, column = columns.choose(path, kinds)
     count = sum(1 for _ in lines())
     origin = Origin.beside(path) if kind == "vectors" else Origin()
     check = Unchanged(path, identity, may_grow=not compressed)

@@ -61,9 +61,9 @@ def _array(cell: Any) -> np.ndarray | None:
     if values is None:
         return None
     if any(test(stored_type(values.type)) for test in _LISTS):
-        rows = [_array(each) for each in values]
-        lengths = {None if row is None else row.shape for row in rows}
-        return np.stack(rows) if len(lengths) == 1 and None not in lengths else None
+        rows = [row for row in map(_array, values) if row is not None]
+        even = len(rows) == len(values) and len({row.shape for row in rows}) == 1
+        return np.stack(rows) if even else None
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.float64())
     return values.to_numpy(zero_copy_only=False)

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from ..core.numeric import is_int
-from ..errors import CheckpointError, NLAError
+from ..errors import CheckpointError, NLAError, shown
 from . import dialects, sidecar
 from .identity import same_model
 
@@ -87,7 +86,7 @@ class Origin:
             ("config", isinstance(self.config, str | None), "a fingerprint"),
         ):
             if not valid:
-                value = reprlib.repr(getattr(self, name))
+                value = shown(getattr(self, name))
                 raise CheckpointError(f"{self._where(name)} is {value}, expected {expected}.")
 
     @staticmethod
@@ -140,9 +139,7 @@ class Origin:
             files += [path / name for name in sidecar.SIDECARS]
             files += sorted(path.glob(f"*{sidecar.DATASET_SUFFIX}"))
         found = [
-            Origin.from_sidecar(sidecar.parse(file.read_bytes(), file), file.name)
-            for file in files
-            if file.is_file()
+            Origin.from_sidecar(sidecar.read(file), file.name) for file in files if file.is_file()
         ]
         return Origin().joined(*found)
 
