@@ -7,18 +7,23 @@ of parquet has everything; the call that made the sweep is JSON in the file's me
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ExperimentError
+from ..models.fingerprint import fingerprint_model
 from ..storage.atomic import atomic_file
 from .records import NOT_EXPLAINED, Cell, Header, Outcome, Said, Texts, effect
+
+if TYPE_CHECKING:
+    from ..explanation.protocols import Explains
 
 FORMAT, VERSION = "nnsight_nla.sweep", 1
 _PLACE = ("site", "layer", "head", "position", "dose")
@@ -31,6 +36,7 @@ def write(
     runs: Mapping[str, Outcome],
     outcomes: Mapping[Cell, Outcome],
     texts: Texts,
+    identity: Mapping[str, str],
 ) -> Path:
     """Store a sweep; the file is complete or not there.
 
@@ -46,6 +52,7 @@ def write(
         "version": VERSION,
         "header": asdict(header),
         "cells": [asdict(cell) for cell in cells],
+        "identity": dict(identity),
     }
     named = {FORMAT.encode(): json.dumps(about, ensure_ascii=False, allow_nan=False).encode()}
     with atomic_file(path, error=ExperimentError) as file:
@@ -55,7 +62,9 @@ def write(
 
 def read(
     path: Path,
-) -> tuple[Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts]:
+) -> tuple[
+    Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts, dict[str, str]
+]:  # fmt: skip
     """Read what `write` stored.
 
     Raises:
@@ -97,7 +106,19 @@ def read(
             vector = torch.tensor(row["vector"], dtype=torch.float32)
             vectors[row["explained_at"]] = vector
             texts.learn(vector, Said(row["text"], row["error"], tuple(row["warnings"])))
-    return Header(**given), cells, runs, outcomes, texts
+    # Earlier versions stored no identity.
+    return Header(**given), cells, runs, outcomes, texts, about.get("identity", {})
+
+
+def identify_verbalizer(nla: Explains) -> str | None:
+    """Return a hash of all that the texts of a vector depend on; ``None`` if it is not known."""
+    model = getattr(nla, "av", None)
+    if model is None:
+        return None
+    spec = nla.spec or {}
+    weights = fingerprint_model(model, spec.get("av"), spec.get("peft"))["weights"]
+    settings = vars(nla.checkpoint.injection), nla.prompt.hash, vars(nla.sampling)
+    return hashlib.blake2b(repr((weights, settings)).encode(), digest_size=8).hexdigest()
 
 
 def _records(
