@@ -37,7 +37,9 @@ _CALLS = {
     "Watching(keep=True)": "--keep-state",
     "trust_remote_code=True": "nnsight-nla --trust-remote-code COMMAND",
 }
-_PYTHON = re.compile(r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False|(?=[\w'\"\[/.]))?")
+_PYTHON = re.compile(
+    r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False|(?=[\w'\"\[/]|\.[\w/.]))?"
+)
 
 
 @app.callback(invoke_without_command=True)

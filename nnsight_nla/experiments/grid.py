@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ..progress import progress
 from .forward import Edit
 from .plan import Plan
 from .records import Cell, Outcome
+from .resume import partial_sweep
 from .sweep import Sweep
 
 
@@ -30,13 +30,14 @@ def run_cells(plan: Plan) -> Sweep:
     Raises:
         ExperimentError: ``resume=`` is another sweep, or a forward pass failed.
     """
-    setup, before = plan.setup, _partial(plan)
+    setup, before = plan.setup, partial_sweep(plan)
     outcomes = {} if before is None else dict(before.outcomes)
     left = [cell for cell in plan.cells if cell not in outcomes]
 
     def sweep() -> Sweep:
         known = None if before is None else before.texts
-        return Sweep(plan.header, plan.cells, plan.runs, outcomes, setup.nla, known)
+        identity = {"metric": plan.measure.identity}
+        return Sweep(plan.header, plan.cells, plan.runs, outcomes, setup.nla, known, identity)
 
     try:
         with progress("sweep", total=len(left), unit="cell") as bar:
@@ -91,24 +92,3 @@ def _run(plan: Plan, cells: Sequence[Cell]) -> dict[Cell, Outcome]:
         cell: Outcome(numbers[row], decode([found.top[row]]), residuals[row])
         for row, cell in enumerate(cells)
     }
-
-
-def _partial(plan: Plan) -> Sweep | None:
-    """Return the sweep to go on with, checked to be of the same plan."""
-    resume, nla = plan.setup.resume, plan.setup.nla
-    if resume is None:
-        return None
-    sweep = resume
-    if isinstance(resume, str | Path):  # Its header is compared below.
-        sweep = Sweep.from_parquet(resume, nla=nla, claims="ignore")
-    if not isinstance(sweep, Sweep):
-        raise ExperimentError(
-            f"resume={type(resume).__name__}: expected a Sweep, or the path of a stored one."
-        )
-    other = plan.header.differs_from(sweep.header)
-    if other:
-        shown = "; ".join(f"{name} was {a!r} and is {b!r}" for name, a, b in other)
-        raise ExperimentError(
-            f"resume= is another sweep: {shown}. Resume with the call it was made by."
-        )
-    return sweep

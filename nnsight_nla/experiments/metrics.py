@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ExperimentError
+from ..storage.function_hash import hash_function
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -108,6 +110,19 @@ class Measure:
     """The metric as it was given."""
     runs: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """The logits ``[vocab]`` of the runs that a divergence may refer to by name."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of what is measured: of a function's code and what it reads, of given logits."""
+        metric = self.metric
+        if isinstance(metric, LogitDifference | Probability):
+            return f"{type(metric).__name__} of tokens {self.columns}"
+        if isinstance(metric, Divergence) and isinstance(metric.reference, str):
+            return self.name
+        measured = (
+            partial(_divergence, metric.reference) if isinstance(metric, Divergence) else metric
+        )
+        return hash_function(measured, stateful=False)
 
     def __call__(self, answers: Float[Tensor, "rows columns"]) -> list[float | None]:
         """Return the metric of each row; ``None`` where it is not finite.

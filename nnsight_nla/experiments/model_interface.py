@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ..errors import ExperimentError, InjectionError
 from ..models import bridge, hosts, weights
 from ..models import target as targets
+from ..models.head import contiguous_head
 from ..remote.ndif import send
 from .edits import answers, perform
 
@@ -168,7 +169,8 @@ class EnvoyInterface:
         options: dict[str, Any] = {**hosts.only_last(model)}
         if not self._remote:
             weights.load(model)
-            return _trace(model, rows, listed, columns, options)
+            with contiguous_head(model):
+                return _trace(model, rows, listed, columns, options)
         options["remote"] = True
         return send(
             lambda: _trace(model, rows, listed, columns, options),
@@ -244,7 +246,7 @@ class BridgeInterface:
         options: dict[str, Any] = {"return_type": "logits", "prepend_bos": False}
         options |= hosts.only_last(model.original_model)
         hooks: list[Any] = [(name, hook) for name in at]
-        with torch.no_grad():
+        with torch.no_grad(), contiguous_head(model.original_model):
             device = model.cfg.device
             logits = model.run_with_hooks(rows.to(device), fwd_hooks=hooks, **options)[:, -1]
         if at:

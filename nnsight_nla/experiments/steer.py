@@ -83,8 +83,9 @@ def _random(vector: Tensor, controls: Any, seed: int) -> dict[str, Tensor]:
     if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
         raise ExperimentError(f"controls={controls!r}: expected a whole number from 0.")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(controls, len(vector), generator=generator)
-    scaled = drawn / drawn.norm(dim=-1, keepdim=True) * vector.norm()
+    # One by one, so that a direction is the same whatever the number of them.
+    drawn = [torch.randn(len(vector), generator=generator) for _ in range(controls)]
+    scaled = [each / each.norm() * vector.norm() for each in drawn]
     return {f"random {number}": each for number, each in enumerate(scaled)}
 
 

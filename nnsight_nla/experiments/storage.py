@@ -7,19 +7,24 @@ of parquet has everything; the call that made the sweep is JSON in the file's me
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core.numeric import is_int, is_real
 from ..errors import ExperimentError
+from ..models.fingerprint import fingerprint_model
 from ..storage.atomic import atomic_file
 from .records import NOT_EXPLAINED, Cell, Header, Outcome, Said, Texts, effect
+
+if TYPE_CHECKING:
+    from ..explanation.protocols import Explains
 
 FORMAT, VERSION = "nnsight_nla.sweep", 1
 _PLACE = ("site", "layer", "head", "position", "dose")
@@ -32,6 +37,7 @@ def write(
     runs: Mapping[str, Outcome],
     outcomes: Mapping[Cell, Outcome],
     texts: Texts,
+    identity: Mapping[str, str],
 ) -> Path:
     """Store a sweep; the file is complete or not there.
 
@@ -47,6 +53,7 @@ def write(
         "version": VERSION,
         "header": asdict(header),
         "cells": [asdict(cell) for cell in cells],
+        "identity": dict(identity),
     }
     named = {FORMAT.encode(): json.dumps(about, ensure_ascii=False, allow_nan=False).encode()}
     with atomic_file(path, error=ExperimentError) as file:
@@ -56,7 +63,9 @@ def write(
 
 def read(
     path: Path,
-) -> tuple[Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts]:
+) -> tuple[
+    Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts, dict[str, str]
+]:  # fmt: skip
     """Read what `write` stored.
 
     Raises:
@@ -116,7 +125,19 @@ def _sweep(
             texts.learn(vector, Said(row["text"], row["error"], tuple(row["warnings"])))
     if header.baseline not in runs:
         raise LookupError(f"it has no run {header.baseline!r}")
-    return header, cells, runs, outcomes, texts
+    # Earlier versions stored no identity.
+    return Header(**given), cells, runs, outcomes, texts, about.get("identity", {})
+
+
+def identify_verbalizer(nla: Explains) -> str | None:
+    """Return a hash of all that the texts of a vector depend on; ``None`` if it is not known."""
+    model = getattr(nla, "av", None)
+    if model is None:
+        return None
+    spec = nla.spec or {}
+    weights = fingerprint_model(model, spec.get("av"), spec.get("peft"))["weights"]
+    settings = vars(nla.checkpoint.injection), nla.prompt.hash, vars(nla.sampling)
+    return hashlib.blake2b(repr((weights, settings)).encode(), digest_size=8).hexdigest()
 
 
 def _check_types(header: Header, cells: Sequence[Cell]) -> None:

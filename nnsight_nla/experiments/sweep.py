@@ -56,6 +56,7 @@ class Sweep:
         outcomes: Mapping[Cell, Outcome],
         nla: ExplainsAndReconstructs | None = None,
         known: Texts | None = None,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         """Made by `patch`, `ablate`, `steer` and `Sweep.from_parquet`, not by hand."""
         self.header = header
@@ -63,9 +64,16 @@ class Sweep:
         self.runs = dict(runs)
         self.outcomes = {cell: outcomes[cell] for cell in self.cells if cell in outcomes}
         self.nla = nla
+        self._identity = dict(identity or {})
         every = [*self.runs.values(), *self.outcomes.values()]
         vectors = [vector for each in every for vector in each.residuals.values()]
         self.texts = Texts(vectors, nla, known)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of the metric and of the verbalizer, where they are known."""
+        said_by = None if self.nla is None else storage.identify_verbalizer(self.nla)
+        return {**({} if said_by is None else {"verbalizer": said_by}), **self._identity}
 
     @property
     def complete(self) -> bool:
@@ -184,7 +192,7 @@ class Sweep:
             VerbalizationError: Verbalizing failed; what had settled is kept.
         """
         return storage.write(
-            Path(path), self.header, self.cells, self.runs, self.outcomes, self.texts
+            Path(path), self.header, self.cells, self.runs, self.outcomes, self.texts, self.identity
         )
 
     @classmethod
@@ -206,14 +214,14 @@ class Sweep:
             ExperimentError: The file does not hold a sweep, or one of a later version or of
                 another model or layer.
         """
-        header, cells, runs, outcomes, known = storage.read(Path(path))
+        header, cells, runs, outcomes, known, identity = storage.read(Path(path))
         if nla is not None:
             place = {"model": "the target", "layer": "the layer"}
             source = {name: f"{what} of {Path(path).name}" for name, what in place.items()}
             origin = Origin(header.target, header.k, source=source)
             what = str(path)
             origin.check(nla.checkpoint, what, claims=claims, error=ExperimentError)
-        return cls(header, cells, runs, outcomes, nla, known)
+        return cls(header, cells, runs, outcomes, nla, known, identity)
 
     def plot(
         self,

@@ -17,6 +17,7 @@ from .. import _compat
 from ..errors import NLAError
 from . import hosts
 from .adapter import AdapterModel
+from .loading import from_pretrained
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -139,7 +140,7 @@ def fingerprint_base(name: str | Path) -> str:
         return fingerprint_folder(Path(name).expanduser(), (*_WEIGHTS, *_TOKENIZER))
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(name))
+    config = from_pretrained(AutoConfig, str(name))
     return f"{name} at {_compat.commit_of(config) or 'an unknown commit'}"
 
 

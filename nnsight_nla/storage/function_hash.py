@@ -51,6 +51,11 @@ def fingerprint_function(function: Callable[..., Any], *, stateful: bool) -> dic
     return {"name": f"{home}:{name}", "python": python, "code": code, "uses": uses}
 
 
+def hash_function(function: Callable[..., Any], *, stateful: bool) -> str:
+    """Return all of `fingerprint_function` as one hash."""
+    return _short(repr(fingerprint_function(function, stateful=stateful)))
+
+
 class _Reader:
     """Describes values as text that is equal for equal content."""
 

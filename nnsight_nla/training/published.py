@@ -15,7 +15,7 @@ out at every larger one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +88,8 @@ class Published:
         self.meta = _sidecar(self.file)
         self._count: int | None = None
         self._chosen: set[int] | None = None
+        self.unchanged: Callable[[], None] | None = None
+        """Called when the file was read to its end; raises if it is not what it was."""
 
     def __len__(self) -> int:
         if self._count is None:
@@ -151,7 +153,9 @@ class Published:
                 start += batch.num_rows
                 left = None if left is None else left - len(numbers)
                 if left == 0:
-                    return
+                    break
+        if self.unchanged is not None:
+            self.unchanged()
 
     def _has(self, document: object) -> bool:
         """Return whether a document belongs to this part."""

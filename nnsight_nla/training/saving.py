@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from .. import _compat
 from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.prompt import Prompt
@@ -156,7 +157,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     """Return the sidecar in a checkpoint's folder; empty if there is none that can be read."""
     file = next((folder / name for name in SIDECARS if (folder / name).is_file()), None)
     try:
-        tree = {} if file is None else sidecar.parse(file.read_bytes(), file)
+        tree = {} if file is None else sidecar.read(file)
     except (OSError, CheckpointError):
         tree = {}
     return tree if isinstance(tree, dict) else {}
@@ -199,7 +200,7 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
     if not hasattr(model, "get_base_model"):
         model.to(dtype)
         return
-    prefix = model.base_model.prefix
+    prefix = _compat.adapter_prefix(model)
     for name, weight in model.named_parameters():
         if prefix in name:
             weight.data = weight.data.to(dtype)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoint.checkpoint import Checkpoint
 from ..core.injection import Injection, write
 from ..models import hosts
+from ..models.head import contiguous_head
 from .adapters import with_adapters
 from .held_out import HeldOut, verbalizer_figures
 from .rows import IGNORED, RowsLike, TrainingError, verbalizer_rows
@@ -117,7 +118,7 @@ def train_verbalizer(
         )
     tokenized, prompt = verbalizer_rows(rows, tokenizer, checkpoint)
     prepare(model, settings)
-    with writing(model, prompt.sites, checkpoint.injection) as hook:
+    with contiguous_head(model), writing(model, prompt.sites, checkpoint.injection) as hook:
         # The adapters wrap linear layers inside the blocks; the hooked block stays the same module.
         trained = (
             model if settings.lora is None else with_adapters(model, settings.lora, settings.seed)

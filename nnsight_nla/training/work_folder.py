@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..models.fingerprint import fingerprint_base, fingerprint_file
+from ..models.fingerprint import Unchanged, fingerprint_base, fingerprint_file
 from ..storage.atomic import atomic_file, remove_leftovers, write_errors
 from ..storage.lock import locked
 from .published import Published
@@ -32,8 +32,12 @@ _ADVICE = "Choose another out=."
 
 
 def identify(rows: Published, base: str | Path) -> dict[str, Any]:
-    """Return the contents that a training depends on, as hashes."""
+    """Return the contents that a training depends on, as hashes.
+
+    From now on, `rows` raises where the file is found changed after it was read to its end.
+    """
     found = fingerprint_file(rows.file)
+    rows.unchanged = Unchanged(rows.file, found)
     return {
         "rows": f"{found['bytes']} bytes, blake2b {found['blake2b']}",
         "held_out": rows.held_out,
@@ -76,6 +80,7 @@ def work_folder(work: Path, out: Path) -> Generator[None, None, None]:
             made.
     """
     if not is_main_process():
+        work.mkdir(parents=True, exist_ok=True)
         yield  # The first process of this training holds it.
         return
     if work.is_file() or (work.is_dir() and not _is_ours(work)):

@@ -29,6 +29,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from .. import _compat
 from ..errors import VerbalizationError
 from ..models import hosts
+from ..models.head import head_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -172,6 +173,8 @@ def rows_that_fit(runtime: Runtime, *, prompt: int, rest: int, new_tokens: int) 
     # When decoding starts there are two copies of the prompt's keys; logits also in float32.
     cached = (2 * prompt + new_tokens) * token
     computed = 4 * rest * inner * dtype.itemsize + config.vocab_size * (dtype.itemsize + 16)
+    if head_of(runtime.model) is None:  # Its matrix is copied for each row; see `head`.
+        computed += config.vocab_size * config.hidden_size * dtype.itemsize
     return max(1, min(MOST, int(runtime.free_bytes() * _SHARE) // (cached + computed)))
 
 

@@ -30,6 +30,7 @@ from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, VerbalizationError
 from ..explanation.records import Reply
 from ..models import hosts
+from ..models.head import contiguous_head
 from ..remote.ndif import send
 from .cache import in_place
 from .decoding import AT_A_HOST, Closing, Engine, check_engine, decode, rows_that_fit, unfit
@@ -252,7 +253,10 @@ class Verbalizer:
             if start:
                 model(input_ids=ids[:, :start].to(model.device), past_key_values=cache, **options)
                 cache.batch_repeat_interleave(len(vectors))
-            with self.av.trace(rest, past_key_values=cache, **options):
+            with (
+                contiguous_head(self.av),
+                self.av.trace(rest, past_key_values=cache, **options),
+            ):
                 before = site.output
                 after = write(before, vectors, [each - start for each in sites], injection, given)
                 site.output = after
@@ -310,7 +314,8 @@ class Verbalizer:
                 lambda: self._generate(vectors, given, {**settings, "remote": True}), what
             )
         else:
-            sequences, marker = self._generate(vectors, given, settings)
+            with contiguous_head(self.av):
+                sequences, marker = self._generate(vectors, given, settings)
         ends = {*self._ends(), settings["generation_config"].pad_token_id}
         closed = Closing(self.tokenizer, CLOSE)
         receipts = self._receipts(marker, vectors.float().cpu(), given)

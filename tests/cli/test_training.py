@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from nnsight_nla import NLA
 from nnsight_nla.cli import app
+from nnsight_nla.cli.app import in_flags
 from nnsight_nla.errors import NLAError
 from nnsight_nla.training import TrainingError
 from nnsight_nla.training.measuring import measure
@@ -101,3 +102,29 @@ def test_evaluate_refuses_what_was_trained_on(folder, made):
     )
     with pytest.raises(NLAError, match=r"has 1 rows, and at least two are needed.*Hold out more"):
         measure(rows, pairs, held_out=0.25, limit=1)
+
+
+def test_a_training_is_continued_and_saved_as_it_was_asked_for(folder):
+    from safetensors.torch import load_file
+
+    out = folder / "continued"
+    command = ["train", "av", folder / "rows.parquet", "--out", out, "--base", folder / "base"]
+    command += [*COMMAND, "--lora", "2", "--attention", "eager", "--save-dtype", "bfloat16"]
+    steps = ["--steps", "4"]
+    first = json.loads(run(*command, "--keep-state").stdout)
+    assert first["log"][-1]["step"] == 2
+    second = json.loads(run(*command, *steps).stdout)
+    assert second["log"][-1]["step"] == 4
+    assert json.loads(run(*command, *steps).stdout) == second
+    saved = load_file(out / "adapter_model.safetensors")
+    assert {each.dtype for each in saved.values()} == {torch.bfloat16}
+    with pytest.raises(TrainingError) as caught:
+        run(*command, "--steps", "6")
+    assert in_flags(str(caught.value), "train").endswith(
+        "so it cannot be continued. Choose another --out. To continue a finished training later, "
+        "keep its state: --keep-state."
+    )
+    with pytest.raises(TrainingError) as caught:
+        run(*command, "--save-dtype", "float23")
+    said = in_flags(str(caught.value), "train")
+    assert said == "--save-dtype 'float23': expected one of float32, bfloat16, float16."

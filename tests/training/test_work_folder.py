@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from nnsight_nla.checkpoint.checkpoint import Checkpoint
+from nnsight_nla.errors import NLAError
 from nnsight_nla.storage import atomic
 from nnsight_nla.training import Files, Lora, Settings, TrainingError, Watching, train
 from nnsight_nla.training.measuring import _held_out_of
@@ -178,6 +179,18 @@ def test_a_training_does_not_go_on_with_something_else(folder, tmp_path, what):
     assert Files(work, 1).steps() == 2
 
 
+def test_rows_that_change_while_they_are_read_are_refused(folder, tmp_path):
+    """They were hashed and checked, and are read again to be tokenized."""
+
+    def report(line):
+        if line.startswith("loading the weights"):
+            another_row(folder)
+
+    with pytest.raises(NLAError, match=r"rows\.parquet was changed while it was read"):
+        trained(folder, tmp_path / "av", report=report)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["data"]
+
+
 def test_a_training_goes_on_where_its_files_were_moved(source, undisturbed, tmp_path):
     first = Path(shutil.copytree(source / "base", tmp_path / "first" / "base")).parent
     for file in source.glob("rows.parquet*"):
@@ -301,6 +314,7 @@ def test_a_finished_training_is_returned_and_another_one_is_refused(folder, tmp_
 KILL = """
 import os, signal, sys
 from pathlib import Path
+from nnsight_nla.errors import NLAError
 from nnsight_nla.storage import atomic
 from nnsight_nla.training import run, saving
 from tests.training.test_work_folder import trained
