@@ -25,6 +25,7 @@ import torch
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.origin import Origin
+from ..checkpoint.sidecar import is_hub_id
 from ..core.injection import Injection
 from ..core.sampling import Sampling
 from ..errors import NLAError, VerbalizationError
@@ -142,7 +143,7 @@ def join_requests(nla_class: type) -> None:
             Sampling: lambda it: (wire.Sealed, (SAMPLING, tuple(vars(it).values()))),
             Origin: lambda it: (wire.Sealed, (ORIGIN, tuple(vars(it).values()))),
             Injection: _as_namespace,
-            Checkpoint: _as_namespace,
+            Checkpoint: _ship_checkpoint,
             wire.Direction: lambda it: (wire.direction, (it.detach().as_subclass(torch.Tensor),)),
             Positions: lambda it: _as_namespace(it, slice=it.slice, positions=it.positions),
             **dict.fromkeys(_compat.tracer_types(), _ship_tracer),
@@ -167,6 +168,14 @@ def _ship_tracer(tracer: Any) -> Any:
 
 def _ship_nla(nla: Travels) -> tuple[Any, ...]:
     return (wire.RemoteNLA, (nla.uid, nla.checkpoint.layer, nla.checkpoint.d_model))
+
+
+def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    """Ship the values, without where they were found: paths of this machine stay here."""
+    base = checkpoint.base_model
+    local = base is not None and not is_hub_id(base)
+    shown = Path(base).name if base is not None and local else base
+    return _as_namespace(checkpoint, source={}, base_model=shown)
 
 
 def _ship_handle(handle: Explanation) -> tuple[Any, ...]:
