@@ -140,7 +140,7 @@ class Origin:
             files += [path / name for name in sidecar.SIDECARS]
             files += sorted(path.glob(f"*{sidecar.DATASET_SUFFIX}"))
         found = [
-            Origin.from_sidecar(sidecar.parse(file.read_bytes(), file), file.name)
+            Origin.from_sidecar(sidecar.read(file), file.name)
             for file in files
             if file.is_file()
         ]

@@ -141,7 +141,7 @@ def join_requests(nla_class: type) -> None:
             Explanation: _ship_handle,
             Capture: _ship_capture,
             Sampling: lambda it: (wire.Sealed, (SAMPLING, tuple(vars(it).values()))),
-            Origin: lambda it: (wire.Sealed, (ORIGIN, tuple(vars(it).values()))),
+            Origin: _ship_origin,
             Injection: _as_namespace,
             Checkpoint: _ship_checkpoint,
             wire.Direction: lambda it: (wire.direction, (it.detach().as_subclass(torch.Tensor),)),
@@ -172,10 +172,17 @@ def _ship_nla(nla: Travels) -> tuple[Any, ...]:
 
 def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:
     """Ship the values, without where they were found: paths of this machine stay here."""
-    base = checkpoint.base_model
-    local = base is not None and not is_hub_id(base)
-    shown = Path(base).name if base is not None and local else base
-    return _as_namespace(checkpoint, source={}, base_model=shown)
+    return _as_namespace(checkpoint, source={}, base_model=_without_path(checkpoint.base_model))
+
+
+def _ship_origin(origin: Origin) -> tuple[Any, ...]:
+    """Ship an origin as `_ship_checkpoint` does; the client gets it back."""
+    values = {**vars(origin), "model": _without_path(origin.model), "source": {}}
+    return (wire.Sealed, (ORIGIN, tuple(values.values())))
+
+
+def _without_path(name: str | None) -> str | None:
+    return name if name is None or is_hub_id(name) else Path(name).name
 
 
 def _ship_handle(handle: Explanation) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ def check_attention(base: str | Path, attention: str | None) -> None:
 
     if attention is None:
         return
-    config = read_base("configuration", base, AutoConfig.from_pretrained)
+    config = read_base("configuration", base, partial(from_pretrained, AutoConfig))
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, attn_implementation=attention)

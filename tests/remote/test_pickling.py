@@ -110,6 +110,7 @@ def test_a_request_carries_no_path_of_this_machine(tmp_path):
     from nnsight.intervention.serialization import CustomCloudPickler
 
     from nnsight_nla import Checkpoint
+    from nnsight_nla.checkpoint.origin import Origin
 
     folder = tmp_path / "private folder"
     copied(tiny.paths()["av"], folder)
@@ -117,7 +118,9 @@ def test_a_request_carries_no_path_of_this_machine(tmp_path):
     nla = NLA(folder)
     assert "private folder" in nla.checkpoint.base_model
     thought = nla.explain(torch.ones(128))
-    for value in (nla.checkpoint, nla, thought, nla.sampling, nla.checkpoint.injection):
+    origin = Origin.of(nla.checkpoint)
+    assert "private folder" in origin.model + str(origin.source)
+    for value in (nla.checkpoint, nla, thought, nla.sampling, nla.checkpoint.injection, origin):
         sent = io.BytesIO()
         CustomCloudPickler(sent).dump(value)
         assert b"private folder" not in sent.getvalue()
