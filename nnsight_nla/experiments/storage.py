@@ -99,7 +99,7 @@ def read(
 
 def _sweep(
     about: dict[str, Any], table: Any
-) -> tuple[Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts]:
+) -> tuple[Header, list[Cell], dict[str, Outcome], dict[Cell, Outcome], Texts, dict[str, Any]]:
     """Read the description and the rows of a file, which somebody else may have written."""
     given: dict[str, Any] = about["header"]
     given["tokens"] = {name: tuple(tokens) for name, tokens in given["tokens"].items()}
@@ -126,7 +126,7 @@ def _sweep(
     if header.baseline not in runs:
         raise LookupError(f"it has no run {header.baseline!r}")
     # Earlier versions stored no identity.
-    return Header(**given), cells, runs, outcomes, texts, about.get("identity", {})
+    return header, cells, runs, outcomes, texts, about.get("identity", {})
 
 
 def identify_verbalizer(nla: Explains) -> str | None:

@@ -72,8 +72,8 @@ class AdapterModel(TransformersModel):
         _check_base(where, target)
         try:
             super().__init__(
-                hosts.describe(target), task="text-generation", tokenizer=target.tokenizer,
-                peft=where,
+                hosts.describe(target), task=target.task or "text-generation",
+                tokenizer=target.tokenizer, peft=where,
             )  # fmt: skip
         except (OSError, ValueError) as error:
             raise CheckpointError(

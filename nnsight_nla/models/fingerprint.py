@@ -17,7 +17,7 @@ from .. import _compat
 from ..errors import NLAError
 from . import hosts
 from .adapter import AdapterModel
-from .loading import from_pretrained
+from .loading import load_config
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -138,9 +138,7 @@ def fingerprint_base(name: str | Path) -> str:
     """
     if Path(name).expanduser().is_dir():
         return fingerprint_folder(Path(name).expanduser(), (*_WEIGHTS, *_TOKENIZER))
-    from transformers import AutoConfig
-
-    config = from_pretrained(AutoConfig, str(name))
+    config = load_config(name, {})
     return f"{name} at {_compat.commit_of(config) or 'an unknown commit'}"
 
 

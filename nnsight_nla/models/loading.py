@@ -40,10 +40,7 @@ def load_tokenizer(
     if not isinstance(source, str | Path):
         tokenizer = getattr(source, "tokenizer", None)
         if tokenizer is None:
-            raise CheckpointError(
-                f"Expected a path, a Hub id or a TransformersModel with a tokenizer, got "
-                f"{type(source).__name__}."
-            )
+            raise CheckpointError(_not_a_model(source))
         return tokenizer
     from transformers import AutoTokenizer
 
@@ -61,6 +58,30 @@ def load_tokenizer(
     raise CheckpointError(
         f"No tokenizer for {source}. Tried {'; '.join(tried)}. Put the base model's tokenizer "
         "files into the checkpoint's folder, or pass a TransformersModel(..., tokenizer=...)."
+    )
+
+
+def check_model(source: object) -> None:
+    """Check that `source` names a model or is one that nnsight has wrapped.
+
+    Raises:
+        CheckpointError: It is something else; the message says how to wrap a transformers model.
+    """
+    from nnsight import TransformersModel
+
+    if not isinstance(source, str | Path | TransformersModel):
+        raise CheckpointError(_not_a_model(source))
+
+
+def _not_a_model(source: object) -> str:
+    how = (
+        " Wrap it: nnsight.TransformersModel(model, tokenizer=tokenizer, task='text-generation')."
+        if isinstance(source, torch.nn.Module)
+        else ""
+    )
+    return (
+        "Expected a path, a Hub id or a TransformersModel with a tokenizer, got "
+        f"{type(source).__name__}.{how}"
     )
 
 
@@ -173,6 +194,12 @@ def load_model(
         return TransformersModel(expanded(source), tokenizer=tokenizer, peft=peft, **options)
     except (OSError, ValueError, StrictDataclassError) as error:
         _check_code(source, error)
+        if peft is not None and "arget modules" in str(error):
+            raise CheckpointError(
+                f"The adapter {peft} does not fit {source} as task={options['task']!r}: "
+                f"{_first_line(error)} If it was trained on a multimodal model, pass "
+                "task='image-text-to-text'."
+            ) from error
         raise CheckpointError(
             f"The configuration of {str(source)!r} could not be read: {_first_line(error)} "
             f"{_elsewhere(source)}"

@@ -20,7 +20,7 @@ from ..core.injection import Injection
 from ..errors import CheckpointError
 from . import adapter as adapters
 from . import hosts, reconstructor_files
-from .loading import at_depth, load_model, load_tokenizer
+from .loading import at_depth, check_model, load_model, load_tokenizer
 from .runtime import Role, Runtime
 from .weights import unused_above
 
@@ -93,6 +93,7 @@ def open_verbalizer(
     Raises:
         CheckpointError: The checkpoint cannot be found, read or used.
     """
+    check_model(source)
     base, load, target = cast("Any", source), options.load, options.target
     if target is not None and peft is None and adapters.is_adapter(source):
         base, peft = target, str(source)
@@ -128,6 +129,7 @@ def open_reconstructor(
     Raises:
         CheckpointError: Files are missing, damaged, or of another layer or width.
     """
+    check_model(source)
     target, load = options.target, options.load
     layout = reconstructor_files.read(source, checkpoint)
     adapter = None if layout.adapter is None else str(layout.adapter)

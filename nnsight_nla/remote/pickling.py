@@ -25,6 +25,7 @@ import torch
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.origin import Origin
+from ..checkpoint.sidecar import is_hub_id
 from ..core.injection import Injection
 from ..core.sampling import Sampling
 from ..errors import NLAError, VerbalizationError
@@ -141,9 +142,9 @@ def join_requests(nla_class: type) -> None:
             Explanation: _ship_handle,
             Capture: _ship_capture,
             Sampling: lambda it: (wire.Sealed, (SAMPLING, tuple(vars(it).values()))),
-            Origin: lambda it: (wire.Sealed, (ORIGIN, tuple(vars(it).values()))),
+            Origin: _ship_origin,
             Injection: _as_namespace,
-            Checkpoint: _as_namespace,
+            Checkpoint: _ship_checkpoint,
             wire.Direction: lambda it: (wire.direction, (it.detach().as_subclass(torch.Tensor),)),
             Positions: lambda it: _as_namespace(it, slice=it.slice, positions=it.positions),
             **dict.fromkeys(_compat.tracer_types(), _ship_tracer),
@@ -168,6 +169,21 @@ def _ship_tracer(tracer: Any) -> Any:
 
 def _ship_nla(nla: Travels) -> tuple[Any, ...]:
     return (wire.RemoteNLA, (nla.uid, nla.checkpoint.layer, nla.checkpoint.d_model))
+
+
+def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    """Ship the values, without where they were found: paths of this machine stay here."""
+    return _as_namespace(checkpoint, source={}, base_model=_without_path(checkpoint.base_model))
+
+
+def _ship_origin(origin: Origin) -> tuple[Any, ...]:
+    """Ship an origin as `_ship_checkpoint` does; the client gets it back."""
+    values = {**vars(origin), "model": _without_path(origin.model), "source": {}}
+    return (wire.Sealed, (ORIGIN, tuple(values.values())))
+
+
+def _without_path(name: str | None) -> str | None:
+    return name if name is None or is_hub_id(name) else Path(name).name
 
 
 def _ship_handle(handle: Explanation) -> tuple[Any, ...]:

@@ -250,19 +250,38 @@ class TestCodeOfARepository:
 
     def test_there_is_one_place(self):
         """No other module calls transformers' or nnsight's loaders."""
-        calls = {
-            (file.name, name)
+        trees = {
+            file.name: list(ast.walk(ast.parse(file.read_text("utf-8"))))
             for file in PACKAGE.rglob("*.py")
-            for node in ast.walk(ast.parse(file.read_text("utf-8")))
-            if (
-                isinstance(node, ast.Call)
-                and (name := ast.unparse(node.func).rpartition("nnsight.")[2])
-                in ("auto.from_pretrained", "TransformersModel", "LanguageModel")
-            )
-            or (isinstance(node, ast.Attribute) and (name := node.attr) == "from_pretrained")
         }
-        expected = ("from_pretrained", "auto.from_pretrained", "TransformersModel")
-        assert calls == {("loading.py", name) for name in expected}
+        calls = [(file, n) for file, tree in trees.items() for n in tree if isinstance(n, ast.Call)]
+        loads = {
+            (file, name)
+            for file, node in calls
+            if (name := ast.unparse(node.func).rpartition(".")[2])
+            in ("TransformersModel", "LanguageModel")
+            or (name == "from_pretrained" and isinstance(node.func, ast.Attribute))
+        }
+        # identity.py is on a lower floor, and reads what is on this machine; it never trusts code.
+        assert loads == {
+            ("loading.py", "TransformersModel"),
+            ("loading.py", "from_pretrained"),
+            ("identity.py", "from_pretrained"),
+        }
+        (lower,) = [
+            node
+            for file, node in calls
+            if file == "identity.py" and "from_pre" in ast.unparse(node.func)
+        ]
+        assert "trust_remote_code=False" in ast.unparse(lower)
+        # Nor is a loader handed on, except to loading.from_pretrained by its class.
+        handed = {
+            file
+            for file, tree in trees.items()
+            for node in tree
+            if isinstance(node, ast.Attribute) and node.attr == "from_pretrained"
+        }
+        assert handed == {"loading.py", "identity.py"}
 
 
 class TestDtype:

@@ -284,3 +284,21 @@ def test_a_mistyped_folder_is_said_to_be_absent(tmp_path, monkeypatch, argument)
     said = rf"[Tt]here is no folder {absent / 'my-vv'}; did you mean {absent / 'my-av'}\?"
     with pytest.raises(CheckpointError, match=said):
         NLA(**given)
+
+
+@pytest.mark.parametrize("argument", ["av", "ar"])
+def test_a_plain_transformers_model_is_to_be_wrapped(argument, pair):
+    pair[1].av.dispatch()
+    module = pair[1].av._module
+    with pytest.raises(CheckpointError) as no:
+        NLA(**{"av": PATHS["av"], argument: module})
+    assert str(no.value) == (
+        "Expected a path, a Hub id or a TransformersModel with a tokenizer, got Qwen3ForCausalLM. "
+        "Wrap it: nnsight.TransformersModel(model, tokenizer=tokenizer, task='text-generation')."
+    )
+    tokenizer = pair[1].av.tokenizer
+    wrapped = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+    assert NLA(wrapped, checkpoint=PATHS["av"]).checkpoint.layer == K
+    for other in (3, {}, [PATHS["av"]]):
+        with pytest.raises(CheckpointError, match=rf"tokenizer, got {type(other).__name__}\.$"):
+            NLA(**{"av": PATHS["av"], argument: other})

@@ -239,3 +239,22 @@ def test_a_model_that_was_never_loaded_passes():
         AutoModelForCausalLM.from_pretrained(PATHS["av"]).config
     )
     weights.check(module)
+
+
+def test_what_no_text_runs_may_be_missing_or_too_much():
+    """A language model out of a multimodal checkpoint, and one without its towers."""
+    towers = (
+        "vision_tower.layers.0.weight",
+        "model.multi_modal_projector.bias",
+        "audio_tower.conv",
+    )
+    report = weights.LoadReport(
+        missing=towers, unexpected=tuple(f"model.{each}" for each in towers)
+    )
+    weights._refuse(report, "some/model", "target")
+    for more in (
+        weights.LoadReport(missing=(*towers, "model.layers.0.mlp.up_proj.weight")),
+        weights.LoadReport(unexpected=(*towers, "model.layers.9.norm")),
+    ):
+        with pytest.raises(CheckpointError, match=r"1 (missing|unexpected) \(model\.layers\."):
+            weights._refuse(more, "some/model", "target")

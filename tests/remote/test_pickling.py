@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnsight_nla import NLA, VerbalizationError, tiny
+from tests.helpers.checkpoints import copied, edit_sidecar
 
 ELSEWHERE = """
 import pickle, sys
@@ -100,3 +101,33 @@ def test_what_comes_back_never_raises_on_a_value(nla, residuals):
     assert torch.equal(orphan.vectors, residuals[:2])
     with pytest.raises(VerbalizationError, match=r"nla.explain\(thought.vectors\)"):
         _ = orphan.text
+
+
+def test_a_request_carries_no_path_of_this_machine(tmp_path):
+    """A checkpoint that a remote block names has its values, not where they were found."""
+    import io
+
+    from nnsight.intervention.serialization import CustomCloudPickler
+
+    from nnsight_nla import Checkpoint
+    from nnsight_nla.checkpoint.origin import Origin
+
+    folder = tmp_path / "private folder"
+    copied(tiny.paths()["av"], folder)
+    edit_sidecar(folder, lambda tree: tree["extraction"].update(base_model=f"{folder}/the-base"))
+    nla = NLA(folder)
+    assert "private folder" in nla.checkpoint.base_model
+    thought = nla.explain(torch.ones(128))
+    origin = Origin.of(nla.checkpoint)
+    assert "private folder" in origin.model + str(origin.source)
+    for value in (nla.checkpoint, nla, thought, nla.sampling, nla.checkpoint.injection, origin):
+        sent = io.BytesIO()
+        CustomCloudPickler(sent).dump(value)
+        assert b"private folder" not in sent.getvalue()
+    sent = io.BytesIO()
+    CustomCloudPickler(sent).dump(nla.checkpoint)
+    there = pickle.loads(sent.getvalue())
+    assert (there.layer, there.base_model, there.source) == (3, "the-base", {})
+    assert there.template == nla.checkpoint.template
+    assert pickle.loads(pickle.dumps(nla.checkpoint)) == nla.checkpoint
+    assert isinstance(pickle.loads(pickle.dumps(nla.checkpoint)), Checkpoint)
