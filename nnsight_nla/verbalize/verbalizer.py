@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, extract
+from ..checkpoint.reply import CLOSE, complete, extract
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
@@ -362,9 +362,10 @@ class Verbalizer:
 
     def _reply(self, ids: list[int], receipt: tuple[float, float, float], *, ended: bool) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text, closed = extract(raw)
+        opened = self.prompt.opened
+        text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "eos" if ended else "length"
-        return Reply(raw, text, finish, len(ids), *receipt)
+        return Reply(raw, text, finish, len(ids), *receipt, opened)
 
 
 def _different(vectors: Tensor, given: Tensor) -> list[int]:
