@@ -168,6 +168,25 @@ def attach_adapter(module: nn.Module, adapter: str, *, weights: bool) -> None:
     peft.attach(module, adapter, weights=weights)
 
 
+def generation_settings(**settings: Any) -> Any:
+    """Return a `GenerationConfig` for ``generate`` that takes nothing from the model's own.
+
+    transformers fills in every setting that the caller left open with what the checkpoint ships,
+    unknown ones included, by calling `update` with these two arguments.
+    """
+    from transformers import GenerationConfig
+
+    class Closed(GenerationConfig):
+        def update(
+            self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: Any
+        ) -> dict[str, Any]:
+            if defaults_only and allow_custom_entries:
+                return values
+            return GenerationConfig.update(self, defaults_only, allow_custom_entries, **values)
+
+    return Closed(**settings)
+
+
 def join_requests(reducers: Mapping[type, Callable[[Any], Any]]) -> None:
     """Register reducers with the pickler of nnsight's remote requests only."""
     from nnsight.intervention.serialization import CustomCloudPickler

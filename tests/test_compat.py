@@ -152,6 +152,16 @@ class TestTorch:
 class TestTransformers:
     """Written for transformers 5.15 to 5.22."""
 
+    def test_generation_settings(self, target):
+        ids, module = torch.tensor([[5, 6, 7]]), _compat.module_of(target)
+        module.generation_config.suppress_tokens = list(range(module.config.vocab_size - 1))
+        settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+        steered = module.generate(ids, **settings)
+        free = module.generate(ids, generation_config=_compat.generation_settings(**settings))
+        assert steered[0, 3:].tolist() == [module.config.vocab_size - 1] * 3
+        assert free.shape == (1, 6)
+        assert module.config.vocab_size - 1 not in free, "GenerationConfig.update is not asked"
+
     def test_is_stateful(self):
         from transformers import MambaForCausalLM, Qwen3ForCausalLM
 

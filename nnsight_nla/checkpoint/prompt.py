@@ -20,6 +20,7 @@ from typing import Any
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
 from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
+from .reply import opened
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Prompt:
     """The id of the token after the marker; ``None`` if several slots differ in it."""
     more_positions: tuple[int, ...] = ()
     """The other positions that the vector is written at, for a template with several slots."""
+    opened: str = ""
+    """The beginning of the explanation that the prompt already has: its opening tag, or more."""
 
     @property
     def sites(self) -> tuple[int, ...]:
@@ -96,7 +99,8 @@ class Prompt:
         if len(sites) != slots:
             raise CheckpointError(_miscounted(ids, checkpoint, len(sites), slots))
         lefts, rights = ({ids[run[end] + step] for run in runs} for end, step in ((0, -1), (-1, 1)))
-        return Prompt(ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]))
+        tail = opened(text.rpartition(content.strip())[2])
+        return Prompt(ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]), tail)
 
 
 def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:

@@ -40,6 +40,43 @@ def extract(raw: str) -> tuple[str, bool]:
     return text.strip(), bool(closing)
 
 
+def opened(tail: str) -> str:
+    r"""Return the beginning of an explanation that the end of a prompt already has, or "".
+
+    Some chat templates write the opening tag, or more, after the assistant's header.
+
+    >>> opened("<|assistant|>\n<explanation>\n")
+    '<explanation>\n'
+    >>> opened("<|assistant|>\n")
+    ''
+    """
+    _, tag, rest = tail.rpartition(OPEN)
+    return "" if CLOSE in rest else tag + (rest if tag else "")
+
+
+def complete(raw: str, opened: str) -> str:
+    r"""Return a reply with what the prompt opened; a tag that the reply repeats is dropped.
+
+    >>> complete("About Paris.</explanation>", "<explanation>\n")
+    '<explanation>\nAbout Paris.</explanation>'
+    """
+    return opened + remainder(raw, opened) if opened else raw
+
+
+def remainder(reply: str, opened: str) -> str:
+    r"""Return the part of a complete reply that is left to generate after what the prompt opened.
+
+    >>> remainder("<explanation>\nAbout Paris.\n</explanation>", "<explanation>\n")
+    'About Paris.\n</explanation>'
+    """
+    if not opened or not reply.lstrip().startswith(OPEN):
+        return reply
+    if reply.startswith(opened):
+        return reply[len(opened) :]
+    left = reply.split(OPEN, 1)[1].lstrip()
+    return left.removeprefix(opened.removeprefix(OPEN).lstrip())
+
+
 def proper(raw: str) -> str | None:
     r"""Return why a reply is not well-formed (a tag or the text is missing), or ``None`` if it is.
 

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from ..checkpoint import dialects, sidecar
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import proper
 from ..core.sampling import Sampling
 from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, ReconstructionError
@@ -235,7 +234,7 @@ class Doctor:
         return Replies(replies, with_vector, without_vector)
 
     def _measure(self, candidate: Candidate, said: Replies) -> Figures | str:
-        good = torch.tensor([proper(reply.raw) is None for reply in said.replies])
+        good = torch.tensor([reply.problem is None for reply in said.replies])
         vectors = self.vectors[candidate.checkpoint.layer]
         try:
             own, others = self._cosines(said.replies, good, vectors)

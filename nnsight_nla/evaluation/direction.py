@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.injection import unit
+from ..core.numeric import is_real
 from ..errors import ReconstructionError
 from ..explanation.handle import Explanation
 from ..remote import wire
@@ -45,12 +46,19 @@ def direction(
         ``norm * (unit(to) - unit(away_from))``, of their common shape, float32.
 
     Raises:
-        ReconstructionError: The shapes differ, or both texts have the same reconstruction.
+        ReconstructionError: The shapes differ, both texts have the same reconstruction, or a norm
+            is not a positive, finite number.
     """
+    norms = torch.as_tensor(norm, dtype=torch.float32, device="cpu")
+    if not bool((norms.isfinite() & (norms > 0)).all()):
+        raise ReconstructionError(
+            f"direction() needs a positive, finite residual norm, got {norms.tolist()!r:.80}. "
+            "Leave out the vectors that thought.errors names, or pass norm=... for all."
+        )
     start = torch.zeros_like(to) if away_from is None else unit(away_from)
     try:
         step = unit(to) - start
-        scaled = torch.as_tensor(norm, dtype=torch.float32)[..., None] * step
+        scaled = norms[..., None] * step
     except RuntimeError as error:
         shape = () if away_from is None else tuple(away_from.shape[:-1])
         raise ReconstructionError(
@@ -66,7 +74,7 @@ def direction(
 
 
 def residual_norm(
-    norm: float | None, away_from: object, baseline: Baseline | None
+    norm: object, away_from: object, baseline: Baseline | None
 ) -> float | Float[Tensor, "*away"]:
     """Return the L2 norm of a residual: the one given, that of a handle, or the baseline's mean.
 
@@ -76,11 +84,16 @@ def residual_norm(
         baseline: The NLA's.
 
     Raises:
-        ReconstructionError: None of the three has one.
+        ReconstructionError: None of the three has one, or `norm` is not a positive number.
     """
+    if norm is not None and not (is_real(norm) and norm > 0):
+        raise ReconstructionError(
+            f"norm={norm!r}: expected a positive, finite number, the L2 norm of a residual, for "
+            "example norm=vectors.norm(dim=-1).mean().item()."
+        )
     if norm is None and isinstance(away_from, Explanation):
         return away_from.vectors.float().norm(dim=-1).cpu()
-    length = norm or (baseline.norm if baseline else None)
+    length = norm if norm is not None else baseline.norm if baseline else None
     if length is None:
         raise ReconstructionError(
             "direction() needs a residual norm: pass a handle (away_from=thought), norm=..., or a "

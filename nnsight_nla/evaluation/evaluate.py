@@ -20,12 +20,12 @@ The figures are the same for any checkpoint, so that two can be compared::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint.reply import proper, wrap
+from ..checkpoint.reply import remainder, wrap
 from ..core.baseline import Baseline
 from ..core.similarity import normalise
 from ..errors import NLAError
@@ -77,7 +77,7 @@ def evaluate(
     told, controls = explained(nla, vectors, seed=seed)
     figures: Figures = {
         "rows": len(vectors),
-        "extraction": _mean([proper(reply) is None for reply in cast("list[str]", told.raw)]),
+        "extraction": 1 - len(told.extracted()[1]) / len(vectors),
         "truncated": _mean([finish == "length" for finish in told.finish]),
         "fve": None,
         "cosine": None,
@@ -175,7 +175,7 @@ def _says(
 ) -> dict[str, float]:
     """Return the mean log-likelihood of the labels with each kind of vector, in nats per token."""
     verbalizer = Verbalizer(nla.runtime, nla.checkpoint, nla.prompt)
-    tagged = [wrap(label) for label in labels]
+    tagged = [remainder(wrap(label), nla.prompt.opened) for label in labels]
     ids = verbalizer.tokenizer(tagged, add_special_tokens=False)["input_ids"]
     everyone = torch.ones(len(vectors), dtype=torch.bool)
     shuffled = vectors[list(controls.order or range(len(vectors)))]

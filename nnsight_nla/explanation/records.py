@@ -16,7 +16,7 @@ from uuid import uuid4
 from torch import Tensor
 
 from ..checkpoint.origin import Origin
-from ..checkpoint.reply import proper
+from ..checkpoint.reply import complete, proper
 from ..core.ragged import ranges
 from ..core.sampling import Sampling
 from ..core.trust import Trust
@@ -83,6 +83,13 @@ class Reply:
     """The same after the vector was injected."""
     cosine: float
     """Between what was added (or written in its place) and the vector; NaN for the null control."""
+    opened: str = ""
+    """The beginning of the explanation that was in the prompt, such as its opening tag."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it has no well-formed explanation; ``None`` if it has one."""
+        return proper(complete(self.raw, self.opened))
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ class Capture:
         """Return why a settled row has no well-formed explanation; ``None`` if it has one."""
         if row in self.errors:
             return f"this vector {self.errors[row]}"
-        return proper(self.replies[row, 0].raw)
+        return self.replies[row, 0].problem
 
     def settled(self, row: int) -> bool:
         """Return whether `row` has all its replies or an error."""

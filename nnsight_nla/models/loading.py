@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from .. import _compat
 from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import DEPTH_SLOT, Checkpoint
+from ..core.numeric import is_int
 from ..errors import CheckpointError
 from . import hosts
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
+    from transformers import GenerationConfig
 
 
 def load_tokenizer(
@@ -190,8 +193,12 @@ def load_model(
     from nnsight import TransformersModel
 
     options = {"task": "text-generation", "trust_remote_code": False, **load}
+    name = expanded(source)
+    ends = end_ids(name, options.get("revision"))
     try:
-        return TransformersModel(expanded(source), tokenizer=tokenizer, peft=peft, **options)
+        model = TransformersModel(
+            name, tokenizer=tokenizer, peft=peft, **{"generation_config": ends, **options}
+        )
     except (OSError, ValueError, StrictDataclassError) as error:
         _check_code(source, error)
         if peft is not None and "arget modules" in str(error):
@@ -204,6 +211,59 @@ def load_model(
             f"The configuration of {str(source)!r} could not be read: {_first_line(error)} "
             f"{_elsewhere(source)}"
         ) from error
+    if ends is not None:  # For a model that runs on a host, whose weights are never loaded here.
+        cast("Any", hosts.module_of(model)).generation_config = ends
+    return model
+
+
+def end_ids(source: str, revision: str | None = None) -> GenerationConfig | None:
+    """Read the end and pad ids of ``generation_config.json``, and no other setting.
+
+    Args:
+        source: A Hub id or a folder.
+        revision: A branch, tag or commit of the repository.
+
+    Returns:
+        Settings that have these ids only; ``None`` if there is no such file.
+
+    Raises:
+        CheckpointError: The file says something else than token ids for them.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils import cached_file
+
+    try:
+        file = cached_file(source, "generation_config.json", revision=revision)
+        said: Any = json.loads(Path(str(file)).read_text("utf-8"))
+    except (OSError, ValueError):  # Absent or no JSON: transformers uses the ids of config.json.
+        return None
+    where = f"generation_config.json of {source}"
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{where} has a {type(said).__name__}, expected a JSON object.")
+    ends, pads = (
+        token_ids(said.get(name), name, where) for name in ("eos_token_id", "pad_token_id")
+    )
+    return GenerationConfig(eos_token_id=ends or None, pad_token_id=pads[0] if pads else None)
+
+
+def token_ids(value: object, name: str, where: str) -> list[int]:
+    """Return the token ids of a generation setting: one id, a list of them, or ``None``.
+
+    Args:
+        value: What the checkpoint says; a negative id means none.
+        name: The setting.
+        where: The file or the model that it comes from.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    listed = value if isinstance(value, list) else [value]
+    if not all(each is None or is_int(each) for each in listed):
+        raise CheckpointError(
+            f"{where} says {name}: {value!r:.80}, expected a token id or a list of them. Correct "
+            "it, or remove it: the tokenizer has an end-of-sequence token too."
+        )
+    return [each for each in listed if each is not None and each >= 0]
 
 
 def _elsewhere(source: str | Path) -> str:

@@ -33,22 +33,22 @@ LATER = (
 
 
 class Direction(torch.Tensor):
-    """A vector that takes the device and dtype of the tensor it is combined with.
+    """A vector that takes the device and dtype of the residual it is combined with.
 
     ``layer.output[:, -1] += 2 * direction`` works for a half-precision model on an accelerator, on
-    this machine or on a server. A number scales it; any other operation gives a plain tensor.
+    this machine or on a server. Only a floating-point tensor with an axis is such a residual, and
+    the result is then a plain tensor. Numbers, masks and indices leave the values as they are.
     """
 
     def __torch_function__(cls: Any, func, types, args=(), kwargs=None):  # noqa: N805
         del types
         kwargs = kwargs or {}
-        given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
-        others = [each for each in given if not isinstance(each, Direction) and each.ndim]
-        if not others:
-            return torch.Tensor.__torch_function__.__func__(cls, func, (cls,), args, kwargs)
-        plain = [_cast_like(each, others[0]) for each in args]
-        named = {name: _cast_like(value, others[0]) for name, value in kwargs.items()}
-        return func(*plain, **named)
+        given = _tensors((args, kwargs))
+        hosts = [each for each in given if _is_host(each)]
+        if not hosts or _writes_into(func, args, kwargs):
+            found = torch.Tensor.__torch_function__.__func__(cls, func, (cls,), args, kwargs)
+            return _map(_plain_unless_floating, found)
+        return func(*_map(_cast_to(hosts[0]), args), **_map(_cast_to(hosts[0]), kwargs))
 
     # As a decorator it could not be shipped.
     __torch_function__ = classmethod(__torch_function__)  # pyright: ignore[reportAssignmentType]
@@ -63,10 +63,56 @@ def direction(values: Any) -> Direction:
     return values.as_subclass(Direction)
 
 
-def _cast_like(value: Any, other: Any) -> Any:
-    if not isinstance(value, Direction):
-        return value
-    return value.as_subclass(torch.Tensor).to(device=other.device, dtype=other.dtype)
+def _tensors(value: Any) -> list[Any]:
+    """Return all tensors in nested arguments, in order."""
+    if isinstance(value, dict):
+        return _tensors(list(value.values()))
+    if isinstance(value, list | tuple):
+        return [each for part in value for each in _tensors(part)]
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+def _map(change: Any, value: Any) -> Any:
+    """Apply a function to every tensor in nested arguments or results."""
+    if isinstance(value, dict):
+        return {name: _map(change, each) for name, each in value.items()}
+    if isinstance(value, list | tuple) and _tensors(value):
+        parts = [_map(change, each) for each in value]
+        named = hasattr(value, "_fields")  # A namedtuple takes its values one by one.
+        return type(value)(*parts) if named else type(value)(parts)
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+def _is_host(tensor: Any) -> bool:
+    return not isinstance(tensor, Direction) and tensor.is_floating_point() and tensor.ndim > 0
+
+
+def _writes_into(func: Any, args: Any, kwargs: Any) -> bool:
+    """Return whether an operation writes into a `Direction`, which must not be a copy then."""
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    in_place = in_place or name in ("__setitem__", "__set__")
+    in_place = in_place or (name.startswith("__i") and name not in ("__index__", "__invert__"))
+    target = kwargs.get("out", args[0] if in_place and args else None)
+    return any(isinstance(each, Direction) for each in _tensors([target]))
+
+
+def _cast_to(host: Any) -> Any:
+    def cast(value: Any) -> Any:
+        if not isinstance(value, Direction):
+            return value
+        plain = value.as_subclass(torch.Tensor)
+        dtype = host.dtype if plain.is_floating_point() else plain.dtype
+        return plain.to(device=host.device, dtype=dtype)
+
+    return cast
+
+
+def _plain_unless_floating(value: Any) -> Any:
+    """Return an index, a mask or a count that an operation made as a plain tensor."""
+    if isinstance(value, Direction) and not value.is_floating_point():
+        return value.as_subclass(torch.Tensor)
+    return value
 
 
 class Located:

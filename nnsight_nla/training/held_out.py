@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.reply import CLOSE, extract, proper
+from .. import _compat
+from ..checkpoint.reply import CLOSE, complete, extract, proper
 from ..core.baseline import Baseline
 from ..progress import progress
 from .rows import Rows, RowsLike, collate
@@ -45,7 +46,7 @@ class HeldOut:
 
 
 def verbalizer_figures(
-    held_out: HeldOut, rows: Rows, tokenizer: Any, loss_of: LossOf
+    held_out: HeldOut, rows: Rows, tokenizer: Any, loss_of: LossOf, opened: str = ""
 ) -> Callable[[nn.Module], Figures]:
     """Return a function that measures loss, extraction rate and the metrics of the texts.
 
@@ -54,16 +55,18 @@ def verbalizer_figures(
         rows: The held-out rows, tokenized.
         tokenizer: The verbalizer's tokenizer.
         loss_of: The loss of a batch; it also sets the vectors that the generation after it writes.
+        opened: The beginning of an explanation that the prompt has, see `Prompt.opened`.
     """
     learned = [rows[i]["input_ids"][len(rows.prompt) :] for i in range(len(rows))]
-    labels = [extract(each)[0] for each in tokenizer.batch_decode(learned)]
+    labels = [extract(complete(each, opened))[0] for each in tokenizer.batch_decode(learned)]
 
     def measure(model: Any) -> Figures:
         losses, replies = [], []
         for batch in _batches(rows, held_out.batch_size, model):
             losses.append(loss_of(model, batch).item() * len(batch["last"]))
             prompts = batch["input_ids"][:, : len(rows.prompt)]
-            replies += _generate(model, tokenizer, prompts, held_out.max_new_tokens)
+            made = _generate(model, tokenizer, prompts, held_out.max_new_tokens)
+            replies += [complete(each, opened) for each in made]
         good = [proper(reply) is None for reply in replies]
         figures = {"loss": sum(losses) / len(rows), "extraction": sum(good) / len(good)}
         texts = [extract(r)[0] if ok else "" for r, ok in zip(replies, good, strict=True)]
@@ -106,16 +109,15 @@ def _generate(model: Any, tokenizer: Any, prompts: Tensor, longest: int) -> list
     made = model.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
-        max_new_tokens=longest,
-        do_sample=False,
-        # Override a base model's own settings, which would change greedy decoding or warn.
-        repetition_penalty=1.0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        stop_strings=[CLOSE],
+        # The base model's own settings would change greedy decoding.
+        generation_config=_compat.generation_settings(
+            max_new_tokens=longest,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+            stop_strings=[CLOSE],
+        ),
         tokenizer=tokenizer,
     )
     return tokenizer.batch_decode(made[:, prompts.shape[1] :], skip_special_tokens=True)

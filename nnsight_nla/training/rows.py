@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, MARKER_SLOT, Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, OPEN, extract, proper
+from ..checkpoint.reply import CLOSE, OPEN, extract, proper, remainder
 from ..core.injection import unusable
 from ..errors import NLAError
 from ..progress import progress
@@ -137,7 +137,8 @@ def verbalizer_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> t
     def tokenize(batch: Batch) -> None:
         if not rendered:
             rendered.append(Prompt.render(checkpoint, tokenizer))
-        encoded = tokenizer(batch.responses, add_special_tokens=False)["input_ids"]
+        told = [remainder(each, rendered[0].opened) for each in batch.responses]
+        encoded = tokenizer(told, add_special_tokens=False)["input_ids"]
         tails.extend([*ids, tokenizer.eos_token_id] for ids in encoded)
 
     vectors = _read(rows, checkpoint, tokenize, prompts=True)

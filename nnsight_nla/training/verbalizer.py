@@ -131,7 +131,7 @@ def train_verbalizer(
         measurement = None
         if held_out is not None:
             some, _ = verbalizer_rows(held_out.rows, tokenizer, checkpoint)
-            figures = verbalizer_figures(held_out, some, tokenizer, loss_of)
+            figures = verbalizer_figures(held_out, some, tokenizer, loss_of, prompt.opened)
             measurement = Measurement(figures, held_out.every)
         fit(
             trained, tokenized, loss_of, settings, report,

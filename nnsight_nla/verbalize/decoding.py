@@ -154,6 +154,21 @@ class Closing:
         return self.tag in self.tokenizer.decode(tail, skip_special_tokens=True)
 
 
+class ClosedRows:
+    """A stopping criterion of ``generate``: the rows whose reply has its closing tag.
+
+    transformers' own stop strings do not work with every tokenizer.
+    """
+
+    def __init__(self, closed: Closing, start: int) -> None:
+        self.closed, self.start = closed, start
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
+        """Return whether each row of ``[rows, seq]`` is closed; replies begin at `start`."""
+        found = [self.closed(ids) for ids in input_ids[:, self.start :].tolist()]
+        return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
+
+
 def rows_that_fit(runtime: Runtime, *, prompt: int, rest: int, new_tokens: int) -> int:
     """Return how many rows a batch may have in the memory that is free, at most `MOST`.
 

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, extract
+from ..checkpoint.reply import CLOSE, complete, extract
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
@@ -31,9 +32,19 @@ from ..errors import CheckpointError, InjectionError, VerbalizationError
 from ..explanation.records import Reply
 from ..models import hosts
 from ..models.head import contiguous_head
+from ..models.loading import token_ids
 from ..remote.ndif import send
 from .cache import in_place
-from .decoding import AT_A_HOST, Closing, Engine, check_engine, decode, rows_that_fit, unfit
+from .decoding import (
+    AT_A_HOST,
+    ClosedRows,
+    Closing,
+    Engine,
+    check_engine,
+    decode,
+    rows_that_fit,
+    unfit,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -42,22 +53,6 @@ if TYPE_CHECKING:
 
     from ..models.runtime import Runtime
 
-
-# Merged checkpoints ship a generation_config, which must not affect a verbalizer.
-_NEUTRAL: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "guidance_scale": 1.0,
-}
 
 # Remote verbalizers whose host keeps the cache in another process, as the first request shows.
 _SEPARATE: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -302,10 +297,11 @@ class Verbalizer:
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
+        closed, start = Closing(self.tokenizer, CLOSE), len(self.prompt.ids)
         settings = {
             "generation_config": self._generation_config(sampling),
             "logits_processor": sampling.processors(seeds),
-            "tokenizer": self.tokenizer,
+            "stopping_criteria": [ClosedRows(closed, start)],
         }
         if self.runtime.remote:
             what = f"The request to verbalize {len(vectors)} vectors with {self.runtime.name}"
@@ -316,11 +312,9 @@ class Verbalizer:
         else:
             with contiguous_head(self.av):
                 sequences, marker = self._generate(vectors, given, settings)
-        ends = {*self._ends(), settings["generation_config"].pad_token_id}
-        closed = Closing(self.tokenizer, CLOSE)
-        receipts = self._receipts(marker, vectors.float().cpu(), given)
-        for row, ids in enumerate(sequences[:, len(self.prompt.ids) :].tolist()):
-            # Stop strings do not work with every tokenizer, so the model may have continued.
+        ends, receipts = self._ends(), self._receipts(marker, vectors.float().cpu(), given)
+        for row, ids in enumerate(sequences[:, start:].tolist()):
+            # A row that is finished before the others goes on with pad tokens.
             stop = next(
                 (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
                 len(ids),
@@ -347,36 +341,23 @@ class Verbalizer:
             sequences = nnsight.save(tracer.result.cpu())
         return sequences, marker
 
-    @property
-    def _own_settings(self) -> Any:
-        """The generation settings that the checkpoint ships."""
-        return cast("Any", hosts.module_of(self.av)).generation_config
-
     def _ends(self) -> list[int]:
         """Return the ids that end a reply, from the tokenizer and the checkpoint's settings."""
-        listed = self._own_settings.eos_token_id
-        ends = listed if isinstance(listed, list) else [listed]
-        return sorted({*ends, self.tokenizer.eos_token_id} - {None})
+        own = getattr(hosts.module_of(self.av), "generation_config", None)
+        where = f"The generation settings of {self.runtime.name}"
+        listed = token_ids(getattr(own, "eos_token_id", None), "eos_token_id", where)
+        return sorted({*listed, self.tokenizer.eos_token_id} - {None})
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        """Return the settings of one run, with the checkpoint's own reset to neutral values."""
-        from transformers import GenerationConfig
-
-        own = self._own_settings
-        leaks = {
-            name: neutral
-            for name, neutral in _NEUTRAL.items()
-            if getattr(own, name, None) not in (None, neutral)
-        }
-        ends = self._ends()
-        pad = self.tokenizer.pad_token_id
-        return GenerationConfig(
+        """Return the settings of one run; of the checkpoint's own, only the end ids are used."""
+        ends, pad = self._ends(), self.tokenizer.pad_token_id
+        return _compat.generation_settings(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
-            stop_strings=[CLOSE],
+            # The vector is written in the prefill only; later steps must not repeat the prompt.
+            use_cache=True,
             eos_token_id=ends or None,
             pad_token_id=pad if pad is not None else (ends or [0])[0],
-            **leaks,
         )
 
     def _receipts(
@@ -391,9 +372,10 @@ class Verbalizer:
 
     def _reply(self, ids: list[int], receipt: tuple[float, float, float], *, ended: bool) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text, closed = extract(raw)
+        opened = self.prompt.opened
+        text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "eos" if ended else "length"
-        return Reply(raw, text, finish, len(ids), *receipt)
+        return Reply(raw, text, finish, len(ids), *receipt, opened)
 
 
 def _different(vectors: Tensor, given: Tensor) -> list[int]:

@@ -106,3 +106,27 @@ def test_without_a_length_or_a_reconstructor(nla, monkeypatch):
         nla.direction(to="About Paris.")
     with pytest.raises(CheckpointError, match="no reconstructor"):
         NLA(tiny.paths()["av"]).direction(to="About Paris.")
+
+
+@pytest.mark.parametrize("norm", [0, 0.0, -1.0, float("nan"), float("inf"), True, "3"])
+def test_a_norm_that_is_none_is_refused(nla, norm):
+    """A zero norm was taken for "not given", and a negative one turned the direction round."""
+    with pytest.raises(ReconstructionError, match=r"norm=.*: expected a positive, finite number"):
+        nla.direction(to="About Rome.", norm=norm)
+
+
+def test_a_handle_with_a_zero_vector_has_no_norm(nla):
+    to = torch.ones(2, 3)
+    with pytest.raises(ReconstructionError, match=r"positive, finite residual norm, got \[0.0, "):
+        direction(to, None, torch.tensor([0.0, 2.0]))
+
+
+def test_an_explained_direction_keeps_its_values(nla):
+    """The queue indexes it with a tensor, which turned its values into whole numbers."""
+    step = nla.direction(to="About Rome.", norm=3.0)
+    thought = nla.explain(step)
+    assert thought.errors == {}
+    plain = nla.explain(step.as_subclass(torch.Tensor).clone())
+    assert thought.text == plain.text
+    assert torch.equal(torch.as_tensor(thought.vectors), torch.as_tensor(plain.vectors))
+    assert "Rome" in thought.text
