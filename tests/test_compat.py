@@ -7,6 +7,7 @@ import pytest
 import torch
 from nnsight import TransformersModel
 from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from nnsight_nla import _compat, tiny
 
@@ -161,6 +162,26 @@ class TestTransformers:
         assert steered[0, 3:].tolist() == [module.config.vocab_size - 1] * 3
         assert free.shape == (1, 6)
         assert module.config.vocab_size - 1 not in free, "GenerationConfig.update is not asked"
+
+    def test_a_skeleton_has_shapes_and_no_values(self):
+        config = Qwen3Config(
+            num_hidden_layers=1, hidden_size=16, intermediate_size=16, vocab_size=9, head_dim=8,
+            num_attention_heads=2, num_key_value_heads=1,
+        )  # fmt: skip
+        module = Qwen3ForCausalLM(config)
+        with _compat.without_values():
+            copy = _compat.skeleton(module)
+            logits = copy(input_ids=torch.ones(2, 3, dtype=torch.long)).logits
+            assert _compat.is_fake(logits)
+            assert logits.shape == (2, 3, 9)
+            with pytest.raises(Exception) as caught:
+                logits.sum().item()
+            assert _compat.depends_on_values(caught.value), "another error of fake tensors"
+            assert _compat.skeleton(nn.Linear(1, 1)) is None
+        assert not _compat.is_fake(torch.ones(1))
+        with _compat.without_values(symbolic=True):
+            assert len(torch.ones(3).nonzero().shape) == 2
+        assert not _compat.depends_on_values(ValueError())
 
     def test_is_stateful(self):
         from transformers import MambaForCausalLM, Qwen3ForCausalLM

@@ -37,7 +37,7 @@ _BY_MODULE: weakref.WeakKeyDictionary[nn.Module, dict[int | None, str | None]] =
 )
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818  (It is no error.)
     """What was to be seen has been seen."""
 
 
@@ -53,7 +53,8 @@ def refusal(module: nn.Module, layer: int | None) -> str | None:
         config: Any = module.config
         key = type(module), config.to_json_string(use_diff=False), layer
         if key not in _DECIDED:
-            _DECIDED[key] = _not_causal(module, config) or _shapes(module, layer)
+            found = _not_causal(module, config) or _own_positions(module)
+            _DECIDED[key] = found or _shapes(module, layer)
         known[layer] = _DECIDED[key]
     return known[layer]
 
@@ -67,6 +68,16 @@ def _not_causal(module: nn.Module, config: Any) -> str | None:
     base = getattr(module, "get_base_model", lambda: module)()
     if getattr(text, "is_decoder", None) is False and ".is_decoder" in _source(type(base)):
         return f"{name} is an encoder. {advice}: set is_decoder=True in its configuration."
+    return None
+
+
+def _own_positions(module: nn.Module) -> str | None:
+    """Return that positions are numbered in two ways, as RoBERTa's are."""
+    if any(hasattr(each, "create_position_ids_from_input_ids") for each in module.modules()):
+        return (
+            "it numbers positions from the padding token's id, but nnsight's batches and "
+            "generate() number them from 0, so one text has several residuals."
+        )
     return None
 
 

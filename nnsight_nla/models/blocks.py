@@ -39,7 +39,7 @@ def find_blocks(module: Any) -> tuple[str, Any]:
         is_list = type(each).__name__ == "ModuleList" and len(each) == depth
         if is_list and all(any(True for _ in block.children()) for block in each):
             names = path.split(".")
-            same = [mine == other for mine, other in zip(names, table_path)]
+            same = [mine == other for mine, other in zip(names, table_path, strict=False)]
             shared = [*same, False].index(False)
             found.append((-shared, len(names), path, each))
     if not found:
@@ -68,10 +68,10 @@ class ResidualEnvoy(Envoy):
     """A view of a block's envoy, whose ``output`` is the residual whatever the block returns."""
 
     def _read(self) -> Any:
-        return residual_of(super(ResidualEnvoy, self).output)
+        return residual_of(super(ResidualEnvoy, self).output)  # noqa: UP008  (Shipped as source.)
 
     def _write(self, residual: Any) -> None:
-        served = super(ResidualEnvoy, self).output
+        served = super(ResidualEnvoy, self).output  # noqa: UP008
         if isinstance(served, (tuple, list)):
             residual = with_residual(served, residual)
         super(ResidualEnvoy, type(self)).output.__set__(self, residual)

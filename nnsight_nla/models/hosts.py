@@ -39,6 +39,9 @@ Side = Literal["left", "right"]
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 """The names of the norm after the last block, a sibling of the blocks."""
 
+_KEPT = {"past_key_values", "cache_params", "state"}
+"""Arguments of a forward that hold what is kept of earlier tokens."""
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -204,8 +207,26 @@ def final_norm(model: TransformersModel) -> Any:
 
 
 def width(model: TransformersModel) -> int:
-    """Return the width of the residual stream, d_model."""
-    return int(text_config(model).hidden_size)
+    """Return the width of the residual stream, d_model.
+
+    Raises:
+        InjectionError: The configuration does not say.
+    """
+    found = getattr(text_config(model), "hidden_size", None)
+    if found is None:
+        raise InjectionError(
+            f"{describe(model)} is not supported: its configuration has no hidden_size."
+        )
+    return int(found)
+
+
+def depth(model: TransformersModel) -> int:
+    """Return the number of blocks.
+
+    Raises:
+        InjectionError: No list of blocks is found.
+    """
+    return len(_blocks(model)[1])
 
 
 def text_config(model: TransformersModel) -> Any:
@@ -237,6 +258,26 @@ def only_last(model: TransformersModel) -> dict[str, int]:
     return {"logits_to_keep": 1} if known else {}
 
 
+def keeps_state(model: TransformersModel) -> bool:
+    """Return whether the model's forward takes a state that is no cache of transformers'."""
+    return "state" in inspect.signature(module_of(model).forward).parameters
+
+
+def check_generates(model: TransformersModel) -> None:
+    """Check that the model can continue a text in which a vector was written once.
+
+    Raises:
+        InjectionError: It cannot: it keeps nothing of earlier tokens.
+    """
+    module = module_of(model)
+    module = getattr(module, "get_base_model", lambda: module)()
+    if not _KEPT & set(inspect.signature(module.forward).parameters):
+        raise InjectionError(
+            f"{describe(model)} is not supported as a verbalizer: {type(module).__name__} has no "
+            "cache, so a vector would be lost after the first token. It can be read."
+        )
+
+
 def dtype_of(model: TransformersModel) -> torch.dtype:
     """Return the dtype that `model` computes in."""
     return cast("Any", module_of(model)).dtype
@@ -265,4 +306,4 @@ def _blocks(model: TransformersModel) -> tuple[str, nn.ModuleList]:
     try:
         return find_blocks(module_of(model))
     except LookupError as error:
-        raise InjectionError(f"{describe(model)}: {error.args[0]}.") from error
+        raise InjectionError(f"{describe(model)} is not supported: {error.args[0]}.") from error

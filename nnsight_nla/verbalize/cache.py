@@ -84,5 +84,6 @@ def in_place(cache: Any, rows: Int[Tensor, " rows"], capacity: int) -> Any:
         cache.batch_select_indices(rows.to(cache.layers[0].device))
         return cache
     for number, layer in enumerate(cache.layers):
-        cache.layers[number] = Slots(layer, rows, capacity)
+        if layer.is_initialized:  # A block that reads an image is skipped.
+            cache.layers[number] = Slots(layer, rows, capacity)
     return cache

@@ -195,7 +195,10 @@ def rows_that_fit(runtime: Runtime, *, prompt: int, rest: int, new_tokens: int) 
 
 def _largest(config: Any, name: str) -> int:
     """Return a number of the configuration, 0 without one; of a list by layer, the largest."""
-    value = getattr(config, name, None) or 0
+    try:
+        value = getattr(config, name, None) or 0
+    except RuntimeError:  # Of Gemma 4: blocks differ, and the configuration has no one number.
+        value = [getattr(each, name, None) or 0 for each in config.per_layer_config]
     return max(value) if isinstance(value, list | tuple) else int(value)
 
 

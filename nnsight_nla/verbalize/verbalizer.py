@@ -87,18 +87,23 @@ class Verbalizer:
         self.engine = check_engine(engine)
         self.tokenizer = tokenizer or runtime.model.tokenizer
         config, name = hosts.text_config(self.av), runtime.name
-        if config.hidden_size != checkpoint.d_model:
+        try:
+            width, depth = hosts.width(self.av), hosts.depth(self.av)
+        except InjectionError as error:
+            raise CheckpointError(str(error)) from error
+        if width != checkpoint.d_model:
             raise CheckpointError(
-                f"{name} has d_model {config.hidden_size}, its checkpoint says "
+                f"{name} has d_model {width}, its checkpoint says "
                 f"{checkpoint.d_model}. Use the weights and the sidecar of one checkpoint."
             )
-        layer, depth = checkpoint.injection.layer, config.num_hidden_layers
+        layer = checkpoint.injection.layer
         if layer is not None and layer >= depth:
             raise CheckpointError(
                 f"The vector is to be written at block {layer}, {name} has blocks 0 to {depth - 1}."
             )
         try:
             self.site  # noqa: B018  (It finds the block and checks it.)
+            hosts.check_generates(self.av)
         except InjectionError as error:
             raise CheckpointError(str(error)) from error
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
@@ -157,9 +162,16 @@ class Verbalizer:
             ]
         )
         replies = self._fast(vectors, given, seeds, sampling) if self.why_plain is None else None
-        if replies is None:
-            replies = self._plain(vectors, given, seeds, sampling)
-        yield from replies
+        if replies is not None:
+            yield from replies
+            return
+        rows = len(vectors)
+        # A state that is no cache of transformers' (RWKV) is not kept apart by row.
+        size = 1 if hosts.keeps_state(self.av) else rows
+        for start in range(0, rows, size):
+            part = slice(start, start + size)
+            one = self._plain(vectors[part], given[part], seeds[part], sampling)
+            yield from ((start + row, reply) for row, reply in one)
 
     @property
     def why_plain(self) -> str | None:
@@ -207,7 +219,8 @@ class Verbalizer:
         """Compute the prefix once, prefill each distinct vector once, and decode.
 
         Returns:
-            The replies; ``None`` if the host keeps the cache in another process.
+            The replies; ``None`` if the host keeps the cache in another process, or the model
+            does not fill the cache.
         """
         different = _different(vectors, given)
         prefilled = list(dict.fromkeys(different))
@@ -227,6 +240,8 @@ class Verbalizer:
                 return None
         else:
             marker, logits, cache = self._prefill(vectors, given)
+            if cache.get_seq_length() != len(self.prompt.ids):
+                return None
             cache = in_place(cache, rows, len(self.prompt.ids) + sampling.max_new_tokens)
             model = hosts.module_of(self.av)
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)

@@ -144,7 +144,7 @@ def test_what_is_no_host():
 def test_a_model_without_a_list_of_its_blocks():
     odd = build("qwen3")
     odd.config.num_hidden_layers = 7
-    message = "Qwen3ForCausalLM: no list of 7 blocks in Qwen3ForCausalLM."
+    message = "Qwen3ForCausalLM is not supported: no list of 7 blocks in Qwen3ForCausalLM."
     with pytest.raises(InjectionError, match=f"^{message}$"):
         hosts.block(odd, 0)
 

@@ -1,0 +1,212 @@
+"""Architectures, small and random: read, explained and patched as by a plain hook, or refused.
+
+One family of each shape of block; tests/families has all of them, and the table in
+tutorials/reference/families.rst says what is expected.
+"""
+
+import re
+
+import nnsight
+import pytest
+import torch
+import transformers
+
+from nnsight_nla import CheckpointError, InjectionError
+from nnsight_nla.models import architecture, hosts
+from nnsight_nla.models.blocks import find_blocks, residual_envoy
+from tutorials.reference import families
+
+needs_the_tables_version = pytest.mark.skipif(
+    f"transformers {transformers.__version__} " not in families.TABLE.read_text("utf-8"),
+    reason="the table is of another transformers: python -m tutorials.reference.families",
+)
+SHAPES = (
+    "bamba",  # (residual, None), attention and state-space blocks
+    "bart",  # The decoder of an encoder-decoder.
+    "bert",  # encoder.layer, as a decoder
+    "bloom",  # (residual, attention)
+    "codegen",
+    "deepseek_v3",
+    "falcon",
+    "falcon_h1",  # (residual,)
+    "gemma3",  # A wrapper with a vision tower as deep as the language model.
+    "gemma4_text",  # Inputs for each layer; head_dim differs by layer.
+    "gpt2",
+    "gpt_neo",
+    "gptj",
+    "llama",
+    "mamba",  # backbone.layers
+    "mllama",  # A block that only runs for images.
+    "moss_transcribe_diarize",  # An audio tower before the language model.
+    "mpt",
+    "openai-gpt",  # [residual], no cache
+    "rwkv",  # (residual, state, None)
+    "whisper",
+    "xlstm",
+)
+REFUSED = {
+    "blt": "its configuration has no hidden_size",
+    "cpmant": "block 1 returns [3, 37, 32] for 3 texts of 5 tokens; expected one residual stream",
+    "deepseek_v4": "block 1 returns [3, 5, 4, 32] for 3 texts of 5 tokens",
+    "gemma3n_text": "block 1 returns [4, 3, 5, 32] for 3 texts of 5 tokens",
+    "gemma4_unified_assistant": "does not run on token ids alone (ValueError: inputs_embeds and",
+    "hrm_text": "no list of 32 blocks in HrmTextForCausalLM",
+    "musicgen": "its token embedding is a ModuleList, not one nn.Embedding",
+    "qwen4_exp_text": "block 1 returns [3, 5, 128] for 3 texts of 5 tokens",
+    "reformer": "block 1 returns several residual streams, which the next block reads",
+    "roberta": "it numbers positions from the padding token's id",
+    "xlm": "are spread over the lists transformer.attentions, transformer.ffns",
+    "xlnet": "block 1 returns [5, 3, 32] for 3 texts of 5 tokens",
+}
+
+
+def check(family: str) -> None:
+    """What is found is what the reference says, and nothing that is served differs."""
+    row = families.examine(family)
+    if not row.refused:
+        assert (row.read, row.patch) == ("yes", "yes")
+        assert row.explain == "yes" or row.explain.startswith("as a verbalizer: ")
+    assert families.entry(row) in families.TABLE.read_text("utf-8")
+
+
+@needs_the_tables_version
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_family_is_read_explained_and_patched_as_by_a_plain_hook(family):
+    check(family)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Transformers and nnsight warn about random models; their warnings are no errors here."""
+    with families.quiet():
+        yield
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_a_family_is_refused_at_construction_by_name(family):
+    module = families.smallest(family)
+    model = families.wrapped(module)
+    expected = rf"{type(module).__name__} is not supported: .*{re.escape(REFUSED[family])}"
+    with pytest.raises(CheckpointError, match=expected):
+        families.opened(model, families.ADDED)
+    served = families.opened(families.wrapped(families.smallest("llama")), families.ADDED)
+    with pytest.raises(InjectionError, match=expected):
+        served.layer(model)
+
+
+def test_an_encoder_is_refused_until_it_is_a_decoder():
+    module = families.smallest("bert")
+    module.config.is_decoder = False
+    expected = "BertLMHeadModel is an encoder.*: set is_decoder=True in its configuration"
+    with pytest.raises(CheckpointError, match=expected):
+        families.opened(families.wrapped(module), families.ADDED)
+    neox = families.smallest("gpt_neox")
+    neox.config.is_decoder = False  # Which it does not heed.
+    assert architecture.refusal(neox, 1) is None
+
+
+def test_a_block_that_is_run_for_images_only_is_refused():
+    model = families.wrapped(families.smallest("mllama"))
+    assert hosts.block(model, 2).path.endswith("layers.2")
+    with pytest.raises(InjectionError, match="block 3 is not run for a text"):
+        hosts.block(model, 3)
+
+
+def test_a_block_that_runs_twice_is_refused():
+    module = families.smallest("gpt2")
+
+    class Twice(type(module)):
+        def forward(self, *args, **options):
+            self.transformer.h[1](torch.zeros(1, 1, self.config.n_embd))
+            return super().forward(*args, **options)
+
+    module.__class__ = Twice
+    assert architecture.refusal(module, 1) == "block 1 is run 2 times for one text."
+
+
+def test_an_embedding_of_another_width_is_refused():
+    options = {"embedding_size": 16, "hidden_size": 32, "is_decoder": True}
+    config = transformers.ElectraConfig(
+        num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=99, **options
+    )
+    model = transformers.ElectraForCausalLM(config).eval()
+    assert hosts.block(model, 0) is model.electra.encoder.layer[0]
+    with pytest.raises(InjectionError, match=r"the token embedding returns \[3, 5, 16\] for"):
+        hosts.embedding(model)
+
+
+def test_the_check_makes_no_weights_draws_nothing_and_is_made_once(monkeypatch):
+    module = families.smallest("llama").to("meta")
+    state = torch.get_rng_state()
+    assert architecture.refusal(module, 1) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(architecture, "_shapes", lambda *given: pytest.fail("checked again"))
+    assert architecture.refusal(module, 1) is None
+    again = families.smallest("llama")
+    assert architecture.refusal(again, 1) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj", "openai-gpt"])
+def test_the_residual_is_written_in_place_and_by_assignment_and_the_rest_of_the_tuple_stays(family):
+    used = families.Used(families.smallest(family))
+    layer, own = used.nla.layer(used.model), hosts._envoy(used.model, f"{used.path}.{families.K}")
+    with torch.no_grad(), used.model.trace(used.ids):
+        before = own.output
+        layer.output = layer.output * 2
+        after = own.output
+        layer.output[:, 0] = 0
+        layer.output *= 3
+        last = own.output
+        kept = nnsight.save([before, after, last])
+    if family == "llama":
+        kept = [[value] for value in kept]
+    before, after, last = kept
+    doubled = 2 * before[0]
+    doubled[:, 0] = 0
+    assert torch.equal(last[0], 3 * doubled)
+    assert len(after) == len(before)
+    assert all(mine is theirs for mine, theirs in zip(after[1:], before[1:], strict=True))
+
+
+def test_the_view_follows_when_the_module_is_replaced(pair):
+    model, nla = pair
+    layer = nla.layer(model)
+    assert layer is not model.model.layers[3]
+    assert layer._module is model.model.layers[3]._module
+    assert layer.mlp is model.model.layers[3].mlp
+    assert layer.root is model.root
+
+
+def test_an_envoy_class_of_the_users_stays():
+    from nnsight import Envoy, TransformersModel
+
+    class Mine(Envoy):
+        def half(self):
+            return self.output / 2
+
+    module = families.smallest("gptj")
+    model = TransformersModel(
+        module, tokenizer=families.tokenizer(), task="text-generation", envoys={"h.1": Mine}
+    )
+    layer = residual_envoy(model.transformer.h[1])
+    assert isinstance(layer, Mine)
+    with torch.no_grad(), model.trace(torch.tensor([[5, 6]])):
+        half, full = layer.half().save(), layer.output.save()
+    assert torch.equal(2 * half, full)
+
+
+def test_blocks_are_next_to_the_embedding():
+    assert find_blocks(families.smallest("gemma3"))[0] == "model.language_model.layers"
+    assert find_blocks(families.smallest("git"))[0] == "git.encoder.layer"
+
+
+def test_a_pad_that_the_model_writes_ends_a_reply_in_neither_engine():
+    module = families.smallest("llama")
+    bias = torch.zeros(families.VOCABULARY)
+    bias[families.PAD] = 1e4
+    module.lm_head.bias = torch.nn.Parameter(bias)
+    model = families.wrapped(module)
+    for engine in ("fast", "generate"):
+        nla = families.opened(model, families.ADDED, engine=engine)
+        thought = nla.explain(torch.ones(families.D_MODEL))
+        assert (thought.finish, thought.raw) == ("length", "")
