@@ -119,10 +119,8 @@ class Measure:
             return f"{type(metric).__name__} of tokens {self.columns}"
         if isinstance(metric, Divergence) and isinstance(metric.reference, str):
             return self.name
-        measured = (
-            partial(_divergence, metric.reference) if isinstance(metric, Divergence) else metric
-        )
-        return hash_function(measured, stateful=False)
+        given = partial(kl, metric.reference) if isinstance(metric, Divergence) else metric
+        return hash_function(given, stateful=False)
 
     def __call__(self, answers: Float[Tensor, "rows columns"]) -> list[float | None]:
         """Return the metric of each row; ``None`` where it is not finite.

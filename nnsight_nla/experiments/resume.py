@@ -51,8 +51,9 @@ def partial_sweep(plan: Plan) -> Sweep | None:
     now = {"metric": plan.measure.identity, "verbalizer": identify_verbalizer(nla)}
     changed = [name for name in before if before[name] != now.get(name)]
     if changed:
+        said = " and its ".join(_CHANGED.get(name, name) for name in changed)
         raise ExperimentError(
-            f"resume= is another sweep: its {' and its '.join(map(_CHANGED.get, changed))}. "
+            f"resume= is another sweep: its {said}. "
             "Resume with the call it was made by, or make the sweep again: leave out resume=."
         )
     apart = list(_apart(sweep.runs, plan.runs))

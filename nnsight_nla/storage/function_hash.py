@@ -175,8 +175,8 @@ class _Reader:
 
     def _module(self, module: ModuleType) -> Iterator[str]:
         yield module.__name__
-        loader = getattr(module.__spec__, "loader", None)
-        code = loader.get_code(module.__name__) if hasattr(loader, "get_code") else None
+        get_code = getattr(getattr(module.__spec__, "loader", None), "get_code", None)
+        code = None if get_code is None else get_code(module.__name__)
         if code is not None and _own(module.__name__):
             yield self.describe(code, held=False)
 
