@@ -389,6 +389,8 @@ class NLA:
         """
         check_vectors(vectors, self.checkpoint.d_model)
         options: CaptureOptions = {
+            "tokens": tokens,
+            "positions": positions,
             "samples": samples,
             "sampling": sampling,
             "origin": origin,
@@ -398,13 +400,13 @@ class NLA:
         fake = _compat.is_fake(vectors)
         if at is not None:
             found = placed(vectors, at, tokens, positions)
-            vectors, tokens, positions = found.vectors, found.tokens, found.positions
-            options["lengths"] = found.lengths
+            vectors, options["lengths"] = found.vectors, found.lengths
+            options["tokens"], options["positions"] = found.tokens, found.positions
         elif not fake:
             options["padding"] = check_padding(vectors)
         shape = tuple(vectors.shape[:-1])
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
-        capture = self.capture(flat, shape, tokens=tokens, positions=positions, **options)
+        capture = self.capture(flat, shape, **options)
         return Explanation.of(capture, shape)
 
     def explain_nothing(self) -> Explanation:

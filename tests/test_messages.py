@@ -155,7 +155,7 @@ def test_handles(nla, handles):
     said = "Expected the handle that nla.explain() returns, or several, got"
     with refused(VerbalizationError, said, "For all that are pending: nla.resolve()."):
         nla.resolve(handles)
-    with refused(VerbalizationError, said):
+    with refused(VerbalizationError, "trust(): expected a handle, which nla.explain() returns"):
         nla.trust(handles)
 
 

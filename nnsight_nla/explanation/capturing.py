@@ -124,7 +124,8 @@ def _word(value: Any, tokenizer: Any) -> str:
     if isinstance(value, str):
         return value
     ids = len(tokenizer)
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= value < ids:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not 0 <= int(value) < ids:
         raise VerbalizationError(
             f"tokens: {value!r} is neither a text nor a token id, 0 to {ids - 1}. Pass the tokens "
             "that the vectors were read at: model.tokenizer.tokenize(text), or their ids."
@@ -138,13 +139,13 @@ def _number(value: Any) -> int:
     Raises:
         VerbalizationError: It is not a whole number.
     """
-    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value == value // 1
-    if not whole:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not float(value).is_integer():
         raise VerbalizationError(
             f"positions: {value!r} is not a position. Pass whole numbers, counted from 0 at the "
             "prompt's first token (the last of n tokens is n - 1)."
         )
-    return int(value)
+    return int(float(value))
 
 
 def provenance(values: Any, shape: tuple[int, ...], name: str) -> list[Any] | None:

@@ -229,7 +229,7 @@ class Hook:
         bridge: TransformerBridge,
         layer: int,
         positions: Literal["last", "all"] = "last",
-        at: Sequence[Positions] | None = None,
+        at: Positions | Sequence[Positions] | None = None,
     ) -> None:
         """Create a hook; use ``nla.hook(bridge)``.
 
@@ -249,7 +249,7 @@ class Hook:
         self._bridge = bridge
         self._name = block(bridge, layer).name
         self._all = positions == "all"
-        self._at = at
+        self._at: Sequence[Positions] | None = at
         self._ids: Tensor | None = None
         self._kept: list[slice] = []
         self._last: Tensor | None = None
@@ -331,14 +331,15 @@ class Hook:
         if grown and call.get("generates", True):
             return [slice(part.start, width) for part in self._kept]  # A step without a cache.
         if at is None:
-            given = call.get("input")
-            several = given if isinstance(given, list) else [given]
-            if not all(isinstance(each, str) for each in several) or len(several) != rows:
-                return self._unpadded(ids)
-            at = self._of_call(several, call)
+            given: Any = call.get("input")
+            several: list[Any] = given if isinstance(given, list) else [given]
+            known = all(isinstance(each, str) for each in several) and len(several) == rows
+            at = self._of_call(several, call) if known else []
         found = [slice(*part.slice.indices(width)[:2]) for part in at]
         tokens = [tuple(ids[row, part].tolist()) for row, part in enumerate(found[:rows])]
         if len(at) != rows or tokens != [part.ids for part in at]:
+            if self._at is None:
+                return self._unpadded(ids)
             raise InjectionError(
                 f"The hook was given {len(at)} prompts with at=, and the call has {rows} rows of "
                 "other tokens. Take both from the same call: nla.positions(bridge, prompts, "
@@ -349,12 +350,12 @@ class Hook:
     def _of_call(self, prompts: list[str], call: dict[str, Any]) -> list[Positions]:
         """Return the positions of the prompts of the running call."""
         bridge = self._bridge
-        cut = {"truncate": not call["generates"]}
+        cut = not call["generates"]
         side: Any = call["padding_side"] or bridge.tokenizer.padding_side
         if call["generates"] and len(prompts) > 1:
             side = "left"
         found = [
-            bridge.to_tokens(prompt, prepend_bos=call["prepend_bos"], **cut)[0].tolist()
+            bridge.to_tokens(prompt, prepend_bos=call["prepend_bos"], truncate=cut)[0].tolist()
             for prompt in prompts
         ]
         _check_bos(bridge, prompts[0], found[0], stacklevel=4)

@@ -140,8 +140,11 @@ def _wanted(positions: Which, length: int, prompt_length: int) -> list[int]:
         if isinstance(positions, slice):
             selected = list(every[positions])
         else:
-            given = positions.tolist() if hasattr(positions, "tolist") else positions
-            listed = given if isinstance(given, list | tuple | range | set) else [given]
+            given: Any = positions
+            given = given.tolist() if hasattr(given, "tolist") else given
+            listed: list[Any] = (
+                list(given) if isinstance(given, list | tuple | range | set) else [given]
+            )
             if not all(map(is_int, listed)):
                 raise TypeError
             selected = [every[position] for position in listed]

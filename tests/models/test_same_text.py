@@ -89,9 +89,12 @@ def check(nla, handle, vectors, texts):
     assert [each.text for each in last] == texts
 
 
-@pytest.mark.parametrize("prompts", [SEVERAL, SEVERAL[:1]], ids=["several", "one"])
+@pytest.mark.parametrize(
+    ("side", "prompts"),
+    [("left", SEVERAL), ("right", SEVERAL), ("right", SEVERAL[:1])],
+    ids=["left", "right", "one"],
+)
 @pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
-@pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch(hosts, nla, expected, monkeypatch, side, bos, prompts):
     rows = [hosts.ids(prompt, bos) for prompt in prompts]
     vectors, texts = expected(rows)
@@ -147,8 +150,8 @@ def test_chat_messages(hosts, nla, expected, chats):
             assert nla.read(target, chat, positions=-1, sampling=SHORT)[-1].explanation == text
 
 
-@pytest.mark.parametrize("prompt", SEVERAL)
-def test_reading_is_the_same(hosts, nla, expected, prompt):
+def test_reading_is_the_same(hosts, nla, expected):
+    prompt = SEVERAL[0]
     _, (text,) = expected([hosts.ids(prompt, hosts.adds_bos)])
     readings = [
         nla.read(each, prompt, positions=-1, sampling=SHORT) for each in (hosts.model, hosts.bridge)
