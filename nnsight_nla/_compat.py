@@ -147,9 +147,10 @@ def watch_loading(keep: Callable[[Any, dict[str, Any]], None]) -> None:
     The report is what ``from_pretrained(output_loading_info=True)`` returns, which nnsight does not
     pass on. Only the first call in a process has an effect.
     """
-    from transformers import modeling_utils
+    from transformers import modeling_utils as loader
 
-    real: Any = modeling_utils.log_state_dict_report
+    modeling_utils: Any = loader
+    real = modeling_utils.log_state_dict_report
     if hasattr(real, "nnsight_nla"):
         return
 

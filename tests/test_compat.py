@@ -183,6 +183,21 @@ class TestTransformers:
             assert len(torch.ones(3).nonzero().shape) == 2
         assert not _compat.depends_on_values(ValueError())
 
+    def test_watch_loading(self, tmp_path):
+        from transformers import AutoModelForCausalLM, modeling_utils
+
+        from nnsight_nla.models import weights
+
+        weights.watch()
+        once = modeling_utils.log_state_dict_report
+        weights.watch()
+        assert modeling_utils.log_state_dict_report is once
+        module = AutoModelForCausalLM.from_pretrained(PATHS["target"])
+        assert weights._REPORTS[module] == weights.LoadReport(), (
+            "modeling_utils.log_state_dict_report(model=, loading_info=) is gone or not called: "
+            "missing weights would not be noticed"
+        )
+
     def test_is_stateful(self):
         from transformers import MambaForCausalLM, Qwen3ForCausalLM
 

@@ -37,6 +37,7 @@ from .. import _compat
 from ..errors import InjectionError, NLAError, NLAWarning
 from . import hosts
 from .hosts import Positions
+from .loading import from_pretrained
 from .prompts import FLAT, checked, listed, rendering
 
 if TYPE_CHECKING:
@@ -459,9 +460,9 @@ def _adds_bos(bridge: TransformerBridge) -> bool:
         given = bridge.tokenizer
         try:
             # Where TransformerLens changed it, it was loaded from here a moment ago.
-            plain = AutoTokenizer.from_pretrained(given.name_or_path, local_files_only=True)
+            plain = from_pretrained(AutoTokenizer, given.name_or_path, local_files_only=True)
             _ADDS_BOS[bridge] = plain("a")["input_ids"][:1] == [given.bos_token_id]
-        except (OSError, ValueError):  # It was built by hand, and is as it was given.
+        except (OSError, ValueError, NLAError):  # It was built by hand, and is as it was given.
             _ADDS_BOS[bridge] = True
     return _ADDS_BOS[bridge]
 

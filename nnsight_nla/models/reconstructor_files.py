@@ -112,7 +112,7 @@ def check_role(source: str | Path | TransformersModel, expected: Role) -> None:
         CheckpointError: Its sidecar or its files say that it is the other one.
     """
     live = not isinstance(source, str | Path)
-    where = hosts.describe(source) if live else source
+    where = hosts.describe(source) if live else str(source)
     if live and not (Path(where).expanduser().is_dir() or sidecar.is_hub_id(where)):
         return
     found = next(((name, file) for name in sidecar.SIDECARS if (file := stored(where, name))), None)

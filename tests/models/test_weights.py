@@ -159,6 +159,14 @@ def test_a_complete_checkpoint_runs_in_every_role(tmp_path, nla, role):
     run()
 
 
+def test_a_bridge_of_an_incomplete_checkpoint(tmp_path, nla):
+    bridges = pytest.importorskip("transformer_lens.model_bridge")
+    folder = edit_weights(copied(PATHS["target"], tmp_path / "target"), without_blocks(2))
+    bridge = bridges.TransformerBridge.boot_transformers(str(folder), device="cpu")
+    with pytest.raises(CheckpointError, match=r"^The weights of the target .*11 missing"):
+        nla.layer(bridge)
+
+
 def test_a_prefix_is_mapped_as_the_message_says(tmp_path, nla, residuals):
     folder = edit_weights(copied(PATHS["av"], tmp_path / "av"), prefixed)
     mapped = NLA(folder, dtype=torch.float32, key_mapping={r"^module\.": ""})
