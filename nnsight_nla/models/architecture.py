@@ -14,6 +14,7 @@ rest is decided when the model runs.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 import traceback
@@ -84,7 +85,7 @@ def _not_causal(module: nn.Module, config: Any) -> str | None:
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
         return f"{name} has use_bidirectional_attention. {advice}."
     base = getattr(module, "get_base_model", lambda: module)()
-    if getattr(text, "is_decoder", None) is False and ".is_decoder" in _source(type(base)):
+    if getattr(text, "is_decoder", None) is False and _reads(type(base), "is_decoder"):
         return f"{name} is an encoder. {advice}: set is_decoder=True in its configuration."
     return None
 
@@ -99,11 +100,16 @@ def _own_positions(module: nn.Module) -> str | None:
     return None
 
 
-def _source(kind: type) -> str:
+def _reads(kind: type, name: str) -> bool:
+    """Return whether the code of a model reads an attribute; GPT-NeoX has it only in an example."""
     try:
-        return inspect.getsource(sys.modules[kind.__module__])
+        tree = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
     except (OSError, TypeError, KeyError):
-        return ""
+        return False
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
+        for node in ast.walk(tree)
+    )
 
 
 def _shapes(module: nn.Module, layer: int | None) -> Finding:

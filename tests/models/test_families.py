@@ -94,15 +94,20 @@ def test_a_family_is_refused_at_construction_by_name(family):
         served.layer(model)
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_japanese"])
+def test_a_flag_that_the_model_does_not_heed_is_not_heeded(family):
+    """Published GPT-NeoX configurations have is_decoder=False, and are causal."""
+    module = families.smallest(family)
+    module.config.is_decoder = False
+    assert architecture.refusal(module, 1) is None
+
+
 def test_an_encoder_is_refused_until_it_is_a_decoder():
     module = families.smallest("bert")
     module.config.is_decoder = False
     expected = "BertLMHeadModel is an encoder.*: set is_decoder=True in its configuration"
     with pytest.raises(CheckpointError, match=expected):
         families.opened(families.wrapped(module), families.ADDED)
-    neox = families.smallest("gpt_neox")
-    neox.config.is_decoder = False  # Which it does not heed.
-    assert architecture.refusal(neox, 1) is None
 
 
 def test_a_block_that_is_run_for_images_only_is_refused():
