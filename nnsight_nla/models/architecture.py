@@ -14,12 +14,14 @@ rest is decided when the model runs.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,20 @@ from .blocks import find_blocks, residual_of
 
 BATCH, LENGTH = 3, 5
 """The token ids that are passed through."""
-_DECIDED: dict[tuple[type, str, int | None], str | None] = {}
-_BY_MODULE: weakref.WeakKeyDictionary[nn.Module, dict[int | None, str | None]] = (
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of a module's output before it runs."""
+
+    refused: str | None = None
+    """Why it cannot be read and written; ``None`` if it can."""
+    is_tensor: bool = False
+    """Whether it is a tensor, and not a tuple with the residual; false if that is not known."""
+
+
+_DECIDED: dict[tuple[type, str, int | None], Finding] = {}
+_BY_MODULE: weakref.WeakKeyDictionary[nn.Module, dict[int | None, Finding]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -41,8 +55,8 @@ class _Enough(Exception):  # noqa: N818  (It is no error.)
     """What was to be seen has been seen."""
 
 
-def refusal(module: nn.Module, layer: int | None) -> str | None:
-    """Return why the output of a block cannot be read and written; ``None`` if it can.
+def finding(module: nn.Module, layer: int | None) -> Finding:
+    """Find out what a block returns; this is done once for each configuration.
 
     Args:
         module: A transformers model, with or without weights, possibly wrapped by PEFT.
@@ -53,10 +67,15 @@ def refusal(module: nn.Module, layer: int | None) -> str | None:
         config: Any = module.config
         key = type(module), config.to_json_string(use_diff=False), layer
         if key not in _DECIDED:
-            found = _not_causal(module, config) or _own_positions(module)
-            _DECIDED[key] = found or _shapes(module, layer)
+            why = _not_causal(module, config) or _own_positions(module)
+            _DECIDED[key] = Finding(why) if why else _shapes(module, layer)
         known[layer] = _DECIDED[key]
     return known[layer]
+
+
+def refusal(module: nn.Module, layer: int | None) -> str | None:
+    """Return why the output of a block cannot be read and written; ``None`` if it can."""
+    return finding(module, layer).refused
 
 
 def _not_causal(module: nn.Module, config: Any) -> str | None:
@@ -66,7 +85,7 @@ def _not_causal(module: nn.Module, config: Any) -> str | None:
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):
         return f"{name} has use_bidirectional_attention. {advice}."
     base = getattr(module, "get_base_model", lambda: module)()
-    if getattr(text, "is_decoder", None) is False and ".is_decoder" in _source(type(base)):
+    if getattr(text, "is_decoder", None) is False and _reads(type(base), "is_decoder"):
         return f"{name} is an encoder. {advice}: set is_decoder=True in its configuration."
     return None
 
@@ -81,23 +100,29 @@ def _own_positions(module: nn.Module) -> str | None:
     return None
 
 
-def _source(kind: type) -> str:
+def _reads(kind: type, name: str) -> bool:
+    """Return whether the code of a model reads an attribute; GPT-NeoX has it only in an example."""
     try:
-        return inspect.getsource(sys.modules[kind.__module__])
+        tree = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
     except (OSError, TypeError, KeyError):
-        return ""
+        return False
+    return any(
+        isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Load)
+        for node in ast.walk(tree)
+    )
 
 
-def _shapes(module: nn.Module, layer: int | None) -> str | None:
+def _shapes(module: nn.Module, layer: int | None) -> Finding:
     """Pass token ids through a copy without values, with symbols for sizes if that is needed."""
     for symbolic in (False, True):
         with _quiet(), torch.no_grad(), _compat.without_values(symbolic=symbolic):
             copy: Any = _compat.skeleton(module)
             if copy is None:
-                return None
+                return Finding()
             table, seen = copy.get_input_embeddings(), _Seen()
             if not isinstance(table, nn.Embedding):
-                return f"its token embedding is a {type(table).__name__}, not one nn.Embedding."
+                kind = type(table).__name__
+                return Finding(f"its token embedding is a {kind}, not one nn.Embedding.")
             if layer is None:
                 table.register_forward_hook(seen.after)
                 table.register_forward_hook(seen.enough)
@@ -116,12 +141,14 @@ def _shapes(module: nn.Module, layer: int | None) -> str | None:
                 elif _compat.depends_on_values(error):
                     continue
                 elif isinstance(error, TypeError | ValueError) and _raised_by_model(error):
-                    return f"it does not run on token ids alone ({type(error).__name__}: {error})."
+                    why = f"{type(error).__name__}: {error}"
+                    return Finding(f"it does not run on token ids alone ({why}).")
                 else:
-                    return None
+                    return Finding()
             what = "the token embedding" if layer is None else f"block {layer}"
-            return seen.refusal(what, int(copy.config.get_text_config().hidden_size))
-    return None
+            why = seen.refusal(what, int(copy.config.get_text_config().hidden_size))
+            return Finding(why, is_tensor=seen.is_tensor)
+    return Finding()
 
 
 class _Seen:
@@ -141,6 +168,10 @@ class _Seen:
             values = given.values() if isinstance(given, dict) else ()
             self.next_inputs = [*args, *values]
             raise _Enough
+
+    @property
+    def is_tensor(self) -> bool:
+        return bool(self.outputs) and isinstance(self.outputs[0], Tensor)
 
     def refusal(self, what: str, d_model: int) -> str | None:
         """Return why what was seen is not a residual that can be read and written."""

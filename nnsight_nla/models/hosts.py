@@ -26,7 +26,7 @@ from torch import nn
 from .. import _compat
 from ..core.numeric import is_int
 from ..errors import InjectionError
-from .architecture import refusal
+from .architecture import Finding, finding
 from .blocks import find_blocks, residual_envoy
 from .prompts import FLAT, checked, listed, rendering
 
@@ -162,9 +162,9 @@ def block(model: TransformersModel, layer: int) -> Any:
             f"{describe(model)} has blocks 0 to {len(blocks) - 1} (at {path}); block {layer} was "
             "requested. Use the model that the verbalizer was trained for."
         )
-    _check_served(model, layer)
+    found = _check_served(model, layer)
     envoy = _envoy(model, path)[layer]
-    return envoy if isinstance(envoy, nn.Module) else residual_envoy(envoy)
+    return envoy if found.is_tensor or isinstance(envoy, nn.Module) else residual_envoy(envoy)
 
 
 def embedding(model: TransformersModel) -> Any:
@@ -295,10 +295,11 @@ def _envoy(model: Any, path: str) -> Any:
     return found
 
 
-def _check_served(model: TransformersModel, layer: int | None) -> None:
-    why = refusal(module_of(model), layer)
-    if why is not None:
-        raise InjectionError(f"{describe(model)} is not supported: {why}")
+def _check_served(model: TransformersModel, layer: int | None) -> Finding:
+    found = finding(module_of(model), layer)
+    if found.refused is not None:
+        raise InjectionError(f"{describe(model)} is not supported: {found.refused}")
+    return found
 
 
 def _blocks(model: TransformersModel) -> tuple[str, nn.ModuleList]:

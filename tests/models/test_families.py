@@ -94,15 +94,20 @@ def test_a_family_is_refused_at_construction_by_name(family):
         served.layer(model)
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_japanese"])
+def test_a_flag_that_the_model_does_not_heed_is_not_heeded(family):
+    """Published GPT-NeoX configurations have is_decoder=False, and are causal."""
+    module = families.smallest(family)
+    module.config.is_decoder = False
+    assert architecture.refusal(module, 1) is None
+
+
 def test_an_encoder_is_refused_until_it_is_a_decoder():
     module = families.smallest("bert")
     module.config.is_decoder = False
     expected = "BertLMHeadModel is an encoder.*: set is_decoder=True in its configuration"
     with pytest.raises(CheckpointError, match=expected):
         families.opened(families.wrapped(module), families.ADDED)
-    neox = families.smallest("gpt_neox")
-    neox.config.is_decoder = False  # Which it does not heed.
-    assert architecture.refusal(neox, 1) is None
 
 
 def test_a_block_that_is_run_for_images_only_is_refused():
@@ -149,7 +154,9 @@ def test_the_check_makes_no_weights_draws_nothing_and_is_made_once(monkeypatch):
 @pytest.mark.parametrize("family", ["llama", "gptj", "openai-gpt"])
 def test_the_residual_is_written_in_place_and_by_assignment_and_the_rest_of_the_tuple_stays(family):
     used = families.Used(families.smallest(family))
-    layer, own = used.nla.layer(used.model), hosts._envoy(used.model, f"{used.path}.{families.K}")
+    layer, own = used.nla.layer(used.model), used.model
+    for name in f"{used.path}.{families.K}".split("."):
+        own = own[int(name)] if name.isdigit() else getattr(own, name)
     with torch.no_grad(), used.model.trace(used.ids):
         before = own.output
         layer.output = layer.output * 2
@@ -168,13 +175,14 @@ def test_the_residual_is_written_in_place_and_by_assignment_and_the_rest_of_the_
     assert all(mine is theirs for mine, theirs in zip(after[1:], before[1:], strict=True))
 
 
-def test_the_view_follows_when_the_module_is_replaced(pair):
+def test_a_block_that_returns_a_tensor_keeps_its_envoy_and_a_view_shares_its_state(pair):
     model, nla = pair
-    layer = nla.layer(model)
-    assert layer is not model.model.layers[3]
-    assert layer._module is model.model.layers[3]._module
-    assert layer.mlp is model.model.layers[3].mlp
-    assert layer.root is model.root
+    assert nla.layer(model) is model.model.layers[3]
+    used = families.Used(families.smallest("gptj"))
+    layer, own = used.nla.layer(used.model), used.model.transformer.h[families.K]
+    assert layer is not own
+    assert (layer._module, layer.mlp, layer.root) == (own._module, own.mlp, used.model)
+    assert vars(layer) is vars(own)  # So that it follows when nnsight loads the weights.
 
 
 def test_an_envoy_class_of_the_users_stays():

@@ -18,8 +18,7 @@ def test_each_kind_of_model_has_its_module(model, monkeypatch):
 
 def test_an_nnsight_model(model, nla):
     assert target.describe(model) == hosts.describe(model) == CHECKPOINT_NAME
-    own = model.model.layers[nla.checkpoint.layer]
-    assert target.residual(model, nla.checkpoint)._module is own._module
+    assert target.residual(model, nla.checkpoint) is model.model.layers[nla.checkpoint.layer]
     assert target.positions(model, "People in Paris") == hosts.positions(model, "People in Paris")
 
 
