@@ -66,6 +66,10 @@ class ReconstructionError(NLAError):
     """A text cannot be turned back into a vector, or cannot be compared with one."""
 
 
+class TextError(ReconstructionError):
+    """This text cannot be turned back into a vector, now or later; others may be."""
+
+
 class ExperimentError(NLAError):
     """An experiment does not fit its arguments, or it stopped before its last cell."""
 

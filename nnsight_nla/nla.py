@@ -411,7 +411,7 @@ class NLA:
 
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""
-        blank = torch.zeros(1, self.checkpoint.d_model)
+        blank = torch.zeros(1, self.checkpoint.d_model, dtype=torch.float32, device="cpu")
         capture = Capture(self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller)
         return Explanation.of(capture, ())
 

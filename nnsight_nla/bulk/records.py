@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint.reply import snippets
 from ..core.similarity import cosine
-from ..errors import ReconstructionError
+from ..errors import TextError
 from .residuals import ItemResiduals
 from .sources import VECTOR
 
@@ -119,7 +119,7 @@ def add_scores(records: Sequence[dict[str, Any]], reconstruct: Reconstruct) -> N
 def _reconstructed(texts: list[str], reconstruct: Reconstruct) -> list[torch.Tensor | None]:
     try:
         return list(reconstruct(texts)) if texts else []
-    except ReconstructionError:  # One text is too long, or has tags inside: try each alone.
+    except TextError:  # One text is too long, or has tags inside: try each alone.
         if len(texts) == 1:
             return [None]
         return [vector for text in texts for vector in _reconstructed([text], reconstruct)]

@@ -173,9 +173,11 @@ class ResidualReader:
     def _forward(self, rows: list[tuple[tuple[int, ...], list[int]]]) -> Tensor:
         width = max(len(ids) for ids, _ in rows)
         # The id of the padding does not matter: no real token sees it.
-        ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in rows])
-        row = torch.tensor([number for number, (_, chosen) in enumerate(rows) for _ in chosen])
-        column = torch.tensor([position for _, chosen in rows for position in chosen])
+        ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in rows], device="cpu")
+        row = torch.tensor(
+            [number for number, (_, chosen) in enumerate(rows) for _ in chosen], device="cpu"
+        )
+        column = torch.tensor([position for _, chosen in rows for position in chosen], device="cpu")
         what = f"The request to read {len(rows)} documents with {hosts.describe(self.model)}"
         if not self.remote:
             weights.load(self.model)
@@ -194,7 +196,9 @@ class ResidualReader:
 def nothing_read(item: Item, error: str | None, d_model: int) -> ItemResiduals:
     """Return a row without residuals: it has an error, or no position was selected."""
     unread = Item(item.row, item.doc_id, None, error, item.carried)
-    return ItemResiduals(unread, [], [], [], torch.empty(0, d_model))
+    return ItemResiduals(
+        unread, [], [], [], torch.empty(0, d_model, dtype=torch.float32, device="cpu")
+    )
 
 
 def _batches(waiting: list[_Document]) -> Iterator[list[_Document]]:

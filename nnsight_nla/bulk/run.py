@@ -128,7 +128,11 @@ def run(
         manifest["claims"] = {"checked": "ignore", "ignored": ignored}
     manifest["batch_size"] = _fixed_batch(nla, output, batch_size)
     # Raises on sampling that does not fit, before anything is read; the handle is dropped.
-    nla.explain(torch.ones(1, nla.checkpoint.d_model), samples=samples, sampling=chosen)
+    nla.explain(
+        torch.ones(1, nla.checkpoint.d_model, dtype=torch.float32, device="cpu"),
+        samples=samples,
+        sampling=chosen,
+    )
     columns = records.schema(nla.checkpoint.d_model, vectors=vectors)
     job = Job(
         "explaining",

@@ -77,22 +77,8 @@ class Prompt:
                 "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
                 f"put the number in place of {DEPTH_SLOT}."
             )
-        thinking = checkpoint.thinking
-        options = {} if thinking is None else {"enable_thinking": thinking}
-        try:
-            with time_limit(TEMPLATE_SECONDS):
-                text = tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **options,
-                )
-            ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        except Exception as error:  # A chat template is a program and may raise anything.
-            raise CheckpointError(
-                f"The tokenizer's chat template does not render one user message: {error}. "
-                "Use the tokenizer that ships with the checkpoint."
-            ) from error
+        text = _rendered(content, checkpoint, tokenizer)
+        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         runs = _runs(ids, checkpoint)
         sites = [position for run in runs for position in run]
         slots = checkpoint.template.count(MARKER_SLOT)
@@ -101,6 +87,42 @@ class Prompt:
         lefts, rights = ({ids[run[end] + step] for run in runs} for end, step in ((0, -1), (-1, 1)))
         tail = opened(text.rpartition(content.strip())[2])
         return Prompt(ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]), tail)
+
+
+def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any) -> str:
+    """Render one user message in the form that the chat template takes: a string, or parts."""
+    thinking = checkpoint.thinking
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    failed: Exception | None = None
+    texts: list[str] = []
+    for form in (content, [{"type": "text", "text": content}]):
+        try:
+            with time_limit(TEMPLATE_SECONDS):
+                text = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": form}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **options,
+                )
+        except Exception as error:  # A chat template is a program and may raise anything.
+            failed = failed or error
+            continue
+        # A template of the other form may print the parts as a list, or nothing at all.
+        if content.strip() in text:
+            return text
+        texts.append(text)
+    if texts and checkpoint.marker in texts[0]:
+        return texts[0]  # The template changes the message; the marker's neighbours decide.
+    if failed is None:
+        raise CheckpointError(
+            "The tokenizer's chat template leaves out a user message, given as a string or as "
+            f"content parts; it renders {texts[0]!r:.200}. Use the tokenizer that ships with the "
+            "checkpoint."
+        )
+    raise CheckpointError(
+        f"The tokenizer's chat template does not render one user message: {failed}. "
+        "Use the tokenizer that ships with the checkpoint."
+    ) from failed
 
 
 def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:

@@ -97,7 +97,7 @@ class GumbelNoise:
     def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002, D102
         if not self.generators:
             self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
-        noise = torch.empty(scores.shape, dtype=torch.float32)
+        noise = torch.empty(scores.shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
         return scores - noise.log().to(scores.device)

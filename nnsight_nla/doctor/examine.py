@@ -31,7 +31,7 @@ from ..checkpoint import dialects, sidecar
 from ..checkpoint.prompt import Prompt
 from ..core.sampling import Sampling
 from ..core.similarity import cosine
-from ..errors import CheckpointError, InjectionError, NLAError, ReconstructionError
+from ..errors import CheckpointError, InjectionError, NLAError
 from ..evaluation.reconstructor import Reconstructor
 from ..models import hosts, weights
 from ..models.open import OpenOptions, open_reconstructor
@@ -224,7 +224,7 @@ class Doctor:
         vectors, prompt = self.vectors[checkpoint.layer], Prompt.render(checkpoint, tokenizer)
         verbalizer = Verbalizer(self.nla.runtime, checkpoint, prompt, tokenizer=tokenizer)
         rows = len(vectors)
-        everyone = torch.ones(rows, dtype=torch.bool)
+        everyone = torch.ones(rows, dtype=torch.bool, device="cpu")
         with self.nla.runtime.use():
             found = dict(verbalizer.verbalize(vectors, everyone, [0] * rows, self.sampling))
             replies = [found[row] for row in range(rows)]
@@ -234,7 +234,7 @@ class Doctor:
         return Replies(replies, with_vector, without_vector)
 
     def _measure(self, candidate: Candidate, said: Replies) -> Figures | str:
-        good = torch.tensor([reply.problem is None for reply in said.replies])
+        good = torch.tensor([reply.problem is None for reply in said.replies], device="cpu")
         vectors = self.vectors[candidate.checkpoint.layer]
         try:
             own, others = self._cosines(said.replies, good, vectors)
@@ -249,7 +249,9 @@ class Doctor:
         if self.reconstruct is None:
             return None, None
         rows = len(vectors)
-        table = torch.zeros(rows, rows)  # Row i, column j: vector i with the text of row j.
+        table = torch.zeros(
+            rows, rows, dtype=torch.float32, device="cpu"
+        )  # Row i, column j: vector i with the text of row j.
         for j, vector in self._reconstructed(replies, torch.nonzero(good).flatten().tolist()):
             table[:, j] = cosine(vector.expand_as(vectors), vectors)
         own = table.diagonal()
@@ -261,9 +263,9 @@ class Doctor:
             return
         try:
             yield from zip(rows, self.reconstruct([replies[j].text for j in rows]), strict=True)
-        except ReconstructionError:
+        except TextError:
             for j in rows:
-                with suppress(ReconstructionError):
+                with suppress(TextError):
                     yield j, self.reconstruct([replies[j].text])[0]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.similarity import cosine as _cosine
-from ..errors import NLAError, VerbalizationError
+from ..errors import TextError, VerbalizationError
 from ..explanation.handle import Explanation, check_handle, nested
 from ..view.table import table
 from .difference import Difference, difference
@@ -167,7 +167,7 @@ def _vectors(
         return {}, {}
     try:
         return dict(zip(texts, reconstruct(texts), strict=True)), {}
-    except NLAError as error:
+    except TextError as error:
         if len(texts) == 1:
             return {}, {texts[0]: str(error)}
     # One text failed: reconstruct each by itself, so that the others keep their distance.

@@ -77,7 +77,7 @@ def controls(
         )
     random = random_vectors(n, d_model, generator, norms=vectors[:n].float().norm(dim=-1).cpu())
     # A random cycle through all rows, so that no row gets its own vector.
-    cycle = torch.randperm(rows, generator=generator).tolist()
+    cycle = torch.randperm(rows, generator=generator, device="cpu").tolist()
     following = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
     order = tuple(following[row] for row in range(n))
     return Controls(
@@ -102,6 +102,10 @@ def random_vectors(
         generator: Draws the numbers.
         norms: The L2 norm of each; ``sqrt(d_model)`` unless given.
     """
-    drawn = torch.randn(n, d_model, generator=generator)
+    drawn = torch.randn(n, d_model, generator=generator, dtype=torch.float32, device="cpu")
     drawn = drawn / drawn.norm(dim=-1, keepdim=True)
-    return drawn * (torch.full((n, 1), d_model**0.5) if norms is None else norms[:, None])
+    return drawn * (
+        torch.full((n, 1), d_model**0.5, dtype=torch.float32, device="cpu")
+        if norms is None
+        else norms[:, None]
+    )

@@ -177,7 +177,7 @@ def _says(
     verbalizer = Verbalizer(nla.runtime, nla.checkpoint, nla.prompt)
     tagged = [remainder(wrap(label), nla.prompt.opened) for label in labels]
     ids = verbalizer.tokenizer(tagged, add_special_tokens=False)["input_ids"]
-    everyone = torch.ones(len(vectors), dtype=torch.bool)
+    everyone = torch.ones(len(vectors), dtype=torch.bool, device="cpu")
     shuffled = vectors[list(controls.order or range(len(vectors)))]
     kinds: dict[str, tuple[Tensor, Tensor]] = {
         "explanation": (vectors, everyone),

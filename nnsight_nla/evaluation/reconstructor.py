@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.reply import CLOSE, OPEN
-from ..errors import CheckpointError, ReconstructionError
+from ..errors import CheckpointError, ReconstructionError, TextError
 from ..models import hosts
 from ..models.reconstructor_files import is_partial
 from ..remote.ndif import send
@@ -115,13 +115,14 @@ class Reconstructor:
             One vector per text, float32 on the CPU; only its direction is meaningful.
 
         Raises:
-            ReconstructionError: A text is empty, still has its tags, or is too long; a trace is
-                running on the reconstructor; or a reconstruction is not finite.
+            TextError: A text is empty, still has its tags, or is too long, or its reconstruction is
+                not finite.
+            ReconstructionError: A trace is running on the reconstructor.
             HostError: The host of a remote run did not answer.
         """
         prompts = [self._prompt(number, text) for number, text in enumerate(texts)]
         if not prompts:
-            return torch.empty(0, len(self._head))
+            return torch.empty(0, len(self._head), dtype=torch.float32, device="cpu")
         parts: list[Tensor] = []
         with self.runtime.use():
             for start in range(0, len(prompts), batch_size):
@@ -129,7 +130,7 @@ class Reconstructor:
         vectors = torch.cat(parts)
         bad = (~torch.isfinite(vectors).all(dim=-1)).nonzero().flatten().tolist()
         if bad:
-            raise ReconstructionError(
+            raise TextError(
                 f"The reconstruction of text {bad[0]} is not finite ({len(bad)} of {len(texts)} "
                 f"such): {self.runtime.name} overflows in its dtype. Load it in a wider one: "
                 "NLA(..., dtype='bfloat16') or 'float32'."
@@ -138,9 +139,9 @@ class Reconstructor:
 
     def _prompt(self, number: int, text: str) -> str:
         if not text.strip():
-            raise ReconstructionError(f"text {number} is empty; expected an explanation.")
+            raise TextError(f"text {number} is empty; expected an explanation.")
         if OPEN in text or CLOSE in text:
-            raise ReconstructionError(
+            raise TextError(
                 f"text {number} still has its tags: {text[:60]!r}. Pass the explanation without "
                 "them: nla.reconstruct(thought.text), not thought.raw."
             )
@@ -150,7 +151,7 @@ class Reconstructor:
         prompt = self.template.replace(EXPLANATION_SLOT, text)
         length = len(self._tokenizer(prompt)["input_ids"])
         if length > self._context:
-            raise ReconstructionError(
+            raise TextError(
                 f"text {number} is {length} tokens with its template, the reconstructor reads "
                 f"{self._context}. Shorten it: Sampling(max_new_tokens=...) limits the length of "
                 "explanations."

@@ -222,7 +222,9 @@ def score(
             "of 0), 'skip' (left out) or 'keep' (a reply without its tags is scored as it is)."
         )
     good = [row for row in range(len(texts)) if row not in set(failed)]
-    cosine = torch.full((len(texts),), 0.0 if failures == "zero" else math.nan)
+    cosine = torch.full(
+        (len(texts),), 0.0 if failures == "zero" else math.nan, dtype=torch.float32, device="cpu"
+    )
     if good:
         flat = vectors.detach().reshape(-1, vectors.shape[-1]).float().cpu()[good]
         cosine[good] = similarity.cosine(reconstruct([str(texts[row]) for row in good]), flat)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core import similarity
 from ..core.injection import unusable
 from ..core.trust import Trust, grade, margin
-from ..errors import ReconstructionError
+from ..errors import TextError
 from ..explanation.caveats import caveats
 from ..explanation.handle import Explanation
 from ..explanation.records import Capture
@@ -93,7 +93,10 @@ class TrustLabeller:
 
     def _measure_controls(self) -> Reference:
         """Verbalize the controls in one batch and reconstruct their texts."""
-        width, blank = self.reconstructor.d_model, torch.zeros(1, self.reconstructor.d_model)
+        width, blank = (
+            self.reconstructor.d_model,
+            torch.zeros(1, self.reconstructor.d_model, dtype=torch.float32, device="cpu"),
+        )
         random = random_vectors(RANDOM_CONTROLS, width, torch.Generator().manual_seed(0))
         handles = [
             Explanation.of(Capture(self._queue, blank, 1, 1, self._sampling, null=True), (1,)),
@@ -171,13 +174,13 @@ class TrustLabeller:
         reconstruct = self.reconstructor.reconstruct
         try:
             return dict(zip(said, reconstruct(list(said.values())), strict=True)), {}
-        except ReconstructionError:
+        except TextError:
             found: dict[tuple[int, int], Tensor] = {}
             refused: dict[int, str | None] = {}
             for (row, sample), text in said.items():
                 try:
                     found[row, sample] = reconstruct([text])[0]
-                except ReconstructionError as error:
+                except TextError as error:
                     if sample == 0:
                         refused[row] = str(error)
             return found, refused

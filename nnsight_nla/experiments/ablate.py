@@ -84,7 +84,10 @@ def ablate(
         settings["direction"] = digest(unit)
         written = {key: [unit] * length for key in setup.sites}
     elif method == "zero":
-        written = {key: [torch.zeros(setup.width)] * length for key in setup.sites}
+        written = {
+            key: [torch.zeros(setup.width, dtype=torch.float32, device="cpu")] * length
+            for key in setup.sites
+        }
     else:
         known = [setup.target.model.positions(each) for each in reference or ()]
         _check_lengths(known, length, over)
@@ -112,10 +115,10 @@ def _chosen(
     first = next(iter(values.values()))
     generator = torch.Generator().manual_seed(seed)
     if over == "position":
-        drawn = torch.randint(len(first), (length,), generator=generator).tolist()
+        drawn = torch.randint(len(first), (length,), generator=generator, device="cpu").tolist()
     else:
         rows = sum(len(each) - 1 for each in first)
-        drawn = torch.randint(rows, (length,), generator=generator).tolist()
+        drawn = torch.randint(rows, (length,), generator=generator, device="cpu").tolist()
     chosen: dict[Key, list[Tensor]] = {}
     for key, listed_values in values.items():
         if over == "position":

@@ -159,17 +159,17 @@ class Target:
         planned: list[tuple[tuple[int, int], Hashable, Any]] = [
             (site.order, None, step) for site, step in _writes(edits, action)
         ]
-        every = torch.arange(len(ids[0]))
+        every = torch.arange(len(ids[0]), device="cpu")
         for key, site in (collect or {}).items():
             step = _read(site.envoy, site.where, site.start, site.stop, every * 0, every)
             planned.append((site.order, key, step))
         if read:
-            at, positions = torch.tensor(list(read)).T
+            at, positions = torch.tensor(list(read), device="cpu").T
             step = _read(self.layer, "output", 0, self.model.width, at, positions)
             planned.append(((self.k, len(_ORDER)), _EXPLAINED, step))
         planned.sort(key=lambda each: each[0])
         keys = [key for _, key, step in planned if step[0] == "read"]
-        rows = torch.tensor([list(row) for row in ids])
+        rows = torch.tensor([list(row) for row in ids], device="cpu")
         columns = None if measure.columns is None else list(measure.columns)
         values, last, top = self.model.forward(rows, [step for *_, step in planned], columns)
         found = dict(zip(keys, values, strict=True))
@@ -257,8 +257,8 @@ def _writes(edits: Iterable[Edit], action: Action) -> list[tuple[Site, Any]]:
     found: list[tuple[Site, Any]] = []
     for group in by_site.values():
         site = group[0].site
-        rows = torch.tensor([edit.row for edit in group])
-        positions = torch.tensor([edit.position for edit in group])
+        rows = torch.tensor([edit.row for edit in group], device="cpu")
+        positions = torch.tensor([edit.position for edit in group], device="cpu")
         vectors = torch.stack([edit.vector for edit in group])
         step = (action, site.envoy, site.where, site.start, site.stop, rows, positions, vectors)
         found.append((site, step))

@@ -84,7 +84,10 @@ def _random(vector: Tensor, controls: Any, seed: int) -> dict[str, Tensor]:
         raise ExperimentError(f"controls={controls!r}: expected a whole number from 0.")
     generator = torch.Generator().manual_seed(seed)
     # One by one, so that a direction is the same whatever the number of them.
-    drawn = [torch.randn(len(vector), generator=generator) for _ in range(controls)]
+    drawn = [
+        torch.randn(len(vector), dtype=torch.float32, device="cpu", generator=generator)
+        for _ in range(controls)
+    ]
     scaled = [each / each.norm() * vector.norm() for each in drawn]
     return {f"random {number}": each for number, each in enumerate(scaled)}
 

@@ -120,7 +120,7 @@ def _sweep(
         else:
             runs[key] = outcome
         if row["vector"] is not None:
-            vector = torch.tensor(row["vector"], dtype=torch.float32)
+            vector = torch.tensor(row["vector"], dtype=torch.float32, device="cpu")
             vectors[row["explained_at"]] = vector
             texts.learn(vector, Said(row["text"], row["error"], tuple(row["warnings"])))
     if header.baseline not in runs:

@@ -406,7 +406,9 @@ class Explanation:
         """Return the L2 norm of each row's vector; ``None`` if not finite, for strict JSON."""
         held = self._held("no norms")
         rows = sorted(set(self.rows))
-        norms = held[torch.tensor(rows, dtype=torch.long)].float().norm(dim=-1).tolist()
+        norms = (
+            held[torch.tensor(rows, dtype=torch.long, device="cpu")].float().norm(dim=-1).tolist()
+        )
         finite = [norm if math.isfinite(norm) else None for norm in norms]
         return dict(zip(rows, finite, strict=True))
 

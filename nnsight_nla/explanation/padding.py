@@ -90,7 +90,7 @@ def check_padding(vectors: Tensor) -> frozenset[int]:
         return frozenset()
     numbers = _places(vectors, mask.numel(), int(vectors.shape[-1]))
     if numbers is None and tuple(vectors.shape[:-1]) == tuple(mask.shape):
-        numbers = torch.arange(mask.numel())
+        numbers = torch.arange(mask.numel(), device="cpu")
     if numbers is None:
         return frozenset()
     pads = (~mask.bool()).flatten().cpu()[numbers].nonzero().flatten().tolist()
@@ -112,8 +112,8 @@ def _places(vectors: Tensor, places: int, width: int) -> Tensor | None:
         return None
     if vectors.ndim and vectors.stride(-1) != 1:
         return None
-    found = torch.tensor(vectors.storage_offset())
+    found = torch.tensor(vectors.storage_offset(), device="cpu")
     for size, stride in zip(vectors.shape[:-1], vectors.stride()[:-1], strict=True):
-        found = found[..., None] + torch.arange(size) * stride
+        found = found[..., None] + torch.arange(size, device="cpu") * stride
     found = found.flatten()
     return None if bool((found % width).any()) else found // width

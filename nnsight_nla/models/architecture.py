@@ -132,7 +132,10 @@ def _shapes(module: nn.Module, layer: int | None) -> Finding:
                 for each in blocks[layer + 1 : layer + 2]:
                     each.register_forward_pre_hook(seen.enough, with_kwargs=True)
             try:
-                copy(input_ids=torch.ones(BATCH, LENGTH, dtype=torch.long), **_no_cache(copy))
+                copy(
+                    input_ids=torch.ones(BATCH, LENGTH, dtype=torch.long, device="cpu"),
+                    **_no_cache(copy),
+                )
             except _Enough:
                 pass
             except Exception as error:

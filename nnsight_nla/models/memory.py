@@ -225,7 +225,7 @@ class Parked:
             ]
             self._away.append((kept, device, views))
             for tensor in tensors:
-                nothing = torch.empty(0, dtype=tensor.dtype)
+                nothing = torch.empty(0, dtype=tensor.dtype, device="cpu")
                 tensor.data = nothing if isinstance(kept, int) else nothing.to(device)
             del content
         if self._file is not None:
@@ -257,7 +257,7 @@ class Parked:
         return self._ends[number], self._ends[number + 1] - self._ends[number]
 
     def _read(self, start: int, length: int) -> Tensor:
-        content = torch.empty(length, dtype=torch.uint8)
+        content = torch.empty(length, dtype=torch.uint8, device="cpu")
         file = cast("Any", self._file)
         file.seek(start)
         got = file.readinto(memoryview(cast("Any", content.numpy())))

@@ -323,7 +323,7 @@ def _identity(where: str | Path, source: Any, checkpoint: Checkpoint) -> Tensor:
         NLAWarning,
         stacklevel=4,
     )
-    return torch.eye(checkpoint.d_model)
+    return torch.eye(checkpoint.d_model, dtype=torch.float32, device="cpu")
 
 
 def _matrix(file: Path) -> Tensor:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .. import _compat
 from ..errors import NLAError, ReconstructionError, VerbalizationError
@@ -98,7 +100,7 @@ class Runtime:
             if self.remote:
                 yield self.model
                 return
-            with self.memory.running(self.model):
+            with self.memory.running(self.model), _own_defaults():
                 load_weights(self.model, self.role, self._unused)
                 yield self.model
 
@@ -113,3 +115,16 @@ class Runtime:
                 f"A trace is running on the {self.role} itself, and nnsight runs one trace per "
                 f"model at a time. {advice}"
             )
+
+
+@contextmanager
+def _own_defaults() -> Iterator[None]:
+    """Leave the caller's ``torch.autocast`` and default device, which other libraries obey."""
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"cpu", *([accelerator.type] if accelerator is not None else [])}
+    with ExitStack() as stack:
+        for kind in sorted(kinds):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield

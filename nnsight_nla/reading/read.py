@@ -71,6 +71,7 @@ def read(
     else:
         handle = _traced(nla, model, span, wanted, remote, sampling)
     nla.resolve(handle)
+    _ = handle.trust  # A record keeps its label, so a label that cannot be measured is an error.
     tokenizer: Any = model.tokenizer
     parts = _parts(tokenizer, span.ids[:prompt_length], _messages(prompt))
     special = set(tokenizer.all_special_ids)
@@ -98,7 +99,7 @@ def _traced(
     remote: bool,
     sampling: Sampling | None,
 ) -> Explanation:
-    ids = torch.tensor([span.ids])
+    ids = torch.tensor([span.ids], device="cpu")
     tokens = [span.tokens[position] for position in wanted]
     with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
         residual = nla.layer(model).output[0]
@@ -111,7 +112,7 @@ def _with_reply(model: Target, span: Positions, new_tokens: int, remote: bool) -
     """Return the prompt's tokens followed by the model's greedy reply."""
     if bridge.is_bridge(model):
         return hosts.spelled(model.tokenizer, bridge.continued(model, span.ids, new_tokens))
-    ids = torch.tensor([span.ids])
+    ids = torch.tensor([span.ids], device="cpu")
     options = {"max_new_tokens": new_tokens, "do_sample": False}
     with torch.no_grad(), model.generate(ids, remote=remote, **options) as tracer:
         written = tracer.result.cpu().save()

@@ -179,10 +179,14 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     width = max(len(item["input_ids"]) for item in items)
     return {
         # Nothing sees the padding, so any valid id will do.
-        "input_ids": torch.tensor([_pad(item["input_ids"], width, 0) for item in items]),
-        "labels": torch.tensor([_pad(item["labels"], width, IGNORED) for item in items]),
+        "input_ids": torch.tensor(
+            [_pad(item["input_ids"], width, 0) for item in items], device="cpu"
+        ),
+        "labels": torch.tensor(
+            [_pad(item["labels"], width, IGNORED) for item in items], device="cpu"
+        ),
         "vectors": torch.stack([item["vector"] for item in items]),
-        "last": torch.tensor([len(item["input_ids"]) - 1 for item in items]),
+        "last": torch.tensor([len(item["input_ids"]) - 1 for item in items], device="cpu"),
     }
 
 

@@ -292,7 +292,7 @@ class _Order(Sampler[int]):
         ]
         # The last batch may be smaller, so it stays last.
         first, middle, last = batches[:1], batches[1:-1], batches[1:][-1:]
-        order = torch.randperm(len(middle), generator=generator).tolist()
+        order = torch.randperm(len(middle), generator=generator, device="cpu").tolist()
         shuffled = [*first, *(middle[index] for index in order), *last]
         return (row for batch in shuffled for row in batch)
 

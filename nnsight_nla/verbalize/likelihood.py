@@ -65,7 +65,7 @@ def _forward(
     """Run one forward pass; the block is shipped as source where it runs remotely."""
     av, site, sites = verbalizer.av, verbalizer.site, verbalizer.prompt.sites
     injection, start = verbalizer.checkpoint.injection, len(verbalizer.prompt.ids)
-    with torch.no_grad(), av.trace(torch.tensor(padded), **options):
+    with torch.no_grad(), av.trace(torch.tensor(padded, device="cpu"), **options):
         site.output = write(site.output, vectors, sites, injection, given)
         logits = av.output.logits
         means = []

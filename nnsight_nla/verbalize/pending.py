@@ -169,7 +169,7 @@ class Queue:
     def _replies(self, batch: list[Job], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         return self._verbalizer.verbalize(
             torch.stack([_vector(capture, row).float().cpu() for capture, row, _ in batch]),
-            torch.tensor([not capture.null for capture, _, _ in batch]),
+            torch.tensor([not capture.null for capture, _, _ in batch], device="cpu"),
             [sample for _, _, sample in batch],
             sampling,
         )
@@ -229,7 +229,7 @@ def _jobs(handles: Iterable[Explanation]) -> list[Job]:
     for capture, wanted in rows.values():
         listed = list(wanted)
         if not capture.null and listed:
-            bad = unusable(_vector(capture, torch.tensor(listed)))
+            bad = unusable(_vector(capture, torch.tensor(listed, device="cpu")))
             capture.errors.update((listed[index], reason) for index, reason in bad.items())
         jobs += [
             (capture, row, sample)

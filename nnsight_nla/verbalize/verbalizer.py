@@ -224,7 +224,7 @@ class Verbalizer:
         """
         different = _different(vectors, given)
         prefilled = list(dict.fromkeys(different))
-        rows = torch.tensor([prefilled.index(each) for each in different])
+        rows = torch.tensor([prefilled.index(each) for each in different], device="cpu")
         vectors, given = vectors.float().cpu()[prefilled], given.cpu()[prefilled]
         settings = {
             "processors": sampling.processors(seeds),
@@ -253,7 +253,10 @@ class Verbalizer:
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prompt with a vector in each row; return marker residuals, logits and cache."""
-        model, ids = cast("Any", hosts.module_of(self.av)), torch.tensor([self.prompt.ids])
+        model, ids = (
+            cast("Any", hosts.module_of(self.av)),
+            torch.tensor([self.prompt.ids], device="cpu"),
+        )
         sites = self.prompt.sites
         injection, site, start = self.checkpoint.injection, self.site, sites[0]
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
@@ -283,7 +286,7 @@ class Verbalizer:
         separate process, the model fills another copy of the cache; then nothing is decoded.
         """
         av, injection, site = self.av, self.checkpoint.injection, self.site
-        ids, start = torch.tensor([self.prompt.ids]), self.prompt.sites[0]
+        ids, start = torch.tensor([self.prompt.ids], device="cpu"), self.prompt.sites[0]
         sites = [each - start for each in self.prompt.sites]
         prefix, vectors = ids[:, :start].clone(), vectors.clone()
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
@@ -346,7 +349,7 @@ class Verbalizer:
         """
         sites, injection, site = self.prompt.sites, self.checkpoint.injection, self.site
         position = sites[0]
-        ids = torch.tensor([self.prompt.ids]).expand(len(vectors), -1).contiguous()
+        ids = torch.tensor([self.prompt.ids], device="cpu").expand(len(vectors), -1).contiguous()
         with self.av.generate(ids, **settings) as tracer:
             before = site.output
             after = write(before, vectors, sites, injection, given)

@@ -153,7 +153,7 @@ def test_with_unknown_neighbours_a_second_marker_is_ambiguous(live):
 
 def test_a_chat_template_that_drops_the_message():
     live = tokenizer(chat="{{ bos_token }}<|assistant|>")
-    with pytest.raises(CheckpointError, match=r"found 0\. .* in the prompt: none"):
+    with pytest.raises(CheckpointError, match=r"leaves out a user message"):
         Prompt.render(checkpoint(live), live)
 
 
@@ -334,3 +334,33 @@ def test_any_template_gives_a_prompt_or_one_of_our_errors(before, middle, after)
 @functools.cache
 def _shared_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer()
+
+
+PARTS = (
+    "{{ bos_token }}{% for m in messages %}<|user|>"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        PARTS,
+        PARTS.replace("part.type == 'text'", "part['type'] == 'text'"),
+        PARTS.replace("{% for part", "{% if m.content is string %}{{ raise_exception('parts') }}"
+                      "{% endif %}{% for part"),
+        PARTS.replace("{% if part.type == 'text' %}", "").replace("{% endif %}{% endfor %}<|end|>",
+                      "{% endfor %}<|end|>"),
+        PARTS.replace("{{ part.text }}", "{{ part.text | trim }}"),
+        CHAT.replace("{{ m.content }}", "{% if m.content is string %}{{ m.content }}{% else %}"
+                     "{{ m.content[0].text }}{% endif %}"),
+    ],
+)  # fmt: skip
+def test_a_template_that_iterates_over_content_parts(chat):
+    """The prompt is that of the same template for a string."""
+    plain, parts = tokenizer(), tokenizer(chat=chat)
+    expected = Prompt.render(checkpoint(plain), plain)
+    found = Prompt.render(checkpoint(parts), parts)
+    assert (found.ids, found.text) == (expected.ids, expected.text)
+    assert found.marker_position == expected.marker_position

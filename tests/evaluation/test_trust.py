@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import threading
 
 import pytest
 import torch
 
 from nnsight_nla import NLA, CheckpointError, Sampling, tiny
+from nnsight_nla.bulk.records import add_scores
 from nnsight_nla.core.trust import grade
-from nnsight_nla.errors import HostError
+from nnsight_nla.errors import HostError, ReconstructionError, TextError
 from nnsight_nla.evaluation import trust_labels
 
 
@@ -134,3 +136,72 @@ def test_the_shipped_reliability_falls_from_grade_to_grade():
     for share in ("subject", "slots", "all"):
         assert table["high"][share] > table["medium"][share] > table["low"][share]
     assert all(table[name]["rows"] > 100 for name in ("high", "medium", "low"))
+
+
+class TestARaceIsNoLabel:
+    """Only what is about the text is stored; a busy or broken reconstructor is an error."""
+
+    def test_a_trace_on_the_reconstructor_in_another_thread(self, nla, residuals):
+        thought = nla.explain(residuals[-2:])
+        nla.resolve(thought)
+        inside, read = threading.Event(), threading.Event()
+
+        def trace():
+            with nla.ar.trace("a text"):
+                inside.set()
+                read.wait(60)
+
+        nla.labeller.measure(nla.explain(residuals[:1]).capture, [])  # The controls are known.
+        other = threading.Thread(target=trace)
+        other.start()
+        try:
+            assert inside.wait(60)
+            with pytest.raises(ReconstructionError, match="A trace is running on the reconstr"):
+                _ = thought.trust
+            assert thought.capture.trust == {}
+            assert thought.to_dict()["explanations"][0]["trust"]["grade"] == "none"
+        finally:
+            read.set()
+            other.join()
+        assert [label.reason for label in thought.trust] == [None, None]
+        assert thought.trust[-1].grade == "high"
+
+    @pytest.mark.parametrize(
+        "error", [ReconstructionError("busy"), HostError("away"), CheckpointError("no memory")]
+    )
+    def test_what_is_not_about_the_text_is_raised_everywhere(
+        self, nla, model, residuals, monkeypatch, error
+    ):
+        thought, other = nla.explain(residuals[-1]), nla.explain(residuals[-2])
+        nla.resolve()
+        _ = nla.explain(residuals[-3]).trust
+
+        def failing(texts, batch_size=64):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nla._reconstructor, "reconstruct", failing)
+            for attempt in (
+                lambda: thought.trust,
+                lambda: nla.score(thought),
+                lambda: nla.compare(thought, other),
+                lambda: nla.read(model, "People in Paris speak", positions=-1),
+                lambda: add_scores(
+                    [{"text": thought.text, "vector": residuals[-1].numpy()}], failing
+                ),
+            ):
+                with pytest.raises(type(error), match=str(error)):
+                    attempt()
+        assert thought.trust.grade != "none"
+
+    def test_what_is_about_the_text_is_stored(self, nla, residuals, monkeypatch):
+        thought = nla.explain(residuals[-2:])
+        real, long = nla._reconstructor.reconstruct, thought.text[1]
+
+        def choosy(texts, batch_size=64):
+            if long in texts:
+                raise TextError("text 0 is 900 tokens")
+            return real(texts, batch_size)
+
+        monkeypatch.setattr(nla._reconstructor, "reconstruct", choosy)
+        assert [label.reason for label in thought.trust] == [None, "text 0 is 900 tokens"]
