@@ -71,7 +71,7 @@ def test_errors_and_records_have_the_prompt_and_the_token(nla):
     vectors[1, 2] = 0
     at = [Positions((1, 2, 3), ("a", "b", "c")), Positions((4,), ("d",))]
     thought = nla.explain(vectors, at=at)
-    assert thought.errors == {(1, 0): "is zero"}
+    assert thought.errors == {(1, 0): "is zero, it has no direction"}
 
 
 @pytest.mark.parametrize("shape", [True, False], ids=["batch", "prompt"])
