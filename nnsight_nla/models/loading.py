@@ -230,7 +230,7 @@ def end_ids(source: str, revision: str | None = None) -> GenerationConfig | None
         CheckpointError: The file says something else than token ids for them.
     """
     from transformers import GenerationConfig
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         file = cached_file(source, "generation_config.json", revision=revision)
@@ -257,7 +257,7 @@ def token_ids(value: object, name: str, where: str) -> list[int]:
     Raises:
         CheckpointError: It is something else.
     """
-    listed = value if isinstance(value, list) else [value]
+    listed: list[Any] = value if isinstance(value, list) else [value]
     if not all(each is None or is_int(each) for each in listed):
         raise CheckpointError(
             f"{where} says {name}: {value!r:.80}, expected a token id or a list of them. Correct "
