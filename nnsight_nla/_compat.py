@@ -340,7 +340,7 @@ def data_set_fingerprint(held: Any) -> str:
     return held._fingerprint
 
 
-def safetensors_dtype(name: str) -> torch.dtype | None:
+def safetensors_dtype(name: str) -> Any:
     """Return the dtype that a safetensors file calls `name`; ``None`` if torch has none."""
     from safetensors.torch import _TYPES
 

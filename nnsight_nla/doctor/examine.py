@@ -31,7 +31,7 @@ from ..checkpoint import dialects, sidecar
 from ..checkpoint.prompt import Prompt
 from ..core.sampling import Sampling
 from ..core.similarity import cosine
-from ..errors import CheckpointError, InjectionError, NLAError
+from ..errors import CheckpointError, InjectionError, NLAError, TextError
 from ..evaluation.reconstructor import Reconstructor
 from ..models import hosts, weights
 from ..models.open import OpenOptions, open_reconstructor

@@ -76,7 +76,7 @@ class ResidualEnvoy(Envoy):
             residual = with_residual(served, residual)
         super(ResidualEnvoy, type(self)).output.__set__(self, residual)
 
-    output = property(_read, _write)
+    output: Any = property(_read, _write)  # pyright: ignore
 
 
 def residual_envoy(envoy: Any) -> Any:

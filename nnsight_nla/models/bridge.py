@@ -377,9 +377,10 @@ class Hook:
         pads = (ids == tokenizer.pad_token_id).long()
         before, after = (each.cumprod(dim=1).sum(dim=1).tolist() for each in (pads, pads.flip(1)))
         if tokenizer.pad_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-            ends = [max(start + 1, width - end) for start, end in zip(before, after, strict=True)]
+            starts = [min(start, width - 1) for start in before]  # One token is always left.
             return [
-                slice(min(start, width - 1), end) for start, end in zip(before, ends, strict=True)
+                slice(start, max(start + 1, width - end))
+                for start, end in zip(starts, after, strict=True)
             ]
         if len(ids) == 1:
             return [slice(0, width)]

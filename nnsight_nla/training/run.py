@@ -30,6 +30,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..core.baseline import Baseline
 from ..core.injection import Injection
 from ..errors import ReconstructionError
+from ..models.loading import check_dtype
 from ..models.weights import load_module
 from ..progress import progress
 from .compatibility import check_attention, compatible_checkpoint, read_base
@@ -140,9 +141,9 @@ def train(
     out = out.resolve() if out.is_symlink() else out
     if is_taken(out) and made_by_train(out) is None:
         raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
-    for name, given in (("dtype", dtype), ("save_dtype", save_dtype)):
-        if given is not None and given not in _DTYPES:
-            raise TrainingError(f"{name}={given!r}: expected one of {', '.join(_DTYPES)}.")
+    check_dtype({"dtype": dtype}, quantized=False)
+    if save_dtype is not None and save_dtype not in _DTYPES:
+        raise TrainingError(f"save_dtype={save_dtype!r}: expected one of {', '.join(_DTYPES)}.")
     check_precision(settings)
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"

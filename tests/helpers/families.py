@@ -32,7 +32,7 @@ CHAT = (
     "{% if not (loop.last and continue_final_message) %} . {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 128,
     "intermediate_size": 96,
@@ -42,7 +42,7 @@ SHAPE = {
     "head_dim": 32,
     "max_position_embeddings": CONTEXT,
 }
-GPT2 = {
+GPT2: dict[str, Any] = {
     "vocab_size": 400, "n_embd": 128, "n_layer": 5, "n_head": 4, "n_positions": CONTEXT,
 }  # fmt: skip
 FAMILIES: dict[str, tuple[Any, Any, Any, list[str], dict[str, Any]]] = {

@@ -188,6 +188,21 @@ def padded(bridge, rows):
     return Hook(lambda *_, **__: None, bridge, 3)._unpadded(torch.tensor(rows))
 
 
+@pytest.fixture
+def pad_is(bridge):
+    """Make the pad token other special tokens too; undone after the test."""
+    tokenizer = bridge.tokenizer
+    before = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token")}
+
+    def change(*names):
+        for name in names:
+            setattr(tokenizer, name, tokenizer.pad_token)
+
+    yield change
+    for name, token in before.items():
+        setattr(tokenizer, name, token)
+
+
 def test_a_pad_token_of_its_own_is_padding_wherever_it_is(bridge):
     pad = bridge.tokenizer.pad_token_id
     assert pad not in (bridge.tokenizer.eos_token_id, bridge.tokenizer.bos_token_id)
@@ -208,10 +223,9 @@ def test_a_pad_token_of_its_own_is_padding_wherever_it_is(bridge):
     ],
     ids=["left", "none", "right", "right with BOS", "alone"],
 )
-def test_a_pad_token_that_begins_and_ends_texts(bridge, monkeypatch, rows, kept):
+def test_a_pad_token_that_begins_and_ends_texts(bridge, pad_is, rows, kept):
     """The longest row has no padding, so what all rows begin with is BOS."""
-    for name in ("bos_token", "eos_token"):
-        monkeypatch.setattr(bridge.tokenizer, name, bridge.tokenizer.pad_token)
+    pad_is("bos_token", "eos_token")
     pad = bridge.tokenizer.pad_token_id
     rows = [[pad if token == 0 else token + 1000 for token in row] for row in rows]
     assert padded(bridge, rows) == kept
@@ -220,8 +234,8 @@ def test_a_pad_token_that_begins_and_ends_texts(bridge, monkeypatch, rows, kept)
 @pytest.mark.parametrize(
     "rows", [[[0, 0, 5, 0], [5, 6, 7, 0]], [[5, 6, 0], [5, 0, 0]], [[0, 5, 6], [5, 6, 0]]]
 )
-def test_padding_that_cannot_be_told_from_text_is_refused(bridge, monkeypatch, rows):
-    monkeypatch.setattr(bridge.tokenizer, "eos_token", bridge.tokenizer.pad_token)
+def test_padding_that_cannot_be_told_from_text_is_refused(bridge, pad_is, rows):
+    pad_is("eos_token")
     pad = bridge.tokenizer.pad_token_id
     rows = [[pad if token == 0 else token + 1000 for token in row] for row in rows]
     with pytest.raises(InjectionError, match=r"nla.hook\(bridge, at=nla.positions"):
