@@ -407,7 +407,15 @@ def _ids(bridge: TransformerBridge, prompt: list[int] | list[dict[str, Any]]) ->
             add_generation_prompt=not unfinished,
             continue_final_message=unfinished,
             return_dict=True,
+            **_own_bos(bridge.tokenizer),
         )["input_ids"]
+
+
+def _own_bos(tokenizer: Any) -> dict[str, None]:
+    """Return what a template is told of the BOS, where TransformerLens made one of the EOS."""
+    own = tokenizer.init_kwargs.get("bos_token")
+    made_up = own is None and tokenizer.bos_token == tokenizer.eos_token
+    return {"bos_token": None} if made_up else {}
 
 
 def _published(bridge: TransformerBridge, text: str) -> list[int]:

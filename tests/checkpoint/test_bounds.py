@@ -144,7 +144,7 @@ class TestTemplates:
 
     @pytest.fixture
     def limit(self, monkeypatch):
-        for module in ("nnsight_nla.checkpoint.prompt", "nnsight_nla.models.hosts"):
+        for module in ("nnsight_nla.checkpoint.prompt", "nnsight_nla.models.prompts"):
             monkeypatch.setattr(f"{module}.TEMPLATE_SECONDS", 0.3)
 
     def test_of_a_verbalizer(self, tmp_path, limit):
