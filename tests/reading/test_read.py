@@ -259,5 +259,5 @@ def test_the_parts_of_a_chat(messages, expected):
 
 
 def test_the_parts_of_a_text():
-    assert _parts(Letters(), ids("ab"), "ab") == ["template", "prompt", "prompt"]
-    assert _parts(Letters(), ids("a"), [0, 97]) == ["template", "prompt"]
+    assert _parts(Letters(), ids("ab"), []) == ["template", "prompt", "prompt"]
+    assert _parts(Letters(), ids("a"), []) == ["template", "prompt"]
