@@ -435,7 +435,7 @@ class NLA:
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        with self.runtime.lock, (self._reconstructor or self).runtime.lock:
+        with self.runtime.lock.held(), (self._reconstructor or self).runtime.lock.held():
             self._memory.unload()
 
     def controls(

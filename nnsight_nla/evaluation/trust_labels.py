@@ -9,7 +9,6 @@ measured once.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..core import similarity
 from ..core.injection import unusable
+from ..core.locks import Lock
 from ..core.trust import Trust, grade, margin
 from ..errors import TextError
 from ..explanation.caveats import caveats
@@ -69,7 +69,7 @@ class TrustLabeller:
         self.reconstructor, self.baseline = reconstructor, baseline
         self._queue, self._sampling = queue, sampling
         self._reference: Reference | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def measure(self, capture: Capture, rows: Sequence[int]) -> dict[int, Trust]:
         """Label rows of a capture.
@@ -86,7 +86,7 @@ class TrustLabeller:
         """
         if capture.vectors is None:
             return {}
-        with self._lock:
+        with self._lock.held():
             if self._reference is None:
                 self._reference = self._measure_controls()
         return self._measure(capture, capture.vectors.float().cpu(), rows, self._reference)

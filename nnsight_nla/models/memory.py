@@ -30,7 +30,6 @@ import ctypes
 import gc
 import math
 import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,13 +39,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import _compat
+from ..core.locks import Lock
 from ..errors import CheckpointError, NLAError, VerbalizationError
 from . import hosts, weights
 from .adapter import AdapterModel, weights_of
 
 Placement = Literal["together", "sequential"]
 
-_SWITCHING = threading.RLock()
+_SWITCHING = Lock()
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -99,7 +99,7 @@ class Memory:
             self._check_fit(model)
             yield
             return
-        with _SWITCHING:
+        with _SWITCHING.held():
             if self._active is model:
                 yield
                 return

@@ -12,7 +12,7 @@ trace per model at a time; if the user is tracing the same model, that is an err
 
 from __future__ import annotations
 
-import threading
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _compat
+from ..core.locks import Lock
 from ..errors import NLAError, ReconstructionError, VerbalizationError
 from . import hosts
 from .memory import Memory, free_for, load_weights, size
@@ -30,7 +31,7 @@ from .weights import watch
 if TYPE_CHECKING:
     from nnsight import TransformersModel
 
-_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS: weakref.WeakKeyDictionary[Any, Lock] = weakref.WeakKeyDictionary()
 _IN_USE: dict[Role, tuple[type[NLAError], str]] = {
     "verbalizer": (
         VerbalizationError,
@@ -67,9 +68,10 @@ class Runtime:
         watch()
         self.model, self.remote, self._unused = model, remote, unused
         self.role: Role = role
+        self._process = os.getpid()
         self.memory = memory or Memory()
         self.memory.add_model(role, model, loaded_here=loaded_here)
-        self.lock = _LOCKS.setdefault(model, threading.RLock())
+        self.lock = _LOCKS.setdefault(model, Lock())
 
     @property
     def name(self) -> str:
@@ -95,7 +97,7 @@ class Runtime:
             ReconstructionError: You are tracing the reconstructor.
             CheckpointError: The weights do not fit in memory, or cannot be loaded.
         """
-        with self.lock:
+        with self.lock.held():
             self._check_idle()
             if self.remote:
                 yield self.model
@@ -111,6 +113,12 @@ class Runtime:
     def _check_idle(self) -> None:
         if _compat.interleaving(self.model):
             error, advice = _IN_USE[self.role]
+            if os.getpid() != self._process:
+                raise error(
+                    f"This process was forked while a trace was running on the {self.role}, which "
+                    "is of no use here. Fork when nothing is being verbalized, or start processes "
+                    "with multiprocessing.get_context('spawn')."
+                )
             raise error(
                 f"A trace is running on the {self.role} itself, and nnsight runs one trace per "
                 f"model at a time. {advice}"

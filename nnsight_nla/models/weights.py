@@ -12,7 +12,6 @@ command line silences. Here such a model is an error that names the keys, whoeve
 from __future__ import annotations
 
 import re
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from .. import _compat
+from ..core.locks import Lock
 from ..errors import CheckpointError, NLAError
 from . import hosts
 from .blocks import find_blocks
@@ -34,7 +34,7 @@ _SHOWN = 4
 _NOT_TEXT = re.compile(
     r"(^|[._])(vision|visual|audio|image|video|speech|mm|multi_modal|multimodal|projector)([._]|$)"
 )
-_WATCHING = threading.Lock()
+_WATCHING = Lock()
 _REPORTS: weakref.WeakKeyDictionary[nn.Module, LoadReport] = weakref.WeakKeyDictionary()
 _CURRENT: ContextVar[list[LoadReport] | None] = ContextVar("_CURRENT", default=None)
 
@@ -85,7 +85,7 @@ class LoadReport:
 
 def watch() -> None:
     """Keep the report of every model that transformers loads from now on in this process."""
-    with _WATCHING:
+    with _WATCHING.held():
         _compat.watch_loading(_keep)
 
 

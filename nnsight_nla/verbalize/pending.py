@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.injection import unusable
+from ..core.locks import Lock
 from ..core.sampling import draw_seed
 from ..errors import CheckpointError, NLAWarning, VerbalizationError
 from ..explanation.handle import Explanation
@@ -57,7 +57,7 @@ class Queue:
         self._batch_size, self._new_tokens = batch_size, new_tokens
         self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()
         self._number = itertools.count()
-        self._guard = threading.Lock()
+        self._guard = Lock()
 
     @property
     def batch_size(self) -> int:
@@ -72,15 +72,15 @@ class Queue:
 
     def add(self, handle: Explanation) -> None:
         """Add a pending handle, without keeping it alive."""
-        with self._guard:
+        with self._guard.held():
             self._handles[next(self._number)] = handle
 
     def pending(self) -> list[Explanation]:
         """Return the live handles that have unsettled rows, oldest first."""
-        with self._guard:
+        with self._guard.held():
             handles = sorted(self._handles.items())
         done = {number for number, handle in handles if handle.resolved}
-        with self._guard:
+        with self._guard.held():
             for number in done:
                 self._handles.pop(number, None)
         return [handle for number, handle in handles if number not in done]
@@ -96,7 +96,7 @@ class Queue:
         Raises:
             VerbalizationError: Generation failed; settled rows keep their text.
         """
-        with self._verbalizer.runtime.lock:
+        with self._verbalizer.runtime.lock.held():
             jobs = _jobs([*first, *self.pending()])
             if implicit and len(jobs) >= _MANY:
                 warnings.warn(
@@ -109,7 +109,7 @@ class Queue:
 
     def resolve_only(self, handles: Iterable[Explanation]) -> None:
         """Verbalize only these handles."""
-        with self._verbalizer.runtime.lock:
+        with self._verbalizer.runtime.lock.held():
             self._run(_jobs(handles))
 
     def receipt(self, capture: Capture) -> Receipt:
