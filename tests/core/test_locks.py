@@ -86,7 +86,8 @@ def test_a_fork_while_another_thread_verbalizes_ends_in_a_text_or_an_error(nla, 
         try:
             assert nla.explain(residuals[-1], sampling=short).raw == expected
         except VerbalizationError as error:
-            assert "This process was forked while a trace was running" in str(error)
+            if "This process was forked while a trace was running" not in str(error):
+                raise
 
     other.start()
     try:
