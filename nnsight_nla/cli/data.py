@@ -6,11 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from rich.text import Text
 from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
-from .app import app, load, load_nla, load_target, out, print_json, spinner
+from .app import app, err, load, load_nla, load_target, out, print_json, spinner
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
@@ -140,6 +141,16 @@ def extract(
     doc_id: options.IdColumn = None,
     split: options.Split = None,
     insist: options.Insist = False,
+    marker: Annotated[
+        str | None,
+        Option(help="The character whose token gets the vector. Default: a rare single token."),
+    ] = None,
+    template: Annotated[
+        str | None, Option(help="The verbalizer's message, with {injection_char} for the marker.")
+    ] = None,
+    ar_template: Annotated[
+        str | None, Option(help="The reconstructor's prompt, with {explanation} in it.")
+    ] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -149,7 +160,13 @@ def extract(
         from .. import bulk
 
         rows = bulk.open_source(source, text=text, doc_id=doc_id, split=split)
-        model, checkpoint = _target_and_checkpoint(target, layer, av, dtype, device_map)
+        written = {"marker": marker, "template": template, "ar_template": ar_template}
+        written = {name: value for name, value in written.items() if value is not None}
+        model, checkpoint = _target_and_checkpoint(target, layer, av, dtype, device_map, written)
+    from ..training.saving import MARKERS
+
+    if av is None and marker is None and checkpoint.marker != MARKERS[0]:
+        err.print(Text(f"The marker is {checkpoint.marker}: this tokenizer splits {MARKERS[0]}."))
     report = bulk.extract(
         model,
         rows,
@@ -202,7 +219,12 @@ def label(
 
 
 def _target_and_checkpoint(
-    target: str | None, layer: int | None, av: str | None, dtype: str, device_map: str | None
+    target: str | None,
+    layer: int | None,
+    av: str | None,
+    dtype: str,
+    device_map: str | None,
+    written: dict[str, str],
 ) -> tuple[TransformersModel, Checkpoint]:
     """Load the target, and the checkpoint that the rows are made for."""
     from .. import tiny
@@ -210,8 +232,17 @@ def _target_and_checkpoint(
     from ..models import hosts
     from ..training import describe
 
+    if av is not None and written:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in written)
+        raise NLAError(f"{flags}: {av} says it already. Leave it out, or leave out --av.")
     if av is None and target is None:
         model, nla = tiny.load()
+        if written:
+            own = nla.checkpoint
+            return model, describe(
+                model.tokenizer, layer=own.layer, d_model=own.d_model, base_model=own.base_model,
+                **written,
+            )  # fmt: skip
         return model, nla.checkpoint
     checkpoint = Checkpoint.load(av) if av is not None else None
     name = target or (checkpoint and checkpoint.base_model)
@@ -225,8 +256,9 @@ def _target_and_checkpoint(
             )
         width = hosts.width(model)
         checkpoint = describe(
-            model.tokenizer, layer=layer, d_model=width, base_model=hosts.describe(model)
-        )
+            model.tokenizer, layer=layer, d_model=width, base_model=hosts.describe(model),
+            **written,
+        )  # fmt: skip
     elif layer not in (None, checkpoint.layer):
         raise NLAError(f"--layer {layer}: {av} was trained on layer {checkpoint.layer}.")
     return model, checkpoint

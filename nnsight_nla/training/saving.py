@@ -28,13 +28,17 @@ HEAD_FILE = "value_head.safetensors"
 """The file of the reconstructor's head: one matrix, ``weight``."""
 
 
+MARKERS = ("㈎", "†", "‡", "§", "¶", "※", "→", "●", "◆", "★")
+"""Rare characters that many tokenizers have as one token, in the order in which they are tried."""
+
+
 def describe(
     tokenizer: Any,
     *,
     layer: int,
     d_model: int,
     base_model: str | None = None,
-    marker: str = "㈎",
+    marker: str | None = None,
     injection: Injection = Injection(),  # noqa: B008  (frozen)
     template: str = AV_TEMPLATE,
     ar_template: str | None = AR_TEMPLATE,
@@ -46,19 +50,28 @@ def describe(
         layer: K, the block whose output is verbalized, counted from 0.
         d_model: The residual's width.
         base_model: The target's name, for the sidecar.
-        marker: A character that is one token and does not occur in texts.
+        marker: A character that is one token and does not occur in texts; by default the first of
+            `MARKERS` that is one token of this tokenizer.
         injection: How the vector is written.
         template: The verbalizer's user message.
         ar_template: The reconstructor's prompt.
 
     Raises:
-        TrainingError: The tokenizer splits the marker.
+        TrainingError: The tokenizer splits the marker, or all of `MARKERS`.
     """
+    good = [each for each in MARKERS if _one_token(tokenizer, each) and each not in template]
+    if marker is None and not good:
+        raise TrainingError(
+            f"This tokenizer splits each of {' '.join(MARKERS)}. Pass marker= with a rare "
+            "character that is one of its tokens, or add one: tokenizer.add_tokens([marker])."
+        )
+    marker = good[0] if marker is None else marker
     ids = list(tokenizer.encode(marker, add_special_tokens=False))
     if len(ids) != 1:
+        known = f", such as {' '.join(good)}," if good else ""
         raise TrainingError(
-            f"The marker {marker!r} is {len(ids)} tokens {ids}, expected one. Choose a character "
-            "that this tokenizer does not split, or add it: tokenizer.add_tokens([marker])."
+            f"The marker {marker!r} is {len(ids)} tokens {ids}, expected one. Pass marker= with a "
+            f"character that is one token here{known} or add it: tokenizer.add_tokens([marker])."
         )
     checkpoint = Checkpoint(
         layer=layer,
@@ -167,6 +180,11 @@ def trained_on(folder: Path) -> list[dict[str, Any]]:
     """Return a checkpoint's account of what it was trained on."""
     listed = read_sidecar(folder).get("trained_on")
     return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+
+
+def _one_token(tokenizer: Any, text: str) -> bool:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return len(ids) == 1 and tokenizer.decode(ids).strip() == text
 
 
 @contextmanager

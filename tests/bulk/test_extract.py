@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from nnsight_nla import Checkpoint, InjectionError, NLAError, bulk, cli, training
+from nnsight_nla import Checkpoint, InjectionError, NLAError, bulk, cli, tiny, training
 from nnsight_nla.bulk.finished_file import read_note
 from nnsight_nla.tiny.documents import sample
 from nnsight_nla.training.published import is_held_out
@@ -286,5 +286,11 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
     )  # fmt: skip
     assert (target["rows"], target["errors"]) == (30, 1)
     assert {row["activation_layer"] for row in rows(tmp_path / "t.parquet")} == {1}
+    forms = ["--marker", "~", "--template", "What is <v>{injection_char}</v>?"]
+    command("extract", corpus, tmp_path / "m.parquet", "--positions", "last", *forms)
+    made = Checkpoint.load(tmp_path / "m.parquet")
+    assert (made.marker, made.template) == ("~", forms[-1])
+    with pytest.raises(NLAError, match=r"--marker, --template: .* says it already"):
+        command("extract", corpus, tmp_path / "n.parquet", "--av", tiny.paths()["av"], *forms)
     with pytest.raises(NLAError, match=r"No layer is given\. Add --layer K"):
         command("extract", corpus, tmp_path / "u.parquet", "--target", pair[0].repo_id)

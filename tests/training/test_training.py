@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE, MARKER_SLOT, Checkpoint
 from nnsight_nla.checkpoint.prompt import Prompt
@@ -29,7 +30,9 @@ from nnsight_nla.training import (
 )
 from nnsight_nla.training.reconstructor import reconstruction_loss
 from nnsight_nla.training.rows import IGNORED, collate, reconstructor_rows, verbalizer_rows
+from nnsight_nla.training.saving import MARKERS
 from nnsight_nla.training.verbalizer import response_logits, response_loss, writing
+from tests.helpers import families
 
 WIDTH, LAYER = 32, 1
 ONE_STEP = Settings(steps=1, batch_size=2, learning_rate=1e-2, warmup=0)
@@ -100,6 +103,28 @@ def test_describe_reads_the_ids_off_the_tokenizer(tokenizer, checkpoint):
 def test_a_marker_that_splits_is_refused(tokenizer):
     with pytest.raises(TrainingError, match=r"'㎡' is \d tokens .*, expected one"):
         describe(tokenizer, layer=1, d_model=WIDTH, marker="㎡")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma"])
+def test_a_marker_that_the_tokenizer_has_is_found(family, tmp_path):
+    """The first of the list that is one token; it is named where another choice was wrong."""
+    families.save(tmp_path, family, pad_is_eos=False)
+    live = AutoTokenizer.from_pretrained(tmp_path)
+    live.add_tokens(["§"])
+    found = describe(live, layer=1, d_model=WIDTH)
+    assert found.marker == "§" != MARKERS[0]
+    assert found.marker_id == live.convert_tokens_to_ids("§")
+    with pytest.raises(TrainingError, match=r"one token here, such as .*§.*, or add it"):
+        describe(live, layer=1, d_model=WIDTH, marker="㎡㎡")
+
+
+def test_a_tokenizer_that_splits_every_marker():
+    class Splits:
+        def encode(self, text, **options):
+            return [1, 2]
+
+    with pytest.raises(TrainingError, match=r"splits each of ㈎ †.*Pass marker= with a rare"):
+        describe(Splits(), layer=1, d_model=WIDTH)
 
 
 def test_the_loss_covers_the_response_and_its_end_only(tokenizer, checkpoint):
