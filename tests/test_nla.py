@@ -1,5 +1,6 @@
 """The facade: what it refuses and in which words, and that it still works afterwards."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -46,7 +47,7 @@ BAD_VECTORS = {
     "scalar": (torch.tensor(1.0), r"got \[\]"),
     "string": ("a vector", "got str 'a vector'"),
     "none": (None, "got NoneType"),
-    "list": ([0.0] * 128, "got list"),
+    "list": ([0.0] * 128, "got a list of 128 float"),
 }
 
 
@@ -249,7 +250,11 @@ def test_layer_refuses_another_width_and_a_missing_block(nla, model):
 
 
 def test_another_base_models_name_is_a_warning_once(nla, model, tmp_path):
-    other = shutil.copytree(tiny.paths()["target"], tmp_path / "another")
+    copy = shutil.copytree(tiny.paths()["target"], tmp_path / "copy")
+    nla.layer(TransformersModel(str(copy), task="text-generation"))  # The same model: no warning.
+    other = shutil.copytree(copy, tmp_path / "another")
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     stranger = TransformersModel(str(other), task="text-generation")
     with pytest.warns(NLAWarning, match="was trained on the residuals of .* this is .*another"):
         nla.layer(stranger)

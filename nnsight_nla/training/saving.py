@@ -59,26 +59,28 @@ def describe(
     Raises:
         TrainingError: The tokenizer splits the marker, or all of `MARKERS`.
     """
-    good = [each for each in MARKERS if _one_token(tokenizer, each) and each not in template]
+    known = {each: _token_id(tokenizer, each) for each in MARKERS if each not in template}
+    good = [each for each, token in known.items() if token is not None]
     if marker is None and not good:
         raise TrainingError(
             f"This tokenizer splits each of {' '.join(MARKERS)}. Pass marker= with a rare "
             "character that is one of its tokens, or add one: tokenizer.add_tokens([marker])."
         )
     marker = good[0] if marker is None else marker
-    ids = list(tokenizer.encode(marker, add_special_tokens=False))
-    if len(ids) != 1:
-        known = f", such as {' '.join(good)}," if good else ""
+    marker_id = _token_id(tokenizer, marker)
+    if marker_id is None:
+        ids = list(tokenizer.encode(marker, add_special_tokens=False))
+        such = f", such as {' '.join(good)}," if good else ""
         raise TrainingError(
             f"The marker {marker!r} is {len(ids)} tokens {ids}, expected one. Pass marker= with a "
-            f"character that is one token here{known} or add it: tokenizer.add_tokens([marker])."
+            f"character that is one token here{such} or add it: tokenizer.add_tokens([marker])."
         )
     checkpoint = Checkpoint(
         layer=layer,
         d_model=d_model,
         template=template,
         marker=marker,
-        marker_id=ids[0],
+        marker_id=marker_id,
         injection=injection,
         ar_template=ar_template,
         ar_suffix_ids=None if ar_template is None else _suffix(tokenizer, ar_template),
@@ -182,9 +184,17 @@ def trained_on(folder: Path) -> list[dict[str, Any]]:
     return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
-def _one_token(tokenizer: Any, text: str) -> bool:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return len(ids) == 1 and tokenizer.decode(ids).strip() == text
+def _token_id(tokenizer: Any, text: str) -> int | None:
+    """Return the token that is exactly `text`; ``None`` if the tokenizer splits it."""
+    added: dict[str, int] = tokenizer.get_added_vocab()
+    if text in added:
+        return added[text]
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    # SentencePiece puts a space before a text, so a lone character may be two tokens.
+    for token in (ids[0] if len(ids) == 1 else None, tokenizer.convert_tokens_to_ids(text)):
+        if isinstance(token, int) and tokenizer.decode([token]).strip() == text:
+            return token
+    return None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nnsight_nla import NLA, VerbalizationError, tiny
-from nnsight_nla.errors import ReconstructionError
+from nnsight_nla.errors import TextError
 from nnsight_nla.evaluation.compare import compare, text_distances
 
 
@@ -16,7 +16,7 @@ class TestDistances:
     def reconstruct(self, texts):
         self.asked.append(list(texts))
         if any(text not in self.VECTORS for text in texts):
-            raise ReconstructionError("a text is strange")
+            raise TextError("a text is strange")
         return torch.tensor([self.VECTORS[text] for text in texts])
 
     @pytest.fixture(autouse=True)

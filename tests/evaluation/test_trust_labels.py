@@ -6,8 +6,8 @@ import threading
 import pytest
 import torch
 
-from nnsight_nla import Baseline, ReconstructionError, Sampling
-from nnsight_nla.errors import HostError
+from nnsight_nla import Baseline, Sampling
+from nnsight_nla.errors import HostError, TextError
 from nnsight_nla.evaluation.trust_labels import RANDOM_CONTROLS, TrustLabeller
 from nnsight_nla.explanation.records import Capture, Reply
 
@@ -30,7 +30,7 @@ class Reconstructor:
             raise self.fail
         for text in texts:
             if "long" in text:
-                raise ReconstructionError(f"{text!r} is too long.")
+                raise TextError(f"{text!r} is too long.")
         rows = [[float(part) for part in text.split()] for text in texts]
         return torch.tensor(rows).reshape(-1, 2)
 
