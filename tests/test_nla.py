@@ -254,7 +254,7 @@ def test_another_base_models_name_is_a_warning_once(nla, model, tmp_path):
     nla.layer(TransformersModel(str(copy), task="text-generation"))  # The same model: no warning.
     other = shutil.copytree(copy, tmp_path / "another")
     config = json.loads((other / "config.json").read_text("utf-8"))
-    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
     stranger = TransformersModel(str(other), task="text-generation")
     with pytest.warns(NLAWarning, match="was trained on the residuals of .* this is .*another"):
         nla.layer(stranger)
