@@ -153,7 +153,7 @@ def test_bad_rows_are_recorded_and_everything_else_gets_its_text(nla, residuals)
     assert thought.resolved
     assert thought[0].text == nla.explain(bad[0]).text
     assert other.text
-    with pytest.raises(VerbalizationError, match=r"1 of 1 .* is zero"):
+    with pytest.raises(VerbalizationError, match=r"^This vector is zero"):
         _ = thought[1].text
     table = thought.to_pandas()
     assert table["text"].isna().tolist() == [False, True, True, True]
