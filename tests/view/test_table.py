@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from nnsight_nla import view
+from nnsight_nla.view.escaping import Html
 from nnsight_nla.view.table import chip, table
 
 
@@ -188,7 +189,7 @@ def test_hostile_claims_are_text(text):
 
 
 def test_a_table_of_any_cells():
-    assert Page(table(("a", "b"), [["1", "<em>2</em>"]])).cells == ["a", "b", "1", "2"]
+    assert Page(table(("a", "b"), [["1", Html("<em>2</em>")]])).cells == ["a", "b", "1", "2"]
     assert "<caption" not in table(("a",), [])
 
 
