@@ -177,15 +177,12 @@ def generation_settings(**settings: Any) -> Any:
     """
     from transformers import GenerationConfig
 
-    class Closed(GenerationConfig):
-        def update(
-            self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: Any
-        ) -> dict[str, Any]:
-            if defaults_only and allow_custom_entries:
-                return values
-            return GenerationConfig.update(self, defaults_only, allow_custom_entries, **values)
-
-    return Closed(**settings)
+    defaults = GenerationConfig._get_default_generation_params()
+    config: Any = GenerationConfig(**{**defaults, **settings})
+    # No class of our own: a host hands the settings from one process to another, without this
+    # package. `dict` returns what it is called with and changes nothing, which is what is wanted.
+    config.update = dict
+    return config
 
 
 def join_requests(reducers: Mapping[type, Callable[[Any], Any]]) -> None:

@@ -316,18 +316,18 @@ class Verbalizer:
     ) -> Iterator[tuple[int, Reply]]:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
         closed, start = Closing(self.tokenizer, CLOSE), len(self.prompt.ids)
-        settings = {
-            "generation_config": self._generation_config(sampling),
-            "logits_processor": sampling.processors(seeds),
-            "stopping_criteria": [ClosedRows(closed, start)],
-        }
+        settings: dict[str, Any] = {"logits_processor": sampling.processors(seeds)}
+        config = settings["generation_config"] = self._generation_config(sampling)
         if self.runtime.remote:
+            # Only classes that a host has: its processes hand these from one to another.
+            config.stop_strings, settings["tokenizer"] = [CLOSE], self.tokenizer
             what = f"The request to verbalize {len(vectors)} vectors with {self.runtime.name}"
             vectors = vectors.float().cpu().clone()
             sequences, marker = send(
                 lambda: self._generate(vectors, given, {**settings, "remote": True}), what
             )
         else:
+            settings["stopping_criteria"] = [ClosedRows(closed, start)]
             with contiguous_head(self.av):
                 sequences, marker = self._generate(vectors, given, settings)
         ends, receipts = self._ends(), self._receipts(marker, vectors.float().cpu(), given)
