@@ -304,7 +304,7 @@ class Origin:
             base_config=full.get("config"),
             baseline=None if ignored else checkpoint.baseline,
         )
-        tree = {**described.to_sidecar("av"), "kind": "nla_dataset"}
+        tree: dict[str, Any] = {**described.to_sidecar("av"), "kind": "nla_dataset"}
         del tree["role"]
         assumed = sorted(set(full) - set(self.to_dict()) - {"config"})
         tree["extraction"] |= {

@@ -160,8 +160,8 @@ def extract(
         from .. import bulk
 
         rows = bulk.open_source(source, text=text, doc_id=doc_id, split=split)
-        written = {"marker": marker, "template": template, "ar_template": ar_template}
-        written = {name: value for name, value in written.items() if value is not None}
+        given = {"marker": marker, "template": template, "ar_template": ar_template}
+        written = {name: value for name, value in given.items() if value is not None}
         model, checkpoint = _target_and_checkpoint(target, layer, av, dtype, device_map, written)
     from ..training.saving import MARKERS
 
@@ -224,7 +224,7 @@ def _target_and_checkpoint(
     av: str | None,
     dtype: str,
     device_map: str | None,
-    written: dict[str, str],
+    written: dict[str, Any],
 ) -> tuple[TransformersModel, Checkpoint]:
     """Load the target, and the checkpoint that the rows are made for."""
     from .. import tiny

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ TEMPLATE_SECONDS = 5.0
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Generator[None, None, None]:
     """Raise in the code that the block calls, in this thread, once `seconds` have passed.
 
     Works in every thread and on every platform. It cannot interrupt a single call into C.
