@@ -97,6 +97,13 @@ _SMALL: tuple[tuple[str, int], ...] = (
 _FILLED_IF_NONE = ("token_id", "head_dim", "_experts", "_per_tok")
 _MIXED = ["linear_attention", "full_attention"] * 2
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_INVALID_BY_DEFAULT = {"gemma4_assistant"}
+_ASSISTANT = {
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
+    "num_hidden_layers": DEPTH,
+    "num_kv_shared_layers": DEPTH,
+}
 _INDEXER = {
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
@@ -123,6 +130,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 1,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "gemma4_assistant": {"text_config": _ASSISTANT},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": _MIXED},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -193,7 +201,9 @@ def smallest(family: str) -> nn.Module:
     Raises:
         Exception: Whatever transformers raises if it cannot be built here.
     """
-    config = _smaller(CONFIG_MAPPING[family](), _SPECIAL.get(family, {}))
+    special = _SPECIAL.get(family, {})
+    given = special if family in _INVALID_BY_DEFAULT else {}
+    config = _smaller(CONFIG_MAPPING[family](**given), special)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
     if not isinstance(config, kind.config_class):  # A wrapper whose language model is wanted.
