@@ -420,7 +420,7 @@ class NLA:
 
         Raises:
             VerbalizationError: Generating failed, and rows without a text stay pending; or one of
-                `handles` is no handle.
+                `handles` is not a handle.
         """
         if handles is None:
             self.queue.resolve([])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..checkpoint.origin import COLUMNS, Origin
-from ..core.numeric import is_int
+from ..core.numeric import is_int, is_unicode
 from ..errors import NLAError
 
 Rows = Literal["texts", "vectors"]
@@ -129,7 +129,7 @@ class Columns:
         kind: Rows = "vectors" if vectors else "texts"
         wanted = vectors or self.text or "text"
         held = kinds.get(wanted)
-        # A text of another type is its row's error; a list of numbers is no text in any row.
+        # One row of another type is that row's error; a column of vectors holds no texts at all.
         wrong = held not in (kind, "any") and "vectors" in (held, kind)
         if held is None or wrong:
             options = {"vectors": "vector", "texts": "text"}
@@ -180,7 +180,7 @@ def _text(row: int, record: Mapping[str, Any], column: str, doc_id: str | None) 
         return Item(row, name, None, f"its {column!r} is {kind}, not a string")
     if not value.strip():
         return Item(row, name, None, f"its {column!r} is empty")
-    if not _encodes(value):
+    if not is_unicode(value):
         return Item(row, name, None, f"its {column!r} has a lone surrogate, which is no character")
     return Item(row, name, value)
 
@@ -204,19 +204,11 @@ def vector_item(
 
 def _storable(item: Item) -> Item:
     """Return a row whose name can be written; a name that cannot is the row's error."""
-    if _encodes(item.doc_id):
+    if is_unicode(item.doc_id):
         return item
     shown = item.doc_id.encode("utf-8", "backslashreplace").decode()
     reason = item.error or "its name has a lone surrogate, which is no character"
     return replace(item, doc_id=shown, value=None, error=reason)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _name(row: int, record: Mapping[str, Any], doc_id: str | None) -> str:
@@ -242,6 +234,6 @@ def _carried(record: Mapping[str, Any]) -> dict[str, Any]:
     context = record.get("context", record.get("detokenized_text_truncated"))
     return {
         "position": position if is_int(position, 0) and position < 1 << 63 else None,
-        "token": token if isinstance(token, str) and _encodes(token) else None,
-        "context": context if isinstance(context, str) and _encodes(context) else None,
+        "token": token if isinstance(token, str) and is_unicode(token) else None,
+        "context": context if isinstance(context, str) and is_unicode(context) else None,
     }

@@ -42,7 +42,7 @@ def npy(path: Path) -> Source:
         return _matrix_rows(path, offset, rows, width * kind.itemsize, start, decode)
 
     check = Unchanged(path, identity)
-    return Source("vectors", identity, rows, raw, vector_item, Origin.beside(path), check)
+    return Source("vectors", identity, rows, raw, vector_item, Origin.next_to(path), check)
 
 
 def _matrix_rows(
@@ -105,7 +105,7 @@ def safetensors(path: Path, tensor: str | None) -> Source:
         return _matrix_rows(path, 8 + length + begin, rows, size, start, decode)
 
     identity = {**fingerprint_file(path), "tensor": tensor}
-    origin = Origin.beside(path).joined(Origin.from_metadata(metadata, path.name))
+    origin = Origin.next_to(path).joined(Origin.from_metadata(metadata, path.name))
     return Source("vectors", identity, rows, raw, vector_item, origin, Unchanged(path, identity))
 
 

@@ -99,7 +99,7 @@ def parquet_origin(path: Path) -> tuple[Origin, tuple[str, ...]]:
     table = file.read(columns=names) if names else pa.table({})
     values = {name: table[name].unique().drop_null().to_pylist() for name in names}
     claimed = Origin.from_columns(values, path.name)
-    origin = Origin.beside(path).joined(Origin.from_metadata(held, path.name), claimed)
+    origin = Origin.next_to(path).joined(Origin.from_metadata(held, path.name), claimed)
     return origin, tuple(name for name in names if len(values[name]) > 1)
 
 

@@ -145,7 +145,7 @@ def _json_lines(path: Path, columns: Columns) -> Source:
         return replace(made, origin=row_origin(record, path.name)) if kind == "vectors" else made
 
     count = sum(1 for _ in lines())
-    origin = Origin.beside(path) if kind == "vectors" else Origin()
+    origin = Origin.next_to(path) if kind == "vectors" else Origin()
     check = Unchanged(path, identity, may_grow=not compressed)
     return Source(kind, named(identity, column), count, raw, item, origin, check)
 
@@ -201,7 +201,7 @@ def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
     identity = {"name": Path(name).name if folder.is_dir() else name, "split": split or "train"}
     # A saved folder is identified by its content, a repository by its revision.
     identity["fingerprint"] = _compat.data_set_fingerprint(held) if saved else _revision(held)
-    origin = Origin.beside(folder) if folder.is_dir() and kind == "vectors" else Origin()
+    origin = Origin.next_to(folder) if folder.is_dir() and kind == "vectors" else Origin()
     count = len(held) if saved else None
     return Source(kind, named(identity, column), count, raw, item, origin)
 

@@ -128,7 +128,7 @@ class Origin:
         return Origin(**found, source=where)._without(extraction.get(_ASSUMED))
 
     @staticmethod
-    def beside(path: Path) -> Origin:
+    def next_to(path: Path) -> Origin:
         """Return what the sidecars next to a file, or in a folder, say about its vectors.
 
         Raises:

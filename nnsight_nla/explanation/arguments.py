@@ -48,7 +48,7 @@ def check_vectors(vectors: object, d_model: int) -> None:
 
 
 def _what(value: object) -> str:
-    """Return the type of what is no tensor, and its shape or its beginning."""
+    """Describe a value that is not a tensor: its type, and its shape or its beginning."""
     kind = type(value).__name__
     if isinstance(value, list | tuple):
         inside = sorted({type(each).__name__ for each in cast("Sequence[object]", value)})
@@ -58,7 +58,7 @@ def _what(value: object) -> str:
 
 
 def _instead(value: object) -> str:
-    """Return what to type for vectors that are no tensor."""
+    """Say how to convert vectors that are not a tensor."""
     if isinstance(value, np.ndarray):
         return "Convert it: torch.from_numpy(vectors).float()."
     if isinstance(value, list | tuple) and value:

@@ -144,9 +144,9 @@ def test_sidecars_of_a_file_and_of_a_folder(tmp_path):
     for name, layer in (("a.npy.nla_meta.yaml", 1), ("data/rows.parquet.nla_meta.yaml", 2)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"extraction: {{layer_index: {layer}}}")
-    assert Origin.beside(tmp_path / "a.npy").layer == 1
-    assert Origin.beside(tmp_path / "data").layer == 2
-    assert Origin.beside(tmp_path / "b.npy") == Origin()
+    assert Origin.next_to(tmp_path / "a.npy").layer == 1
+    assert Origin.next_to(tmp_path / "data").layer == 2
+    assert Origin.next_to(tmp_path / "b.npy") == Origin()
     (tmp_path / "b.npy.nla_meta.yaml").write_text("[1]")
     with pytest.raises(CheckpointError, match="expected a mapping"):
-        Origin.beside(tmp_path / "b.npy")
+        Origin.next_to(tmp_path / "b.npy")
