@@ -10,8 +10,8 @@ This module is shipped with remote requests as source, so it imports other libra
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +185,14 @@ def generation_settings(**settings: Any) -> Any:
     return config
 
 
+def default_device() -> Any:
+    """Return the device of a tensor that is made without one."""
+    import torch
+
+    # torch.get_default_device() of PyTorch 2.6 does not know of ``with torch.device(...)``.
+    return torch.get_default_device() if torch.__version__ >= "2.7" else torch.as_tensor(0).device
+
+
 def join_requests(reducers: Mapping[type, Callable[[Any], Any]]) -> None:
     """Register reducers with the pickler of nnsight's remote requests only."""
     from nnsight.intervention.serialization import CustomCloudPickler
@@ -323,6 +331,29 @@ def adapter_prefix(model: Any) -> str:
 def commit_of(config: Any) -> str | None:
     """Return the Hub commit that a transformers configuration was loaded from."""
     return getattr(config, "_commit_hash", None)
+
+
+@contextmanager
+def template_clock(strftime: Callable[[str], str]) -> Generator[None, None, None]:
+    """Let ``strftime_now`` of the chat templates that this thread renders call `strftime`.
+
+    transformers 5.22 gives a template plain data only, so that a function cannot be passed to it.
+    """
+    import threading
+    from types import SimpleNamespace
+
+    from transformers.utils import chat_template_utils
+
+    module: Any = chat_template_utils
+    real, mine = module.datetime, threading.get_ident()
+    clock = SimpleNamespace(strftime=strftime)
+    module.datetime = SimpleNamespace(
+        now=lambda: clock if threading.get_ident() == mine else real.now()
+    )
+    try:
+        yield
+    finally:
+        module.datetime = real
 
 
 def known_absent(repository: str, name: str) -> bool:

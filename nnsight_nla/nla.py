@@ -14,8 +14,9 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
 import torch
 from einops import rearrange
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
+from .checkpoint.dates import Date, to_iso
 from .checkpoint.origin import Claims, Origin
+from .checkpoint.prompt import Prompt
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
 from .core.sampling import Sampling
@@ -85,6 +88,7 @@ class NLA:
         target: TransformersModel | None = None,
         placement: Placement = "together",
         engine: Engine = "fast",
+        date: Date | None = None,
         av_options: Mapping[str, Any] | None = None,
         ar_options: Mapping[str, Any] | None = None,
         **load: Any,
@@ -111,6 +115,8 @@ class NLA:
             engine: ``"fast"`` computes once what a batch shares and drops rows that are finished;
                 ``"generate"`` is nnsight's own, the reference. It is used for architectures that
                 need it; `info` then says why.
+            date: For a chat template that prints the date: the one to print, such as
+                ``"2026-11-26"``; the checkpoint's own unless given, else today.
             av_options: Options for the verbalizer only, in addition to `load`.
             ar_options: Options for the reconstructor only, in addition to `load`: for a live
                 verbalizer, ``NLA(av, ar=path, ar_options={"dtype": "bfloat16"})``.
@@ -119,41 +125,55 @@ class NLA:
 
         Raises:
             CheckpointError: The checkpoint cannot be found or read, or does not fit the model.
+
+        Warns:
+            NLAWarning: The chat template prints today's date, so tomorrow's texts may be others.
         """
         given = {**locals(), **load}
         from .evaluation.reconstructor import Reconstructor
-        from .evaluation.trust_labels import TrustLabeller
         from .models.adapter import check_used
         from .models.memory import Memory
         from .models.open import OpenOptions, open_reconstructor, open_verbalizer
-        from .verbalize.pending import Queue
-        from .verbalize.verbalizer import Verbalizer
 
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
         where = OpenOptions(target, remote, self._memory, load)
         av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
-        opened = open_verbalizer(av, where.with_load(av_options), checkpoint=checkpoint, peft=peft)
-        self.checkpoint, self.prompt = opened.checkpoint, opened.prompt
-        self.runtime = opened.runtime
-        self._verbalizer = Verbalizer(self.runtime, self.checkpoint, self.prompt, engine=engine)
-        rows, new_tokens = batch_rows(batch_size), self.sampling.max_new_tokens
-        self.queue = Queue(self, self._verbalizer, rows, new_tokens)
-        self.baseline = check_baseline(baseline) or self.checkpoint.baseline
+        opened = open_verbalizer(
+            av, where.with_load(av_options), checkpoint=checkpoint, peft=peft, date=date
+        )
+        self.runtime, self.baseline = opened.runtime, check_baseline(baseline)
+        self.baseline = self.baseline or opened.checkpoint.baseline
         self._reconstructor: Reconstructor | None = None
-        self.labeller: TrustLabeller | None = None
         if ar is not None:
-            found = open_reconstructor(ar, where.with_load(ar_options), self.checkpoint)
-            reconstructor = self._reconstructor = Reconstructor(found, self.checkpoint)
-            self.labeller = TrustLabeller(reconstructor, self.queue, self.sampling, self.baseline)
+            found = open_reconstructor(ar, where.with_load(ar_options), opened.checkpoint)
+            self._reconstructor = Reconstructor(found, opened.checkpoint)
+        self._speak(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         opened_ar = self.ar if self.has_reconstructor else None
         check_used(load, self.av, opened_ar)
         check_used(av_options, self.av)
         check_used(ar_options, opened_ar)
-        self.spec = pickling.rebuildable(given)
+        self.spec = pickling.rebuildable({**given, "date": self.prompt.date})
         self.uid = pickling.enter(self)
+
+    def _speak(
+        self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
+    ) -> None:
+        """Set the prompt, and what depends on it."""
+        from .evaluation.trust_labels import TrustLabeller
+        from .verbalize.pending import Queue
+        from .verbalize.verbalizer import Verbalizer
+
+        self.checkpoint, self.prompt = checkpoint, prompt
+        self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=engine)
+        self.queue = Queue(self, self._verbalizer, rows, self.sampling.max_new_tokens)
+        self.labeller: TrustLabeller | None = None
+        if self._reconstructor is not None:
+            self.labeller = TrustLabeller(
+                self._reconstructor, self.queue, self.sampling, self.baseline
+            )
 
     @classmethod
     def on(
@@ -185,6 +205,29 @@ class NLA:
         nla = cls(av, ar=ar, target=model, **options)
         check_shares(nla.av, nla.ar if nla.has_reconstructor else None, model)
         return nla
+
+    def on_date(self, date: Date) -> Self:
+        """Return this NLA with another date in its prompt; both share models and weights.
+
+        Args:
+            date: Such as ``"2026-11-26"``. It changes nothing where the chat template prints no
+                date.
+
+        Raises:
+            CheckpointError: It is not a date.
+        """
+        checkpoint = replace(
+            self.checkpoint,
+            date=to_iso(date),
+            source={**self.checkpoint.source, "date": "the caller"},
+        )
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        prompt = Prompt.render(checkpoint, self.av.tokenizer)
+        other._speak(checkpoint, prompt, self._verbalizer.engine, self.queue.known_batch_size)
+        other.spec = None if self.spec is None else {**self.spec, "date": prompt.date}
+        other.uid = pickling.enter(other)
+        return other
 
     @property
     def av(self) -> TransformersModel:
@@ -233,9 +276,11 @@ class NLA:
                 or is a bridge whose weights were folded or centred.
 
         Warns:
-            NLAWarning: `model` has another name than the one the verbalizer was trained on.
+            NLAWarning: `model` has another name than the one the verbalizer was trained on; or a
+                trace is running whose prompts are padded on the left, which `model` does not heed.
         """
         envoy = targets.residual(model, self.checkpoint)
+        targets.check_padding(model)
         if targets.is_foreign(model, self.checkpoint) and model not in self._other_base:
             self._other_base.add(model)
             warnings.warn(

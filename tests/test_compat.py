@@ -1,6 +1,8 @@
 """Private API of other libraries: each entry of `_compat`, with what breaks when it changes."""
 
+import datetime
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import nnsight
 import pytest
@@ -149,6 +151,12 @@ class TestTorch:
             torch.empty(1 << 50)
         assert _compat.says_out_of_memory(caught.value), "torch words it otherwise"
 
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_default_device(self, device):
+        assert _compat.default_device().type == "cpu"
+        with torch.device(device):
+            assert _compat.default_device().type == device
+
 
 class TestTransformers:
     """Written for transformers 5.15 to 5.22."""
@@ -162,6 +170,20 @@ class TestTransformers:
         assert steered[0, 3:].tolist() == [module.config.vocab_size - 1] * 3
         assert free.shape == (1, 6)
         assert module.config.vocab_size - 1 not in free, "GenerationConfig.update is not asked"
+
+    def test_template_clock(self, target):
+        tokenizer = target.tokenizer
+        options = {"tokenize": False, "chat_template": "{{ strftime_now('%Y') }}"}
+        message = [{"role": "user", "content": "Hello"}]
+
+        def render():
+            return tokenizer.apply_chat_template(message, **options)
+
+        with _compat.template_clock(lambda format: f"then {format}"):
+            assert render() == "then %Y", "strftime_now asks another clock"
+            with ThreadPoolExecutor(1) as pool:
+                elsewhere = pool.submit(render).result()
+        assert elsewhere == render() == str(datetime.date.today().year)
 
     def test_a_skeleton_has_shapes_and_no_values(self):
         config = Qwen3Config(

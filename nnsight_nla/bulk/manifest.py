@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import NLAError
 
 VERSION = 1
+_LONG, _AROUND = 160, 20
 _PACKAGES = ("nnsight-nla", "nnsight", "transformers", "torch", "pyarrow")
 
 
@@ -31,11 +32,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ["input.name: 'a' before, 'b' now"]
     """
     old, new = dict(_flat(before)), dict(_flat(now))
-    return [
-        f"{name}: {old.get(name)!r} before, {new.get(name)!r} now"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    shown = (_parts_that_differ(old.get(name), new.get(name)) for name in changed)
+    return [f"{name}: {a!r} before, {b!r} now" for name, (a, b) in zip(changed, shown, strict=True)]
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
@@ -71,6 +70,26 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
             f'shard={shard!r}: expected "i/n", such as "1/2" on one machine and "2/2" on another.'
         )
     return part, parts
+
+
+def _parts_that_differ(before: Any, now: Any) -> tuple[Any, Any]:
+    """Cut two long texts to where they differ, with a few characters around it."""
+    if not (isinstance(before, str) and isinstance(now, str)) or len(before) + len(now) <= _LONG:
+        return before, now
+    start = _length_of_common_start(before, now)
+    end = _length_of_common_start(before[start:][::-1], now[start:][::-1])
+    first = max(start - _AROUND, 0)
+
+    def cut(text: str) -> str:
+        last = len(text) - max(end - _AROUND, 0)
+        return f"{'…' * (first > 0)}{text[first:last]}{'…' * (last < len(text))}"
+
+    return cut(before), cut(now)
+
+
+def _length_of_common_start(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ Texts go through the target, at selected positions; vectors go to the verbalizer
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint.dates import TODAY
 from ..checkpoint.origin import Claims, Origin
-from ..errors import NLAError
+from ..errors import NLAError, NLAWarning
 from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
@@ -99,6 +101,7 @@ def run(
             cannot be written or was made with other settings. What is finished is kept.
     """
     output = Path(output).expanduser()
+    nla = _as_begun(nla, output)
     rows = source if isinstance(source, Source) else open_source(source)
     reader = _reader(nla, rows, model, positions, skip, max_tokens, remote)
     if reader is None:
@@ -247,11 +250,37 @@ def _as_residuals(
     return found
 
 
+def _as_begun(nla: ExplainsAndReconstructs, output: Path) -> ExplainsAndReconstructs:
+    """Return the NLA with the date that its prompt had when this output was begun.
+
+    A date that the caller or the checkpoint chose stays; if it is another, the resume is refused.
+    """
+    if nla.prompt.date is None or nla.checkpoint.source.get("date") != TODAY:
+        return nla
+    prompt = _earlier_manifest(output).get("verbalizer", {}).get("prompt")
+    begun = prompt.get("date") if isinstance(prompt, dict) else None
+    if begun in (None, nla.prompt.date):
+        return nla
+    warnings.warn(
+        f"{output} was begun with the date {begun} in the verbalizer's prompt, and is continued "
+        "with it.",
+        NLAWarning,
+        stacklevel=3,
+    )
+    return nla.on_date(begun)
+
+
+def _earlier_manifest(output: Path) -> dict[str, Any]:
+    """Return the manifest of an output that was begun or finished; empty if there is none."""
+    found = ChunkStore(output).manifest
+    if found is None and output.exists():
+        found = read_note(output)["manifest"]
+    return found or {}
+
+
 def _fixed_batch(nla: ExplainsAndReconstructs, output: Path, asked: int | None) -> int:
     """Set and return the batch size: as given, else as in an earlier call, else the NLA's own."""
-    before = (ChunkStore(output).manifest or {}).get("batch_size")
-    if before is None and output.exists():
-        before = read_note(output)["manifest"].get("batch_size")
+    before = _earlier_manifest(output).get("batch_size")
     if asked is None:
         asked = nla.batch_size if before is None else int(before)
     nla.batch_size = asked
@@ -272,7 +301,7 @@ def _verbalizer(nla: ExplainsAndReconstructs) -> dict[str, Any]:
         **fingerprint_model(nla.av, spec.get("av"), spec.get("peft")),
         "sidecar": nla.checkpoint.sidecar_hash,
         "injection": vars(nla.checkpoint.injection),
-        "prompt": nla.prompt.hash,
+        "prompt": {"text": nla.prompt.text, "ids": nla.prompt.hash, "date": nla.prompt.date},
         "remote": nla.remote,
     }
 

@@ -25,6 +25,7 @@ from ..core.injection import Injection
 from ..core.numeric import is_int
 from ..errors import CheckpointError, ReconstructionError, shown
 from . import dialects, sidecar
+from .dates import to_iso
 from .presets import AR_TEMPLATE, AV_TEMPLATE, PRESET_FIELDS
 
 __all__ = [
@@ -64,6 +65,8 @@ class Checkpoint:
     """The token ids at the end of the reconstructor's prompt; ``None`` if unknown."""
     thinking: bool | None = None
     """The chat template's argument ``enable_thinking``; ``None`` means that it is not passed."""
+    date: str | None = None
+    """The date, in ISO 8601, for a chat template that prints one; ``None`` is the day of use."""
     baseline: Baseline | None = None
     """The denominator of an FVE on this model's residuals; ``None`` if unknown."""
     base_model: str | None = None
@@ -80,6 +83,8 @@ class Checkpoint:
         given: dict[str, Any] = vars(self)
         if isinstance(given["ar_suffix_ids"], list):
             object.__setattr__(self, "ar_suffix_ids", tuple(given["ar_suffix_ids"]))
+        if given["date"] is not None:
+            object.__setattr__(self, "date", self._date(given["date"]))
         if isinstance(given["baseline"], Mapping):
             object.__setattr__(self, "baseline", self._baseline(given["baseline"]))
         marker, name, suffix = given["marker"], given["base_model"], given["ar_suffix_ids"]
@@ -198,6 +203,14 @@ class Checkpoint:
             return Baseline(**fields)
         except (TypeError, ReconstructionError) as error:
             raise CheckpointError(f"{self.where('baseline')}: {error}") from error
+
+    def _date(self, date: Any) -> str:
+        try:
+            return to_iso(date)
+        except CheckpointError:
+            raise CheckpointError(
+                f"{self.where('date')} is {shown(date)}, expected a date such as '2026-11-26'."
+            ) from None
 
     def _check_template(self, name: str, slot: str, *, several: bool = False) -> None:
         template = getattr(self, name)

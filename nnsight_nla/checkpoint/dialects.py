@@ -43,6 +43,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "right_id": ("tokens.injection_right_neighbor_id",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
     "thinking": ("training.enable_thinking",),
+    "date": ("training.prompt_date",),
     "baseline": ("extraction.fve_baseline",),
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
     "base_config": ("extraction.base_config",),
@@ -225,6 +226,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     }
     if fields["thinking"] is not None:
         training["enable_thinking"] = fields["thinking"]
+    if fields["date"] is not None:
+        training["prompt_date"] = fields["date"]
     return {
         "kind": "nla_model",
         "schema_version": 2,

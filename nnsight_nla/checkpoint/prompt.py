@@ -20,6 +20,7 @@ from typing import Any
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
 from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
+from .dates import Clock
 from .reply import opened
 
 
@@ -41,6 +42,9 @@ class Prompt:
     """The other positions that the vector is written at, for a template with several slots."""
     opened: str = ""
     """The beginning of the explanation that the prompt already has: its opening tag, or more."""
+    date: str | None = None
+    """The date (or moment) that the chat template printed, in ISO 8601; ``None`` if it prints none.
+    """
 
     @property
     def sites(self) -> tuple[int, ...]:
@@ -57,7 +61,8 @@ class Prompt:
         """Render the template of `checkpoint` with the live tokenizer and find the marker.
 
         Args:
-            checkpoint: Has the template, the marker and its neighbours.
+            checkpoint: Has the template, the marker and its neighbours, and the date for a chat
+                template that prints one (by default: now).
             tokenizer: A transformers tokenizer with a chat template.
 
         Raises:
@@ -77,7 +82,8 @@ class Prompt:
                 "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
                 f"put the number in place of {DEPTH_SLOT}."
             )
-        text = _rendered(content, checkpoint, tokenizer)
+        clock = Clock(checkpoint.date)
+        text = _rendered(content, checkpoint, tokenizer, clock)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         runs = _runs(ids, checkpoint)
         sites = [position for run in runs for position in run]
@@ -86,10 +92,12 @@ class Prompt:
             raise CheckpointError(_miscounted(ids, checkpoint, len(sites), slots))
         lefts, rights = ({ids[run[end] + step] for run in runs} for end, step in ((0, -1), (-1, 1)))
         tail = opened(text.rpartition(content.strip())[2])
-        return Prompt(ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]), tail)
+        return Prompt(
+            ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]), tail, clock.printed
+        )
 
 
-def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any) -> str:
+def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock) -> str:
     """Render one user message in the form that the chat template takes: a string, or parts."""
     thinking = checkpoint.thinking
     options = {} if thinking is None else {"enable_thinking": thinking}
@@ -97,7 +105,7 @@ def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any) -> str:
     texts: list[str] = []
     for form in (content, [{"type": "text", "text": content}]):
         try:
-            with time_limit(TEMPLATE_SECONDS):
+            with time_limit(TEMPLATE_SECONDS), clock.shown():
                 text = tokenizer.apply_chat_template(
                     [{"role": "user", "content": form}],
                     tokenize=False,

@@ -8,11 +8,13 @@ command line is wrong, 130 interrupted.
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 from rich.text import Text
 
-from ..errors import NLAError
-from .app import app, err, in_flags
+from ..errors import NLAError, NLAWarning
+from .app import app, command_of, err, in_flags
 
 # Importing a group of commands adds it to the application; `--help` lists them in this order.
 # isort: off
@@ -27,10 +29,19 @@ __all__ = ["app", "data", "doctor", "inspect", "main", "training"]
 
 def main() -> None:
     """Run the command line; print a user's mistake as one message, without a traceback."""
+    command = command_of(sys.argv[1:])
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, NLAWarning):
+            err.print(Text(f"Warning: {in_flags(str(message), command)}", style="yellow"))
+        else:
+            usual(message, category, *where)
+
+    warnings.showwarning = show
     try:
         app()
     except NLAError as error:
-        command = next(each for each in sys.argv[1:] if not each.startswith("-"))
         message = in_flags(str(error), command)
         err.print(Text(f"{type(error).__name__}: {message}", style="red"))
         sys.exit(1)

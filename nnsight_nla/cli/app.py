@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from typer import Option
@@ -31,12 +31,15 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+# The options that stand before the command. (Not in Typer's context: it has no public way to it.)
+_OF_ALL: dict[str, Any] = {}
 # Calls in messages that a flag replaces.
 _CALLS = {
     "Settings(precision='float32')": "--no-bf16",
     "Watching(keep=True)": "--keep-state",
     "trust_remote_code=True": "nnsight-nla --trust-remote-code COMMAND",
 }
+_DATE = re.compile(r"NLA\(\.\.\., date='([^']*)'\)")
 _PYTHON = re.compile(
     r"[\w.]+\([^()]*\)|\b(?P<name>[a-z_]+)=(?P<value>True|False|(?=[\w'\"\[/]|\.[\w/.]))?"
 )
@@ -44,7 +47,6 @@ _PYTHON = re.compile(
 
 @app.callback(invoke_without_command=True)
 def version(
-    context: typer.Context,
     version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
     trust: Annotated[
         bool,
@@ -53,9 +55,16 @@ def version(
             help="Run code from the repositories of the models. Default: never.",
         ),
     ] = False,
+    date: Annotated[
+        str | None,
+        Option(
+            help="The date in the verbalizer's prompt, if its chat template prints one, such as "
+            "2026-11-26. Default: the checkpoint's, else today.",
+        ),
+    ] = None,
 ) -> None:
     """Print the version; remember what applies to all commands."""
-    context.obj = {"trust_remote_code": trust}
+    _OF_ALL.update(trust_remote_code=trust, date=date)
     if version:
         out.print(f"nnsight-nla {__version__}", highlight=False)
         raise typer.Exit
@@ -93,7 +102,7 @@ def load_nla(
     """Load an NLA without its target."""
     from ..nla import NLA
 
-    return NLA(av, ar=ar, remote=remote, **_options(dtype, device_map))
+    return NLA(av, ar=ar, remote=remote, date=_OF_ALL.get("date"), **_options(dtype, device_map))
 
 
 def load_target(name: str, dtype: str, device_map: str | None) -> TransformersModel:
@@ -105,9 +114,7 @@ def load_target(name: str, dtype: str, device_map: str | None) -> TransformersMo
 
 def _options(dtype: str, device_map: str | None) -> dict[str, Any]:
     options = {"dtype": dtype, **({"device_map": device_map} if device_map else {})}
-    context = click.get_current_context(silent=True)
-    trusted = context is not None and (context.find_root().obj or {}).get("trust_remote_code")
-    return {**options, "trust_remote_code": True} if trusted else options
+    return {**options, "trust_remote_code": True} if _OF_ALL.get("trust_remote_code") else options
 
 
 def print_json(value: object) -> None:
@@ -124,12 +131,20 @@ def spinner(what: str) -> AbstractContextManager[object]:
     return err.status(what) if err.is_terminal else nullcontext()
 
 
+def command_of(words: Iterable[str]) -> str:
+    """Return the command in a command line; an empty string if there is none."""
+    commands = get_group(app).commands
+    return next((word for word in words if word in commands), "")
+
+
 def in_flags(message: str, command: str) -> str:
     """Name flags of `command` where a message of the library names Python arguments.
 
     ``held_out=0.2`` becomes ``--held-out 0.2``; calls such as ``NLA(..., dtype='float32')`` stay.
     """
-    options = {option.name: option for option in get_group(app).commands[command].params}
+    group = get_group(app)
+    params = [*group.params, *(group.commands[command].params if command in group.commands else [])]
+    options = {option.name: option for option in params}
 
     def flag(match: re.Match[str]) -> str:
         option = options.get(match["name"])
@@ -139,6 +154,7 @@ def in_flags(message: str, command: str) -> str:
             return option.secondary_opts[0] if option.secondary_opts else match[0]
         return option.opts[0] + (" " if match["value"] == "" else "")
 
+    message = _DATE.sub(r"nnsight-nla --date \1 COMMAND", message)
     if "insist" in options:
         message = message.replace("claims='ignore'", options["insist"].opts[0])
     return _PYTHON.sub(flag, message)

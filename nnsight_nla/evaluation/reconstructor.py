@@ -164,6 +164,8 @@ class Reconstructor:
             return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
 
     def _forward(self, prompts: list[str]) -> Tensor:
+        if len(prompts) > 1 and hosts.counts_left_padding(self.ar):
+            return torch.cat([self._forward([each]) for each in prompts])
         if not self.runtime.remote:
             return self._read(prompts, {})
         self._check_adapter()

@@ -48,7 +48,13 @@ def partial_sweep(plan: Plan) -> Sweep | None:
             f"resume= is another sweep: {shown}. Resume with the call it was made by."
         )
     before = sweep.identity
-    now = {"metric": plan.measure.identity, "verbalizer": identify_verbalizer(nla)}
+    now = {"metric": plan.measure.identity, **identify_verbalizer(nla)}
+    begun, date = before.get("date"), now.get("date")
+    if begun is not None and date is not None and begun != date:
+        raise ExperimentError(
+            f"resume= has texts by a verbalizer with the date {begun} in its prompt; now it is "
+            f"{date}. Go on with the prompt of that date: pass nla=nla.on_date({begun!r})."
+        )
     changed = [name for name in before if before[name] != now.get(name)]
     if changed:
         said = " and its ".join(_CHANGED.get(name, name) for name in changed)

@@ -129,15 +129,17 @@ def _sweep(
     return header, cells, runs, outcomes, texts, about.get("identity", {})
 
 
-def identify_verbalizer(nla: Explains) -> str | None:
-    """Return a hash of all that the texts of a vector depend on; ``None`` if it is not known."""
+def identify_verbalizer(nla: Explains | None) -> dict[str, str]:
+    """Return what the texts of a vector depend on: a hash, and the prompt's date if it has one."""
     model = getattr(nla, "av", None)
-    if model is None:
-        return None
+    if nla is None or model is None:
+        return {}
     spec = nla.spec or {}
     weights = fingerprint_model(model, spec.get("av"), spec.get("peft"))["weights"]
     settings = vars(nla.checkpoint.injection), nla.prompt.hash, vars(nla.sampling)
-    return hashlib.blake2b(repr((weights, settings)).encode(), digest_size=8).hexdigest()
+    found = hashlib.blake2b(repr((weights, settings)).encode(), digest_size=8).hexdigest()
+    date = nla.prompt.date
+    return {"verbalizer": found, **({} if date is None else {"date": date})}
 
 
 def _check_types(header: Header, cells: Sequence[Cell]) -> None:

@@ -72,8 +72,7 @@ class Sweep:
     @property
     def identity(self) -> dict[str, str]:
         """Hashes of the metric and of the verbalizer, where they are known."""
-        said_by = None if self.nla is None else storage.identify_verbalizer(self.nla)
-        return {**({} if said_by is None else {"verbalizer": said_by}), **self._identity}
+        return {**storage.identify_verbalizer(self.nla), **self._identity}
 
     @property
     def complete(self) -> bool:

@@ -9,7 +9,7 @@ imports the facade.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..checkpoint.checkpoint import Checkpoint
+    from ..checkpoint.dates import Date
     from ..checkpoint.origin import Claims, Origin
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
@@ -102,6 +103,10 @@ class Explains(Protocol):
 
     def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
         """Verbalize all pending handles, or only these."""
+        ...
+
+    def on_date(self, date: Date) -> Self:
+        """Return this with another date in its prompt."""
         ...
 
     @property

@@ -116,6 +116,8 @@ class Receipt:
     """SHA-256 of the sidecar, in hex."""
     prompt_hash: str
     """SHA-256 of the prompt's token ids, in hex."""
+    prompt_date: str | None = None
+    """The date that the chat template printed into the prompt, in ISO 8601, if it prints one."""
     norm_before: Nested[float] | None = None
     """The L2 norm of the residual at the marker before injection; nested as `Explanation.text`."""
     norm_after: Nested[float] | None = None

@@ -263,6 +263,21 @@ def keeps_state(model: TransformersModel) -> bool:
     return "state" in inspect.signature(module_of(model).forward).parameters
 
 
+LEFT_PADDING_COUNTS = frozenset(
+    (
+        "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp",
+        "pegasus", "plbart", "recurrent_gemma", "roformer", "rwkv", "trocr", "xlstm",
+    )
+)  # fmt: skip
+"""The architectures whose models do not heed padding on the left: their own positions or states
+count pads. Measured: tutorials/reference/families.rst, "Padded"."""
+
+
+def counts_left_padding(model: TransformersModel) -> bool:
+    """Return whether a prompt that is padded on the left has other residuals than alone."""
+    return getattr(text_config(model), "model_type", None) in LEFT_PADDING_COUNTS
+
+
 def check_generates(model: TransformersModel) -> None:
     """Check that the model can continue a text in which a vector was written once.
 

@@ -10,14 +10,16 @@ loaded when the `Runtime` is first used::
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.dates import TODAY, Date, to_iso
 from ..checkpoint.prompt import Prompt
 from ..core.injection import Injection
-from ..errors import CheckpointError
+from ..errors import CheckpointError, NLAWarning
 from . import adapter as adapters
 from . import hosts, reconstructor_files
 from .loading import at_depth, check_model, load_model, load_tokenizer
@@ -81,6 +83,7 @@ def open_verbalizer(
     *,
     checkpoint: Checkpoint | Injection | str | Path | None,
     peft: str | None,
+    date: Date | None = None,
 ) -> OpenedVerbalizer:
     """Read and check a verbalizer; loads no weights.
 
@@ -89,9 +92,13 @@ def open_verbalizer(
         options: Shared by both models of the NLA.
         checkpoint: Overrides the sidecar; see `NLA`.
         peft: An adapter on `source`.
+        date: Overrides the checkpoint's.
 
     Raises:
         CheckpointError: The checkpoint cannot be found, read or used.
+
+    Warns:
+        NLAWarning: The chat template prints today's date.
     """
     check_model(source)
     base, load, target = cast("Any", source), options.load, options.target
@@ -110,7 +117,12 @@ def open_verbalizer(
         if not isinstance(base, str | Path)
         else load_tokenizer(peft or base, described, base=base, trust=_trusts(load))
     )
+    if date is not None:
+        source_of = {**described.source, "date": "the caller"}
+        described = replace(described, date=to_iso(date), source=source_of)
     prompt = Prompt.render(described, tokenizer)
+    if prompt.date is not None and described.date is None:
+        _warn_of_today(peft or hosts.describe(source) if not is_path else source, prompt.date)
     model = _model(base, tokenizer, peft, load, options)
     runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)
     return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt)
@@ -201,9 +213,18 @@ def _described(where: str | Path, given: Checkpoint | Injection | str | Path | N
     )
 
 
+def _warn_of_today(name: object, date: str) -> None:
+    warnings.warn(
+        f"The chat template of {name} prints the date into the verbalizer's prompt, now {date}, so "
+        f"its texts may be others on another day. To repeat them, pass NLA(..., date={date!r}).",
+        NLAWarning,
+        stacklevel=4,
+    )
+
+
 def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
-    """Fill in the marker's neighbours if the sidecar lacks them, and record the tokenizer."""
-    live = {"left_id": prompt.left_id, "right_id": prompt.right_id}
+    """Fill in the marker's neighbours and the date, if not given, and record the tokenizer."""
+    live = {"left_id": prompt.left_id, "right_id": prompt.right_id, "date": prompt.date}
     absent = {
         name: value
         for name, value in live.items()
@@ -212,7 +233,7 @@ def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkp
     whose = str(getattr(tokenizer, "name_or_path", "") or "a live tokenizer")
     source = {
         **checkpoint.source,
-        **dict.fromkeys(absent, "the live tokenizer"),
+        **{name: TODAY if name == "date" else "the live tokenizer" for name in absent},
         "tokenizer": whose,
     }
     return replace(checkpoint, **absent, source=source)

@@ -128,11 +128,13 @@ class Runtime:
 @contextmanager
 def _own_defaults() -> Iterator[None]:
     """Leave the caller's ``torch.autocast`` and default device, which other libraries obey."""
-    accelerator = torch.accelerator.current_accelerator()
+    # PyTorch 2.6 raises in current_accelerator() where there is none.
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
     kinds = {"cpu", *([accelerator.type] if accelerator is not None else [])}
     with ExitStack() as stack:
         for kind in sorted(kinds):
             stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        if _compat.default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

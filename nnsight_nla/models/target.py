@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .. import _compat
 from ..checkpoint import identity
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.origin import Origin
@@ -93,6 +94,27 @@ def check_length(model: Target, tokens: int, *, stacklevel: int = 2) -> int | No
         stacklevel=stacklevel + 1,
     )
     return longest
+
+
+def check_padding(model: Target, *, stacklevel: int = 2) -> None:
+    """Warn in a trace of prompts that are padded on the left, if `model` does not heed padding.
+
+    Args:
+        model: The target.
+        stacklevel: For the warning, as seen from the caller.
+    """
+    if bridge.is_bridge(model) or not hosts.counts_left_padding(model):
+        return
+    mask = _compat.running_mask()
+    if mask is None or bool(mask[:, 0].all()):
+        return
+    warnings.warn(
+        f"{describe(model)} does not heed padding on the left, so the shorter prompts of this "
+        "trace have other residuals than they have alone. Trace prompts one by one, or set "
+        "model.tokenizer.padding_side = 'right'.",
+        NLAWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def residual(model: Target, checkpoint: Checkpoint) -> Any:

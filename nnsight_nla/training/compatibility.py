@@ -37,6 +37,7 @@ def compatible_checkpoint(
     layer: int | None = None,
     base_name: str | None = None,
     injection: Injection | None = None,
+    date: str | None = None,
 ) -> tuple[Any, Checkpoint]:
     """Return the base's tokenizer, and the checkpoint that training the base on `rows` will make.
 
@@ -46,6 +47,7 @@ def compatible_checkpoint(
         layer: K, where there is no sidecar.
         base_name: The name of `base` in the sidecar.
         injection: How vectors are written.
+        date: The date in the prompt, where the rows' sidecar has none; see `describe`.
 
     Raises:
         TrainingError: Base, layer, width or token ids are not those of the rows.
@@ -98,6 +100,7 @@ def compatible_checkpoint(
         injection=injection or meta.get("injection") or Injection(),
         template=meta.get("template", AV_TEMPLATE),
         ar_template=meta.get("ar_template", AR_TEMPLATE),
+        date=meta.get("date", date),
     )
     for field in ("left_id", "right_id", "ar_suffix_ids"):
         _check_ids(rows, base, field, getattr(live, field))

@@ -48,6 +48,7 @@ from .work_folder import (
     is_main_process,
     is_taken,
     made_by_train,
+    recorded_date,
     remove,
     start_or_resume,
     work_folder,
@@ -148,13 +149,17 @@ def train(
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"
     source = Published(rows, part=part, held_out=held_out, scratch=work)
-    tokenizer, checkpoint = compatible_checkpoint(source, base, layer, base_name, injection)
+    tokenizer, checkpoint = compatible_checkpoint(
+        source, base, layer, base_name, injection, recorded_date(work, out)
+    )
     check_attention(base, attention)
     identity = identify(source, base)
+    undated = repr(replace(checkpoint, date=None)).encode()
     options = {
         "role": role,
         **identity,
-        "checkpoint": hashlib.sha256(repr(checkpoint).encode()).hexdigest()[:16],
+        "checkpoint": hashlib.sha256(undated).hexdigest()[:16],
+        "date": checkpoint.date,
         "dtype": dtype,
         "attention": attention,
         **asdict(settings),

@@ -16,6 +16,7 @@ from torch import nn
 from .. import _compat
 from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
+from ..checkpoint.dates import Date, to_iso
 from ..checkpoint.prompt import Prompt
 from ..checkpoint.sidecar import SIDECARS
 from ..core.injection import Injection
@@ -42,6 +43,7 @@ def describe(
     injection: Injection = Injection(),  # noqa: B008  (frozen)
     template: str = AV_TEMPLATE,
     ar_template: str | None = AR_TEMPLATE,
+    date: Date | None = None,
 ) -> Checkpoint:
     """Describe the checkpoint that a training will make; token ids come from the live tokenizer.
 
@@ -55,6 +57,8 @@ def describe(
         injection: How the vector is written.
         template: The verbalizer's user message.
         ar_template: The reconstructor's prompt.
+        date: The date that the prompt has, if the chat template prints one; default: today. The
+            checkpoint keeps it, and every NLA that is loaded from it has the same prompt.
 
     Raises:
         TrainingError: The tokenizer splits the marker, or all of `MARKERS`.
@@ -85,9 +89,11 @@ def describe(
         ar_template=ar_template,
         ar_suffix_ids=None if ar_template is None else _suffix(tokenizer, ar_template),
         base_model=base_model,
+        date=None if date is None else to_iso(date),
     )
     prompt = Prompt.render(checkpoint, tokenizer)
-    return replace(checkpoint, left_id=prompt.left_id, right_id=prompt.right_id)
+    neighbours = {"left_id": prompt.left_id, "right_id": prompt.right_id}
+    return replace(checkpoint, **neighbours, date=prompt.date)
 
 
 def save_verbalizer(

@@ -23,7 +23,7 @@ from ..storage.atomic import atomic_file, remove_leftovers, write_errors
 from ..storage.lock import locked
 from .published import Published
 from .rows import TrainingError
-from .saving import trained_on
+from .saving import read_sidecar, trained_on
 from .trainer import Files, Report
 
 # The options of a training; the name is that of earlier versions.
@@ -65,6 +65,15 @@ def made_by_train(out: Path) -> dict[str, Any] | None:
     """Return what a checkpoint of `train` was trained on; ``None`` for anything else."""
     entry = next(iter(trained_on(out)), {})
     return entry if {"options", "steps"} <= set(entry) else None
+
+
+def recorded_date(work: Path, out: Path) -> str | None:
+    """Return the date that the prompt of a begun, or finished, training has; see `describe`."""
+    file = work / _OPTIONS
+    if file.is_file():
+        return json.loads(file.read_text("utf-8")).get("date")
+    training = read_sidecar(out).get("training")
+    return training.get("prompt_date") if isinstance(training, dict) else None
 
 
 @contextmanager

@@ -66,6 +66,11 @@ class Queue:
             self._batch_size = self._verbalizer.rows_that_fit(self._new_tokens)
         return self._batch_size
 
+    @property
+    def known_batch_size(self) -> int | None:
+        """The same, without choosing one; ``None`` while there was no use for it."""
+        return self._batch_size
+
     @batch_size.setter
     def batch_size(self, rows: int | None) -> None:
         self._batch_size = rows
@@ -128,6 +133,7 @@ class Queue:
             sampling=capture.sampling,
             sidecar_hash=checkpoint.sidecar_hash,
             prompt_hash=verbalizer.prompt.hash,
+            prompt_date=verbalizer.prompt.date,
         )
 
     def _run(self, jobs: list[Job]) -> None:

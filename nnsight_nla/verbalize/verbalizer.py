@@ -84,7 +84,7 @@ class Verbalizer:
                 architecture whose residual cannot be written.
         """
         self.runtime, self.checkpoint, self.prompt = runtime, checkpoint, prompt
-        self.engine = check_engine(engine)
+        self.engine: Engine = check_engine(engine)
         self.tokenizer = tokenizer or runtime.model.tokenizer
         config, name = hosts.text_config(self.av), runtime.name
         try:
@@ -198,6 +198,7 @@ class Verbalizer:
                 "position": self.prompt.marker_position,
             },
             "prompt_tokens": len(self.prompt.ids),
+            "prompt_date": self.prompt.date,
         }
 
     def engine_info(self) -> dict[str, str | None]:

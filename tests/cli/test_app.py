@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from nnsight_nla import CheckpointError, NLAWarning
 from nnsight_nla.cli import main
-from nnsight_nla.cli.app import in_flags
+from nnsight_nla.cli.app import app, in_flags
 from tests.helpers.published import base, publish, records
 
 
@@ -47,6 +50,59 @@ def test_a_librarys_message_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert caught.value.code == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "TrainingError: --layer 3, but the vectors of" in said
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What the command line makes an NLA of; it is not made."""
+    calls = []
+
+    class Made(Exception):  # noqa: N818
+        pass
+
+    def nla(*args, **options):
+        calls.append((args, options))
+        raise Made
+
+    monkeypatch.setattr("nnsight_nla.nla.NLA", nla)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {"date": None}),
+        (["--date", "2026-11-26"], {"date": "2026-11-26"}),
+        (["--trust-remote-code"], {"date": None, "trust_remote_code": True}),
+    ],
+)
+def test_options_before_the_command_reach_every_nla(made, tmp_path, flags, expected):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "People in Paris"}')
+    CliRunner().invoke(app, ["--date", "2020-01-01", "--trust-remote-code", "explain", "x"])
+    for command in (["explain", "x"], ["read", "x"], ["run", str(source), "out.parquet"]):
+        made.clear()
+        CliRunner().invoke(app, [*flags, *command, "--av", "mine", "--target", "its"])
+        ((_, options),) = made
+        found = {key: options[key] for key in ("date", "trust_remote_code") if key in options}
+        assert found == expected
+
+
+def test_warnings_of_the_library_are_one_line_that_names_flags(monkeypatch, capsys):
+    folder = "no such folder"
+
+    def warn(*args, **options):
+        warnings.warn("pass NLA(..., date='2026-11-27'), or out=.", NLAWarning, stacklevel=2)
+        warnings.warn("another library's", UserWarning, stacklevel=2)
+        raise CheckpointError("date='tomorrow': expected a date")
+
+    monkeypatch.setattr("nnsight_nla.nla.NLA", warn)
+    monkeypatch.setattr(sys, "argv", ["nnsight-nla", "--date", "x", "explain", "t", "--av", folder])
+    with pytest.warns(UserWarning, match="another library's"), pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "Warning: pass nnsight-nla --date 2026-11-27 COMMAND, or out=.\n" in said
+    assert "CheckpointError: --date 'tomorrow': expected a date" in said
 
 
 def test_a_module_of_our_name_does_not_hide_the_standard_library():

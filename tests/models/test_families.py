@@ -5,13 +5,14 @@ tutorials/reference/families.rst says what is expected.
 """
 
 import re
+import warnings
 
 import nnsight
 import pytest
 import torch
 import transformers
 
-from nnsight_nla import CheckpointError, InjectionError
+from nnsight_nla import CheckpointError, InjectionError, NLAWarning
 from nnsight_nla.models import architecture, hosts
 from nnsight_nla.models.blocks import find_blocks, residual_envoy
 from tutorials.reference import families
@@ -82,6 +83,7 @@ def quiet():
         yield
 
 
+@needs_the_tables_version
 @pytest.mark.parametrize("family", sorted(REFUSED))
 def test_a_family_is_refused_at_construction_by_name(family):
     module = families.smallest(family)
@@ -201,6 +203,41 @@ def test_an_envoy_class_of_the_users_stays():
     with torch.no_grad(), model.trace(torch.tensor([[5, 6]])):
         half, full = layer.half().save(), layer.output.save()
     assert torch.equal(2 * half, full)
+
+
+def test_the_families_that_do_not_heed_left_padding_are_those_of_the_table():
+    rows = families.TABLE.read_text("utf-8").split("   * - ")
+    differ = {row.split("\n")[0].replace("\\", "") for row in rows if "differs: short" in row}
+    assert differ == hosts.LEFT_PADDING_COUNTS
+
+
+@pytest.mark.parametrize("family", sorted(hosts.LEFT_PADDING_COUNTS))
+def test_a_trace_that_is_padded_on_the_left_warns_where_padding_counts(family):
+    used = families.Used(families.smallest(family))
+    texts = [families.TEXTS[0], families.TEXTS[0][:4]]
+
+    def warned(texts):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with torch.no_grad(), used.model.trace(texts):
+                found = used.nla.layer(used.model).output.save()
+        said = [str(each.message) for each in caught if each.category is NLAWarning]
+        return any("does not heed padding on the left" in each for each in said), found
+
+    assert warned(texts)[0]
+    assert not warned(texts[:1])[0]
+    assert not warned([texts[0], texts[0]])[0]
+    used.model.tokenizer.padding_side = "right"
+    said, found = warned(texts)
+    assert not said
+    for row, span in zip(found, used.nla.positions(used.model, texts), strict=True):
+        alone, _ = used.plain(torch.tensor([span.ids]))
+        assert torch.allclose(row[span.slice], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_trace_that_is_padded_on_the_left_does_not_warn_elsewhere(model, nla):
+    with model.trace(["People in Paris speak", "People"]):  # A warning would be an error.
+        nla.layer(model)
 
 
 def test_blocks_are_next_to_the_embedding():
