@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -92,14 +92,30 @@ class ChunkStore:
         """Return the numbers of the finished chunks, in order."""
         return sorted(self._paths())
 
-    def write(self, number: int, table: pa.Table) -> None:
-        """Store chunk `number`, under a name that says what is in it."""
-        content = io.BytesIO()
-        # Vectors do not compress, and a chunk is read once.
-        pq.write_table(table, content, compression="lz4")
+    def write(self, number: int, parts: pa.Table | Iterable[pa.Table]) -> int:
+        """Store chunk `number`, under a name that says what is in it.
+
+        Args:
+            number: The number of the chunk.
+            parts: Its rows: one table, or at least one; only one at a time is in memory.
+
+        Returns:
+            The number of rows.
+        """
+        content, rows = io.BytesIO(), 0
+        writer: pq.ParquetWriter | None = None
+        tables: Iterable[Any] = [parts] if isinstance(parts, pa.Table) else parts
+        for part in tables:
+            # Vectors do not compress, and a chunk is read once.
+            writer = writer or pq.ParquetWriter(content, part.schema, compression="lz4")
+            writer.write_table(part, row_group_size=max(len(part), 1))
+            rows += len(part)
+        if writer is not None:
+            writer.close()
         path = self.folder / f"{number:06d}-{self._digest(number, content.getbuffer())}.parquet"
         with atomic_file(path, advice=ADVICE) as file:
             file.write(content.getbuffer())
+        return rows
 
     def check(self, expected: Collection[int]) -> None:
         """Check that these chunks are there, and no others; `read` checks what is in them.
@@ -119,8 +135,8 @@ class ChunkStore:
                 "the same arguments; only chunks that are missing are made again."
             )
 
-    def read(self, number: int) -> pa.Table:
-        """Load chunk `number`.
+    def read(self, number: int) -> Iterator[pa.Table]:
+        """Load chunk `number`, in the parts that it was written in; it is checked at once.
 
         Raises:
             NLAError: It is missing, damaged, or not a chunk of this output.
@@ -133,12 +149,13 @@ class ChunkStore:
             content = path.read_bytes()
             if path.name != f"{number:06d}-{self._digest(number, content)}.parquet":
                 raise ValueError("its content is not what its name says")
-            return pq.ParquetFile(pa.BufferReader(content)).read()
+            file = pq.ParquetFile(pa.BufferReader(content))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise NLAError(
                 f"{path} cannot be used: {error}. Delete it and rerun with the same arguments; "
                 "only chunks that are missing are made again."
             ) from error
+        return map(file.read_row_group, range(file.num_row_groups))
 
     def discard(self, numbers: Iterable[int]) -> None:
         """Delete chunks."""

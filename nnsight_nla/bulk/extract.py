@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 """The default number of documents per chunk."""
+_TEXT = "detokenized_text_truncated"
+_PART = 1 << 24
+"""The most characters of texts that are in memory together."""
 
 
 def extract(
@@ -115,11 +118,21 @@ def extract(
     }
     columns = schema(checkpoint.d_model, splits=bool(shares))
 
-    def finish(found: Sequence[ItemResiduals]) -> pa.Table:
-        # Each row has the text up to it, so only one document's rows are held as Python strings.
-        parts = (_rows(each, checkpoint.layer, split_of(each.item.doc_id)) for each in found)
-        tables = [records.to_table(part, columns) for part in parts]
-        return pa.concat_tables(tables or [records.to_table([], columns)])
+    def finish(found: Sequence[ItemResiduals]) -> Iterator[pa.Table]:
+        rows = (
+            row
+            for each in found
+            for row in _rows(each, checkpoint.layer, split_of(each.item.doc_id))
+        )
+        # Each row has the text up to it: all of a long document's take much more than itself.
+        part, size = list[dict[str, Any]](), 0
+        for row in rows:
+            part.append(row)
+            size += len(row.get(_TEXT) or "")
+            if size > _PART:
+                yield records.to_table(part, columns)
+                part, size = [], 0
+        yield records.to_table(part, columns)
 
     job = Job(
         "extracting",
@@ -148,29 +161,29 @@ def schema(d_model: int, *, splits: bool) -> pa.Schema:
             pa.field("n_raw_tokens", pa.int64()),
             pa.field("token", pa.string()),
             pa.field("activation_layer", pa.int64(), nullable=False),
-            pa.field("detokenized_text_truncated", pa.string()),
+            pa.field(_TEXT, pa.string()),
             pa.field(VECTOR, pa.list_(pa.float32(), d_model)),
             pa.field("error", pa.string()),
         ]
     )
 
 
-def _rows(found: ItemResiduals, layer: int, split: str | None) -> list[dict[str, Any]]:
+def _rows(found: ItemResiduals, layer: int, split: str | None) -> Iterator[dict[str, Any]]:
     here = {"doc_id": found.item.doc_id, "activation_layer": layer, "split": split}
     if found.item.error is not None:
-        return [{**here, "error": found.item.error}]
-    return [
-        {
+        yield {**here, "error": found.item.error}
+        return
+    for place, position in enumerate(found.positions):
+        if position is None:
+            continue
+        yield {
             **here,
             "position": position,
             "n_raw_tokens": position + 1,  # As published: counts this token too.
             "token": found.tokens[place],
-            "detokenized_text_truncated": found.read[place],
+            _TEXT: found.read[place],
             VECTOR: found.vectors[place].numpy(),
         }
-        for place, position in enumerate(found.positions)
-        if position is not None
-    ]
 
 
 def _split_by_hash(shares: dict[str, float], seed: int) -> Callable[[str], str | None]:

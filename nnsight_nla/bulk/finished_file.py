@@ -1,4 +1,4 @@
-"""The finished file: its chunks in order, one row group each, and a sidecar next to it.
+"""The finished file: its chunks in order, in row groups of their own, and a sidecar next to it.
 
 The bytes do not depend on when or how often a call was interrupted, or on how machines shared the
 chunks: no times are written, and the writer's settings are fixed. The metadata carry a note (the
@@ -9,7 +9,7 @@ of several shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ KEY = b"nnsight_nla.bulk"
 def write_finished(
     output: Path,
     schema: pa.Schema,
-    tables: Iterable[pa.Table],
+    chunks: Iterable[Iterable[pa.Table]],
     manifest: dict[str, Any],
     sidecar: dict[str, Any],
     *,
@@ -41,8 +41,8 @@ def write_finished(
 
     Args:
         output: The file; it appears when it is complete.
-        schema: The columns to write; the tables may have more.
-        tables: The chunks, in order; some may be empty.
+        schema: The columns to write; the chunks may have more.
+        chunks: The chunks, in order, each in parts of which one at a time is in memory.
         manifest: What the rows depend on.
         sidecar: The sidecar in the projects' schema, without the manifest.
         errors: How many rows went to another file because of an error.
@@ -63,11 +63,12 @@ def write_finished(
             file, schema, compression="zstd", compression_level=3, write_page_checksum=True
         )
         with writer:
-            for table in tables:
-                counts.append(len(table))
-                if "error" in schema.names:
-                    errors += len(table) - table["error"].null_count
-                if len(table):
+            for parts in chunks:
+                counts.append(0)
+                for table in filter(len, parts):
+                    counts[-1] += len(table)
+                    if "error" in schema.names:
+                        errors += len(table) - table["error"].null_count
                     writer.write_table(
                         table.select(schema.names).cast(schema).combine_chunks(),
                         row_group_size=len(table),
@@ -194,9 +195,9 @@ def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
     _check_shards(shards, first)
     schema = open_parquet(shards[1][0]).schema_arrow
     errors = 0 if "error" in schema.names else sum(note["errors"] for _, note in shards.values())
-    tables = _interleaved([shards[number] for number in sorted(shards)])
+    chunks = _interleaved([shards[number] for number in sorted(shards)])
     sidecar = read_sidecar(shards[1][0])
-    return write_finished(output, schema, tables, first, sidecar, errors=errors)
+    return write_finished(output, schema, chunks, first, sidecar, errors=errors)
 
 
 def _check_shards(shards: dict[int, tuple[Path, dict[str, Any]]], manifest: dict[str, Any]) -> None:
@@ -212,7 +213,9 @@ def _check_shards(shards: dict[int, tuple[Path, dict[str, Any]]], manifest: dict
         expected = len(range(number - 1, total, len(shards)))
         metadata = open_parquet(path).metadata
         groups = [metadata.row_group(place).num_rows for place in range(metadata.num_row_groups)]
-        if len(note["rows"]) != expected or groups != [each for each in note["rows"] if each]:
+        ends = set(accumulate(groups, initial=0))
+        whole = set(accumulate(note["rows"])) <= ends and sum(note["rows"]) == sum(groups)
+        if len(note["rows"]) != expected or not whole:
             raise NLAError(
                 f"{path} is incomplete: it has {len(note['rows'])} chunks and {sum(groups):,} "
                 f"rows, expected {expected} chunks and {sum(note['rows']):,} rows. Make this "
@@ -220,22 +223,30 @@ def _check_shards(shards: dict[int, tuple[Path, dict[str, Any]]], manifest: dict
             )
 
 
-def _interleaved(shards: list[tuple[Path, dict[str, Any]]]) -> Iterable[pa.Table]:
+def _interleaved(shards: list[tuple[Path, dict[str, Any]]]) -> Iterable[Iterable[pa.Table]]:
     """Yield the chunks of all shards in the order of the input: one of each in turn."""
-    files = [pq.ParquetFile(path, page_checksum_verification=True) for path, _ in shards]
+    groups = [_row_groups(path) for path, _ in shards]
     rows = [note["rows"] for _, note in shards]
-    groups = [list(accumulate(count > 0 for count in counts)) for counts in rows]
     for number in range(sum(map(len, rows))):
         shard, place = number % len(shards), number // len(shards)
-        if rows[shard][place]:
-            try:
-                yield files[shard].read_row_group(groups[shard][place] - 1)
-            except (pa.ArrowException, OSError) as error:
-                raise NLAError(
-                    f"{shards[shard][0]} is damaged: {error}. Make this shard again."
-                ) from error
-        else:
-            yield files[shard].schema_arrow.empty_table()
+        yield _of_rows(groups[shard], rows[shard][place])
+
+
+def _row_groups(path: Path) -> Iterator[pa.Table]:
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    for place in range(file.num_row_groups):
+        try:
+            yield file.read_row_group(place)
+        except (pa.ArrowException, OSError) as error:
+            raise NLAError(f"{path} is damaged: {error}. Make this shard again.") from error
+
+
+def _of_rows(groups: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield as many of the next row groups as have so many rows."""
+    while rows > 0:
+        table = next(groups)
+        rows -= len(table)
+        yield table
 
 
 def _canonical(column: pa.Field) -> pa.Field:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,8 +47,8 @@ class Job:
     """The output's sidecar, without the manifest."""
     read: Callable[[list[Item]], Any]
     """The first step, on the rows of a chunk."""
-    finish: Callable[[Any], pa.Table]
-    """The second step: from what was read to the chunk's rows."""
+    finish: Callable[[Any], pa.Table | Iterable[pa.Table]]
+    """The second step: from what was read to the chunk's rows, in one table or more."""
     prefetch: bool = False
     """Whether the two steps may run at the same time: they use two models."""
     remote: bool = False
@@ -133,13 +133,10 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
             bars.progress(job.name, total=total, unit=unit, shown=progress) as bar,
             closing(_tables(job, job.source.chunks(size, missing), bar.note)) as tables,
         ):
-            for number, items, table in tables:
-                if job.strict and table["error"].null_count < len(table):
-                    raise NLAError(_first_error(table))
+            for number, items, parts in tables:
                 job.source.check()
-                store.write(number, table)
+                rows += store.write(number, map(_without_errors, parts) if job.strict else parts)
                 made.append(number)
-                rows += len(table)
                 bar.advance(items, f"{rows / (time.monotonic() - start):.1f} rows/s")
         try:
             job.source.check(thorough=True)
@@ -158,8 +155,8 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
 
 def _tables(
     job: Job, chunks: Iterator[tuple[int, list[Item]]], note: Callable[[str], None]
-) -> Generator[tuple[int, int, pa.Table], None, None]:
-    """Yield the number, the size and the rows of each chunk."""
+) -> Generator[tuple[int, int, Iterable[pa.Table]], None, None]:
+    """Yield the number, the size and the rows of each chunk, in parts."""
     stop = threading.Event()
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -168,7 +165,8 @@ def _tables(
     read = ((number, len(items), attempt(partial(job.read, items))) for number, items in chunks)
     with closing(_prefetched(read, stop) if job.prefetch else read) as each:
         for number, size, found in each:
-            yield number, size, attempt(partial(job.finish, found))
+            made = attempt(partial(job.finish, found))
+            yield number, size, [made] if isinstance(made, pa.Table) else made
 
 
 def _prefetched(values: Iterator[Any], stop: threading.Event) -> Generator[Any, None, None]:
@@ -236,13 +234,13 @@ def _write_outputs(
         errors: int = 0,
     ) -> tuple[int, int]:  # fmt: skip
         columns = pa.schema([column for column in job.schema if column.name not in hidden])
-        tables = (select(store.read(number)) for number in numbers)
+        chunks = (map(select, store.read(number)) for number in numbers)
         manifest = _manifest_of(job, split)
-        return write_finished(path, columns, tables, manifest, job.sidecar, errors=errors)
+        return write_finished(path, columns, chunks, manifest, job.sidecar, errors=errors)
 
     if job.errors_file is None:
         return write(outputs[""], hidden, lambda table: table)
-    errors = sum(len(_bad(store.read(number))) for number in numbers)
+    errors = sum(len(_bad(part)) for number in numbers for part in store.read(number))
     if errors:
         write(job.errors_file, hidden, _bad, "errors")
     hidden |= {"error"}
@@ -273,10 +271,18 @@ def _checked_note(path: Path, job: Job) -> dict[str, Any]:
     return note
 
 
-def _first_error(table: pa.Table) -> str:
-    row = _bad(table).slice(0, 1).to_pylist()[0]
+def _without_errors(table: pa.Table) -> pa.Table:
+    """Return the rows, none of which is bad.
+
+    Raises:
+        NLAError: One is.
+    """
+    bad = _bad(table).slice(0, 1).to_pylist()
+    if not bad:
+        return table
+    (row,) = bad
     place = f", position {row['position']}" if row.get("position") is not None else ""
-    return (
+    raise NLAError(
         f"Row {row['doc_id']!r}{place}: {row['error']}. Correct or remove it, or pass strict=False "
         "to record the error and continue."
     )

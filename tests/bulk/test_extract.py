@@ -6,8 +6,10 @@ import json
 import operator
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from nnsight_nla import Checkpoint, InjectionError, NLAError, bulk, cli, tiny, training
 from nnsight_nla.bulk.finished_file import read_note
+from nnsight_nla.bulk.residuals import ItemResiduals, Prefixes, ResidualReader
 from nnsight_nla.tiny.documents import sample
 from nnsight_nla.training.published import is_held_out
 
@@ -82,10 +85,10 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(pair, corpus, tmp_p
 
     write = ChunkStore.write
 
-    def stops(self, number, table):
+    def stops(self, number, parts):
         if number == 2:
             raise KeyboardInterrupt
-        write(self, number, table)
+        return write(self, number, parts)
 
     monkeypatch.setattr(ChunkStore, "write", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -294,3 +297,58 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
         command("extract", corpus, tmp_path / "n.parquet", "--av", tiny.paths()["av"], *forms)
     with pytest.raises(NLAError, match=r"No layer is given\. Add --layer K"):
         command("extract", corpus, tmp_path / "u.parquet", "--target", pair[0].repo_id)
+
+
+LENGTH, PLACES = 40_000, 1_000
+
+
+def long_documents(monkeypatch, pair, folder: Path, count: int) -> Path:
+    """Long documents, and a reader that selects many places of each without running the target."""
+    file = folder / f"{count}.jsonl"
+    with file.open("w") as stream:
+        for number in range(count):
+            text = "".join(random.Random(number).choices("abcdefgh ", k=LENGTH))
+            stream.write(json.dumps({"id": f"{number}", "text": text}) + "\n")
+    ends = range(LENGTH // PLACES, LENGTH + 1, LENGTH // PLACES)
+
+    def read(self, items):
+        vectors = torch.zeros(PLACES, pair[1].checkpoint.d_model)
+        return [
+            ItemResiduals(each, list(ends), ["t"] * PLACES, Prefixes(each.value, ends), vectors)
+            for each in items
+        ]
+
+    monkeypatch.setattr(ResidualReader, "read", read)
+    return file
+
+
+def test_memory_does_not_grow_with_the_number_of_long_documents(pair, tmp_path, monkeypatch):
+    """Twenty megabytes of prefixes a document; all of a chunk's would be half a gigabyte."""
+    peaks = {}
+    for count in (3, 24):
+        source = long_documents(monkeypatch, pair, tmp_path, count)
+        pool, usual = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+        pa.set_memory_pool(pool)
+        try:
+            report = extract(pair, source, tmp_path / f"{count}.parquet", chunk=64)
+        finally:
+            pa.set_memory_pool(usual)
+        assert (report.rows, report.chunks) == (count * PLACES, 1)
+        peaks[count] = pool.max_memory()
+    print({count: f"{peak / 2**20:.0f} MiB" for count, peak in peaks.items()})
+    assert peaks[24] < 1.4 * peaks[3]  # The vectors are 0.5 MiB a document.
+    assert peaks[24] < 120 * 2**20
+    table = pq.ParquetFile(tmp_path / "24.parquet").read_row_group(0)
+    texts = table["detokenized_text_truncated"].to_pylist()
+    assert [len(text) for text in texts[:3]] == [40, 80, 120]
+
+
+def test_shards_of_long_documents_merge_to_the_same_bytes(pair, tmp_path, monkeypatch):
+    source = long_documents(monkeypatch, pair, tmp_path, 5)
+    extract(pair, source, tmp_path / "whole.parquet", chunk=2)
+    shards = [tmp_path / f"s{number}.parquet" for number in (1, 2)]
+    for number, output in enumerate(shards, start=1):
+        extract(pair, source, output, chunk=2, shard=f"{number}/2")
+    bulk.merge(shards, tmp_path / "merged.parquet")
+    assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert pq.ParquetFile(tmp_path / "whole.parquet").num_row_groups > 3
