@@ -181,7 +181,7 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("other", [None, "x"])
 def test_an_nla_of_an_experiment(model, experiment, other):
     kind = type(other).__name__
-    said = f"The second argument is {kind} {str(other)!r}: expected the NLA that explains the resid"
+    said = f"The second argument is {kind} {other!r}: expected the NLA that explains the resid"
     with refused(ExperimentError, said):
         EXPERIMENTS[experiment](model, other, TEXT)
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from ..checkpoint.reply import OPEN, extract
 from ..core.numeric import is_int
-from ..errors import NLAError
+from ..errors import NLAError, shown
 from ..models.fingerprint import Unchanged, fingerprint_file
 from ..storage.atomic import atomic_file
 from ..storage.function_hash import fingerprint_function
@@ -88,7 +88,7 @@ def label(
     source, output = Path(source).expanduser(), Path(output).expanduser()
     rows = _open_rows(source)
     if not is_int(workers, 1):
-        raise NLAError(f"workers={workers!r}: expected a whole number from 1.")
+        raise NLAError(f"workers={shown(workers)}: expected a whole number from 1.")
     from_file = isinstance(by, str | Path)
     labeller = _labels_of(Path(by)) if from_file else by
     kept = [
@@ -190,7 +190,7 @@ def _identify(labeller: Labeller, output: Path, edited: Edited) -> dict[str, Any
         NLAError: The function was edited since the first chunk, and that is not accepted.
     """
     if edited not in get_args(Edited):
-        raise NLAError(f"edited={edited!r}: expected 'refuse' or 'accept'.")
+        raise NLAError(f"edited={shown(edited)}: expected 'refuse' or 'accept'.")
     now, store = fingerprint_function(labeller, stateful=True), ChunkStore(output)
     finished = output.exists()
     manifest = read_note(output)["manifest"] if finished else store.manifest

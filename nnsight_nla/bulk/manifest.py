@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import NLAError
+from ..errors import NLAError, shown
 
 VERSION = 1
 _LONG, _AROUND = 160, 20
@@ -67,7 +67,8 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     part, parts = map(int, found.groups()) if found else (0, 0)
     if not 1 <= part <= parts:
         raise NLAError(
-            f'shard={shard!r}: expected "i/n", such as "1/2" on one machine and "2/2" on another.'
+            f'shard={shown(shard)}: expected "i/n", such as "1/2" on one machine and "2/2" on '
+            "another."
         )
     return part, parts
 

@@ -16,7 +16,7 @@ import torch
 
 from ..checkpoint.identity import hub_id
 from ..checkpoint.origin import Claims, Origin
-from ..errors import InjectionError, NLAError
+from ..errors import InjectionError, NLAError, shown
 from ..models import bridge, hosts, target, weights
 from ..remote.ndif import send
 from .sources import Item
@@ -107,7 +107,9 @@ class ResidualReader:
             )
         hosts.block(self.model, self.layer)
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise NLAError(f"max_tokens={self.max_tokens!r}: expected an integer of 1 or more.")
+            raise NLAError(
+                f"max_tokens={shown(self.max_tokens)}: expected an integer of 1 or more."
+            )
 
     def origin(self, checkpoint: Checkpoint, claims: Claims) -> tuple[Origin, list[str]]:
         """Return the origin of the residuals, and how it differs from a checkpoint's.

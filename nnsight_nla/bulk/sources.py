@@ -68,7 +68,8 @@ def open_source(
     kinds = path.suffixes[-2:]
     if text is not None and vector is not None:
         raise NLAError(
-            f"text={text!r} and vector={vector!r}: an input is read as texts or as vectors. Pass "
+            f"text={shown(text)} and vector={shown(vector)}: an input is read as texts or as "
+            "vectors. Pass "
             "one of them."
         )
     columns = Columns(text, vector, doc_id)

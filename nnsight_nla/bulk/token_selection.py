@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import NLAError
+from ..errors import NLAError, shown
 from ..models import hosts
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ def parse_positions(spec: str | int, *, skip: int = 0, seed: int = 0) -> TokenSe
             return selection(_matches(re.compile(value)))
         except re.error as error:
             raise NLAError(
-                f"positions={written!r}: the regular expression is not valid: {error}."
+                f"positions={shown(written)}: the regular expression is not valid: {error}."
             ) from error
     raise NLAError(
-        f"positions={written!r}: expected all, last, every:N, random:N, regex:PATTERN, or "
+        f"positions={shown(written)}: expected all, last, every:N, random:N, regex:PATTERN, or "
         f"class:NAME with one of {', '.join(CLASSES)}."
     )
 

@@ -266,7 +266,7 @@ class Origin:
             NLAError: The origin is another one, or `claims` is neither word.
         """
         if claims not in get_args(Claims):
-            raise error(f"claims={claims!r}: expected 'check' or 'ignore'.")
+            raise error(f"claims={shown(claims)}: expected 'check' or 'ignore'.")
         origin = expected if isinstance(expected, Origin) else Origin.of(expected)
         found = self.differences(origin, any_kind=any_kind)
         if found and claims == "check":

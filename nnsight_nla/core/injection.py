@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from .numeric import is_int, is_real
 
 if TYPE_CHECKING:
@@ -65,24 +65,25 @@ class Injection:
         if not is_operation(self.operation) or self.site not in ("block", "embedding"):
             known = " or ".join(map(repr, OPERATIONS))
             raise CheckpointError(
-                f"Injection(operation={self.operation!r}, site={self.site!r}): expected the "
+                f"Injection(operation={shown(self.operation)}, site={shown(self.site)}): expected "
+                "the "
                 f"operation {known} and the site 'block' or 'embedding'. To add an operation: "
                 "nnsight_nla.core.injection.OPERATIONS[name] = function."
             )
         if self.site == "block" and not is_int(self.layer, 0):
             raise CheckpointError(
-                f"Injection(site='block', layer={self.layer!r}): expected the number of the block "
-                "whose output is written, from 0, for example Injection(layer=1)."
+                f"Injection(site='block', layer={shown(self.layer)}): expected the number of the "
+                "block whose output is written, from 0, for example Injection(layer=1)."
             )
         if self.site == "embedding" and self.layer is not None:
             raise CheckpointError(
-                f"Injection(site='embedding', layer={self.layer!r}): the embedding has no block "
-                "number. Pass layer=None."
+                f"Injection(site='embedding', layer={shown(self.layer)}): the embedding has no "
+                "block number. Pass layer=None."
             )
         largest = torch.finfo(torch.float32).max
         if self.scale is not None and not (is_real(self.scale) and 0 < self.scale <= largest):
             raise CheckpointError(
-                f"Injection(scale={self.scale!r}): expected a positive, finite number."
+                f"Injection(scale={shown(self.scale)}): expected a positive, finite number."
             )
         if self.operation == "replace" and self.scale is None:
             raise CheckpointError(

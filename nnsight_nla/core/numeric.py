@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
+import torch
+
 
 def is_int(value: object, least: int | None = None) -> TypeGuard[int]:
     """Return whether `value` is an integer, of at least `least` if given; a bool is not one."""
@@ -37,3 +39,14 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def has_values(value: object) -> bool:
+    """Return whether the values of a tensor can be listed: it is dense and not on ``meta``.
+
+    >>> has_values(torch.eye(2)), has_values(torch.eye(2).to_sparse()), has_values([1, 2])
+    (True, False, True)
+    """
+    if not isinstance(value, torch.Tensor):
+        return True
+    return value.layout is torch.strided and value.device.type != "meta"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import VerbalizationError
+from ..errors import VerbalizationError, shown
 from .numeric import is_int, is_real
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Sampling:
         ):
             if not valid:
                 raise VerbalizationError(
-                    f"Sampling({name}={getattr(self, name)!r}): expected {expected}."
+                    f"Sampling({name}={shown(getattr(self, name))}): expected {expected}."
                 )
 
     @property

@@ -31,7 +31,7 @@ from ..checkpoint import dialects, sidecar
 from ..checkpoint.prompt import Prompt
 from ..core.sampling import Sampling
 from ..core.similarity import cosine
-from ..errors import CheckpointError, InjectionError, NLAError, TextError
+from ..errors import CheckpointError, InjectionError, NLAError, TextError, shown
 from ..evaluation.reconstructor import Reconstructor
 from ..models import hosts, weights
 from ..models.open import OpenOptions, open_reconstructor
@@ -303,7 +303,7 @@ def diagnose(
         )
     ):
         raise InjectionError(
-            f"texts={texts!r}: expected a list of non-empty strings for the target to read."
+            f"texts={shown(texts)}: expected a list of non-empty strings for the target to read."
         )
     reconstruct = nla.reconstruct if nla.has_reconstructor else None
     if ar is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.injection import unit
 from ..core.numeric import is_real
-from ..errors import ReconstructionError
+from ..errors import ReconstructionError, shown
 from ..explanation.handle import Explanation
 from ..remote import wire
 
@@ -88,7 +88,8 @@ def residual_norm(
     """
     if norm is not None and not (is_real(norm) and norm > 0):
         raise ReconstructionError(
-            f"norm={norm!r}: expected a positive, finite number, the L2 norm of a residual, for "
+            f"norm={shown(norm)}: expected a positive, finite number, the L2 norm of a residual, "
+            "for "
             "example norm=vectors.norm(dim=-1).mean().item()."
         )
     if norm is None and isinstance(away_from, Explanation):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from .grid import run_cells
 from .plan import Key, Options, Setup, digest, takes_options
 from .records import Cell
@@ -136,20 +136,20 @@ def _chosen(
 def _check(method: Any, reference: Any, over: Any, direction: Any) -> None:
     if method not in get_args(Method):
         raise ExperimentError(
-            f"method={method!r}: expected one of {', '.join(map(repr, get_args(Method)))}."
+            f"method={shown(method)}: expected one of {', '.join(map(repr, get_args(Method)))}."
         )
     if over not in get_args(Over):
-        raise ExperimentError(f"over={over!r}: expected 'position' or 'tokens'.")
+        raise ExperimentError(f"over={shown(over)}: expected 'position' or 'tokens'.")
     needs = method in ("mean", "resample")
     if needs and (isinstance(reference, str) or not reference):
         raise ExperimentError(
-            f"method={method!r} needs prompts to take values from: reference=[prompt, ...]."
+            f"method={shown(method)} needs prompts to take values from: reference=[prompt, ...]."
         )
     if reference is not None and not needs:
         raise ExperimentError(f"reference= goes with 'mean' and 'resample', not {method!r}.")
     if (direction is not None) != (method == "project"):
         raise ExperimentError(
-            f"direction= goes with method='project' only; got method={method!r}, "
+            f"direction= goes with method='project' only; got method={shown(method)}, "
             f"direction={'None' if direction is None else 'given'}."
         )
 

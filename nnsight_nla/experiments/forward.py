@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ExperimentError, InjectionError
+from ..errors import ExperimentError, InjectionError, shown
 from .model_interface import ModelInterface, SiteName, interface_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Target:
         """
         if not hasattr(nla, "explain") or not hasattr(nla, "layer"):
             raise ExperimentError(
-                f"The second argument is {type(nla).__name__} {str(nla)[:40]!r}: expected the NLA "
+                f"The second argument is {type(nla).__name__} {shown(nla)}: expected the NLA "
                 "that explains the residuals, such as NLA(av)."
             )
         layer = nla.layer(model)
@@ -198,9 +198,13 @@ def find_sites(
         InjectionError: This architecture shows no such site.
     """
     if site not in get_args(SiteName):
-        raise ExperimentError(f"site={site!r}: expected one of {', '.join(get_args(SiteName))}.")
+        raise ExperimentError(
+            f"site={shown(site)}: expected one of {', '.join(get_args(SiteName))}."
+        )
     if heads is not None and site != "head":
-        raise ExperimentError(f'heads={heads!r} goes with site="head", not with site={site!r}.')
+        raise ExperimentError(
+            f'heads={shown(heads)} goes with site="head", not with site={shown(site)}.'
+        )
     found: list[Site] = []
     for layer in _numbers(layers, model.depth, "layers"):
         place, width = model.place(site, layer)
@@ -243,7 +247,8 @@ def _numbers(given: Any, count: int, name: str) -> list[int]:
     ]
     if bad or not chosen:
         raise ExperimentError(
-            f"{name}={given!r}: expected whole numbers from 0 to {count - 1}, a list of them, or "
+            f"{name}={shown(given)}: expected whole numbers from 0 to {count - 1}, a list of "
+            "them, or "
             "'all'."
         )
     return sorted(set(chosen))

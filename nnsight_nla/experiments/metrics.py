@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from ..storage.function_hash import hash_function
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def bind(metric: Any, tokenizer: Any) -> Measure:
     if callable(metric):
         return Measure(str(getattr(metric, "__name__", type(metric).__name__)), None, metric)
     raise ExperimentError(
-        f"metric={metric!r}: expected logit_difference(a, b), probability(token), "
+        f"metric={shown(metric)}: expected logit_difference(a, b), probability(token), "
         "kl(reference), or a function from logits [rows, vocab] to one number per row."
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from ..view.escaping import Html, html, readable, visible
 from ..view.figure import INK, TEMPLATE
 from ..view.table import chip, table
@@ -205,7 +205,7 @@ def summary(
 
 def _check(value: str) -> None:
     if value not in ("effect", "change"):
-        raise ExperimentError(f"plot(value={value!r}): expected 'effect' or 'change'.")
+        raise ExperimentError(f"plot(value={shown(value)}): expected 'effect' or 'change'.")
 
 
 def _unit(header: Header) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from torch import Tensor
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from .forward import Action, Found, Site, Target, find_sites
 from .metrics import Measure, Metric, bind
 from .model_interface import SiteName
@@ -164,7 +164,7 @@ class Setup:
         given: dict[str, Any] = {**_DEFAULTS, **options}
         size = given["batch_size"]
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ExperimentError(f"batch_size={size!r}: expected a whole number from 1.")
+            raise ExperimentError(f"batch_size={shown(size)}: expected a whole number from 1.")
         target = Target.of(model, nla, remote=given["remote"])
         text = target.model.positions(prompt)
         return Setup(

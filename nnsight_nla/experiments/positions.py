@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from .records import Explained
 
 Positions = int | Sequence[int | tuple[int, int]] | Literal["all", "aligned"]
@@ -105,14 +105,14 @@ def listed(
         expected += ". The last token is positions=-1"
     if isinstance(positions, str):
         if positions != "all":
-            raise ExperimentError(f"positions={positions!r}. {expected}.")
+            raise ExperimentError(f"positions={shown(positions)}. {expected}.")
         return list(range(length))
     try:
         given = [positions] if isinstance(positions, int) else list(positions)
     except TypeError:
         given = []
     if not given:
-        raise ExperimentError(f"positions={positions!r}. {expected}.")
+        raise ExperimentError(f"positions={shown(positions)}. {expected}.")
     found: dict[Any, None] = {}
     for each in given:
         if pairs and isinstance(each, tuple) and len(each) == 2:
@@ -154,7 +154,8 @@ def explained(explain_at: Any, length: int) -> Explained:
     strange = [each for each in given if isinstance(each, str) and each != "patched"]
     if strange or not given:
         raise ExperimentError(
-            f'explain_at={explain_at!r}: expected a position (-1 is the last), "patched" (each '
+            f'explain_at={shown(explain_at)}: expected a position (-1 is the last), "patched" '
+            "(each "
             "cell's own position), or a list of these."
         )
     fixed = [each for each in given if each != "patched"]

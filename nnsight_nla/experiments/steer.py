@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from .grid import run_cells
 from .plan import Options, Setup, digest, takes_options
 from .records import Cell
@@ -81,7 +81,7 @@ def steer(
 def _random(vector: Tensor, controls: Any, seed: int) -> dict[str, Tensor]:
     """Draw directions uniformly on the sphere, of the vector's own norm."""
     if isinstance(controls, bool) or not isinstance(controls, int) or controls < 0:
-        raise ExperimentError(f"controls={controls!r}: expected a whole number from 0.")
+        raise ExperimentError(f"controls={shown(controls)}: expected a whole number from 0.")
     generator = torch.Generator().manual_seed(seed)
     # One by one, so that a direction is the same whatever the number of them.
     drawn = [
@@ -99,5 +99,5 @@ def _doses(doses: Any) -> list[float]:
     except (TypeError, ValueError):
         listed_doses = []
     if not listed_doses or not all(map(math.isfinite, listed_doses)):
-        raise ExperimentError(f"doses={doses!r}: expected a number or a list of numbers.")
+        raise ExperimentError(f"doses={shown(doses)}: expected a number or a list of numbers.")
     return list(dict.fromkeys(listed_doses))

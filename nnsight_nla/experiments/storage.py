@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.numeric import is_int, is_real
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from ..models.fingerprint import fingerprint_model
 from ..storage.atomic import atomic_file
 from .records import NOT_EXPLAINED, Cell, Header, Outcome, Said, Texts, effect
@@ -168,7 +168,7 @@ def _check_types(header: Header, cells: Sequence[Cell]) -> None:
 
 def _check(name: str, value: object, good: bool) -> None:
     if not good:
-        raise TypeError(f"its {name} is {repr(value)[:60]}")
+        raise TypeError(f"its {name} is {shown(value)}")
 
 
 def _records(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..checkpoint.origin import Claims, Origin
 from ..core.similarity import cosine
-from ..errors import ExperimentError
+from ..errors import ExperimentError, shown
 from ..evaluation.compare import Difference, difference, text_distances
 from . import picture, records, storage
 from .records import REACHES, Cell, Header, Outcome, Texts, reach
@@ -240,7 +240,7 @@ class Sweep:
             ExperimentError: An option is none of these, or the sweep has no doses for curves.
         """
         if form not in ("grid", "curves"):
-            raise ExperimentError(f"plot(form={form!r}): expected 'grid' or 'curves'.")
+            raise ExperimentError(f"plot(form={shown(form)}): expected 'grid' or 'curves'.")
         draw, rows = picture.curves if form == "curves" else picture.heat_map, self.rows()
         return draw(self.header, rows, self.compared(rows, distances=False), value)
 

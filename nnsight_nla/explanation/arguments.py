@@ -54,7 +54,7 @@ def _what(value: object) -> str:
         inside = sorted({type(each).__name__ for each in cast("Sequence[object]", value)})
         return f"a {kind} of {len(value)} {' and '.join(inside) or 'elements'}"
     shape = getattr(value, "shape", None)
-    return f"{kind} {list(shape)}" if isinstance(shape, tuple) else f"{kind} {str(value)[:40]!r}"
+    return f"{kind} {list(shape)}" if isinstance(shape, tuple) else f"{kind} {shown(value)}"
 
 
 def _instead(value: object) -> str:
@@ -79,14 +79,16 @@ def check_handles(handles: object) -> list[Any]:
         VerbalizationError: It is something else.
     """
     one = hasattr(handles, "capture")
-    several = isinstance(handles, Iterable) and not isinstance(handles, str | bytes | Mapping)
+    several = isinstance(handles, Iterable) and not isinstance(
+        handles, str | bytes | Mapping | Tensor
+    )
     found: list[Any] = [handles] if one else list(cast("Any", handles)) if several else []
     bad = [each for each in found if not hasattr(each, "capture")]
     if bad or not (one or several):
         wrong = bad[0] if bad else handles
         raise VerbalizationError(
-            f"Expected the handle that nla.explain() returns, or several, got "
-            f"{type(wrong).__name__} {str(wrong)[:40]!r}. For all that are pending: nla.resolve()."
+            f"Expected the handle that nla.explain() returns, or several, got {shown(wrong)}. For "
+            "all that are pending: nla.resolve()."
         )
     return found
 

@@ -85,7 +85,7 @@ def captured(
     """
     expected = Origin() if checkpoint is None else Origin.of(checkpoint)
     if not isinstance(origin, Origin | None):
-        raise InjectionError(f"origin={origin!r}: expected Origin(model=..., layer=..., ...).")
+        raise InjectionError(f"origin={shown(origin)}: expected Origin(model=..., layer=..., ...).")
     said = (origin or Origin()).completed(Origin(kind=kind))
     ignored = said.check(
         expected, "This tensor", claims=claims, any_kind=True, error=InjectionError

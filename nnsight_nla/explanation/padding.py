@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..core.ragged import misfit, picked
-from ..errors import InjectionError, NLAWarning
+from ..errors import InjectionError, NLAWarning, shown
 from ..models.hosts import Positions
 
 At = Positions | Sequence[Positions]
@@ -57,7 +57,7 @@ def placed(vectors: Tensor, at: Any, tokens: Any, positions: Any) -> Placed:
     places: list[Positions] = [at] if one else list(at) if isinstance(at, list | tuple) else []
     if not places or not all(isinstance(each, Positions) for each in places):
         raise InjectionError(
-            f"at={str(at)[:40]!r}: expected what nla.positions(model, prompts) returns, or one of "
+            f"at={shown(at)}: expected what nla.positions(model, prompts) returns, or one of "
             "its elements."
         )
     batch = vectors[None] if one and vectors.ndim == 2 else vectors

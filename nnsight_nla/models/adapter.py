@@ -211,7 +211,7 @@ def check_used(load: dict[str, Any], *opened: Any) -> None:
     models = [model for model in opened if model is not None]
     if load and not models:
         raise CheckpointError(
-            f"ar_options={load!r}, but there is no reconstructor. Pass it: NLA(av, ar=...)."
+            f"ar_options={shown(load)}, but there is no reconstructor. Pass it: NLA(av, ar=...)."
         )
     if load and all(isinstance(model, AdapterModel) for model in models):
         raise CheckpointError(

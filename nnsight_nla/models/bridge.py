@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from .. import _compat
-from ..errors import InjectionError, NLAError, NLAWarning
+from ..errors import InjectionError, NLAError, NLAWarning, shown
 from . import hosts
 from .hosts import Positions
 from .loading import from_pretrained
@@ -151,7 +151,7 @@ def positions(
         NLAWarning: The bridge adds or removes a BOS, or cuts the prompt.
     """
     if prepend_bos is not None and not isinstance(prepend_bos, bool):
-        raise InjectionError(f"prepend_bos={prepend_bos!r}: expected True, False or None.")
+        raise InjectionError(f"prepend_bos={shown(prepend_bos)}: expected True, False or None.")
     side = hosts.checked_side(padding_side, bridge.tokenizer.padding_side or "right")
     found: list[Positions] = []
     for prompt in listed(prompts):
@@ -238,11 +238,11 @@ class Hook:
             InjectionError: The bridge cannot be read, or `positions` or `at` is something else.
         """
         if positions not in ("last", "all"):
-            raise InjectionError(f"positions={positions!r}: expected 'last' or 'all'.")
+            raise InjectionError(f"positions={shown(positions)}: expected 'last' or 'all'.")
         at = [at] if isinstance(at, Positions) else at
         if at is not None and not all(isinstance(each, Positions) for each in at):
             raise InjectionError(
-                f"at={str(at)[:40]!r}: expected nla.positions(bridge, prompts), a list."
+                f"at={shown(at)}: expected nla.positions(bridge, prompts), a list."
             )
         self.explanations: list[tuple[Any, ...]] = []
         """For each forward pass, a handle per prompt: shape ``()``, or ``(tokens,)`` for "all"."""

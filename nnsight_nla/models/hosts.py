@@ -25,7 +25,7 @@ from torch import nn
 
 from .. import _compat
 from ..core.numeric import is_int
-from ..errors import InjectionError
+from ..errors import InjectionError, shown
 from .architecture import Finding, finding
 from .blocks import find_blocks, residual_envoy
 from .prompts import FLAT, checked, listed, rendering
@@ -90,10 +90,12 @@ def positions(
     """
     if prepend_bos is not None:
         raise InjectionError(
-            f"prepend_bos={prepend_bos!r} is for a TransformerBridge; an nnsight model's prompts "
+            f"prepend_bos={shown(prepend_bos)} is for a TransformerBridge; an nnsight model's "
+            "prompts "
             "begin as its tokenizer makes them. For another beginning, trace token ids and pass "
             "them here: nla.positions(model, [ids])."
         )
+    text_config(model)
     side = checked_side(padding_side, _compat.padding_side(model))
     return [replace(tokenized(model, prompt), side=side) for prompt in listed(prompts)]
 
@@ -126,7 +128,7 @@ def checked_side(given: object, default: str) -> Side:
         InjectionError: It is neither ``"left"`` nor ``"right"``.
     """
     if given is not None and given not in ("left", "right"):
-        raise InjectionError(f"padding_side={given!r}: expected 'left' or 'right'.")
+        raise InjectionError(f"padding_side={shown(given)}: expected 'left' or 'right'.")
     return "right" if (given or default) == "right" else "left"
 
 

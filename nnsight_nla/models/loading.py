@@ -14,7 +14,7 @@ from .. import _compat
 from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import DEPTH_SLOT, Checkpoint
 from ..core.numeric import is_int
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from . import hosts
 
 if TYPE_CHECKING:
@@ -310,14 +310,18 @@ def check_dtype(load: dict[str, Any], *, quantized: bool = True) -> None:
     """
     for name in ("dtype", "torch_dtype"):
         dtype = load.get(name)
-        special = quantized and (dtype == "auto" or _compat.quantization(dtype) is not None)
+        special = (
+            quantized
+            and isinstance(dtype, str)
+            and (dtype == "auto" or _compat.quantization(dtype) is not None)
+        )
         if dtype is None or special:
             continue
         found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(found, torch.dtype) or not found.is_floating_point:
             more = ", 'auto', or a quantized dtype: 'int8', 'nf4', 'fp8'" if quantized else ""
             raise CheckpointError(
-                f"{name}={dtype!r}: expected 'float32', 'bfloat16', 'float16'{more}."
+                f"{name}={shown(dtype)}: expected 'float32', 'bfloat16', 'float16'{more}."
             )
 
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from .. import _compat
 from ..core.locks import Lock
-from ..errors import CheckpointError, NLAError, VerbalizationError
+from ..errors import CheckpointError, NLAError, VerbalizationError, shown
 from . import hosts, weights
 from .adapter import AdapterModel, weights_of
 
@@ -61,7 +61,7 @@ class Memory:
         """
         if placement not in get_args(Placement):
             listed = " or ".join(f"{each!r}" for each in get_args(Placement))
-            raise CheckpointError(f"placement={placement!r}: expected {listed}.")
+            raise CheckpointError(f"placement={shown(placement)}: expected {listed}.")
         self.placement = placement
         self._targets: weakref.WeakSet[Any] = weakref.WeakSet()
         self._models: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()

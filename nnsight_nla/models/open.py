@@ -19,7 +19,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.dates import TODAY, Date, to_iso
 from ..checkpoint.prompt import Prompt
 from ..core.injection import Injection
-from ..errors import CheckpointError, NLAWarning
+from ..errors import CheckpointError, NLAWarning, shown
 from . import adapter as adapters
 from . import hosts, reconstructor_files
 from .loading import at_depth, check_model, load_model, load_tokenizer
@@ -209,7 +209,7 @@ def _described(where: str | Path, given: Checkpoint | Injection | str | Path | N
     if given is None or isinstance(given, str | Path):
         return Checkpoint.load(given or where)
     raise CheckpointError(
-        f"checkpoint={given!r}: expected a Checkpoint, an Injection, or the path of a sidecar."
+        f"checkpoint={shown(given)}: expected a Checkpoint, an Injection, or the path of a sidecar."
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.numeric import is_int
+from ..core.numeric import has_values, is_int
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import InjectionError, shown
 
@@ -33,7 +33,7 @@ def listed(prompts: Any) -> list[Any]:
     """
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping) or not has_values(prompts):
         raise refusal(prompts, FLAT)
     several = list(_plain(prompts))
     if several and (
@@ -60,7 +60,7 @@ def checked(prompt: Any, vocabulary: int, *, advice: str = FLAT) -> Prompt:
     """
     if isinstance(prompt, str):
         return prompt
-    if not isinstance(prompt, list | tuple | torch.Tensor | np.ndarray):
+    if not isinstance(prompt, list | tuple | torch.Tensor | np.ndarray) or not has_values(prompt):
         raise refusal(prompt, advice)
     items = list(_plain(prompt))
     if len(items) == 1 and isinstance(items[0], str | list | tuple):
@@ -115,7 +115,8 @@ def rendering(prompt: Prompt, name: str) -> Iterator[None]:
 
 def refusal(prompt: Any, advice: str = FLAT) -> InjectionError:
     """Return the error for something that is not one prompt."""
-    items = list(_plain(prompt)) if isinstance(prompt, Iterable) else None
+    readable = isinstance(prompt, Iterable) and has_values(prompt)
+    items = list(_plain(prompt)) if readable else None
     if isinstance(prompt, Mapping):
         return InjectionError(
             f"{_shown(prompt)} is not a prompt. {EXPECTED}. For one message: [message]."

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..core.numeric import is_int
-from ..errors import NLAError
+from ..core.numeric import has_values, is_int
+from ..errors import NLAError, shown
 from ..models import bridge, hosts, weights
 from ..models import target as targets
 from .records import Reading, TokenReading
@@ -122,7 +122,8 @@ def _with_reply(model: Target, span: Positions, new_tokens: int, remote: bool) -
 def _checked_length(generate: object) -> int:
     if isinstance(generate, bool) or not isinstance(generate, int) or generate < 1:
         raise NLAError(
-            f"generate={generate!r}: expected the longest reply in tokens, a whole number from 1."
+            f"generate={shown(generate)}: expected the longest reply in tokens, a whole number "
+            "from 1."
         )
     return generate
 
@@ -136,13 +137,13 @@ def _wanted(positions: Which, length: int, prompt_length: int) -> list[int]:
         if positions == "reply" and prompt_length < length:
             return list(every[prompt_length:])
         last = " The last token is positions=-1." if positions == "last" else ""
-        raise NLAError(f"positions={positions!r}: {_PLACES}{last}")
+        raise NLAError(f"positions={shown(positions)}: {_PLACES}{last}")
     try:
         if isinstance(positions, slice):
             selected = list(every[positions])
         else:
             given: Any = positions
-            given = given.tolist() if hasattr(given, "tolist") else given
+            given = given.tolist() if hasattr(given, "tolist") and has_values(given) else given
             listed: list[Any] = (
                 list(given) if isinstance(given, list | tuple | range | set) else [given]
             )
@@ -150,13 +151,13 @@ def _wanted(positions: Which, length: int, prompt_length: int) -> list[int]:
                 raise TypeError
             selected = [every[position] for position in listed]
     except TypeError as error:
-        raise NLAError(f"positions={positions!r}: {_PLACES}") from error
+        raise NLAError(f"positions={shown(positions)}: {_PLACES}") from error
     except IndexError as error:
         raise NLAError(
-            f"positions={positions!r}: the text has {length} tokens, 0 to {length - 1}."
+            f"positions={shown(positions)}: the text has {length} tokens, 0 to {length - 1}."
         ) from error
     if not selected:
-        raise NLAError(f"positions={positions!r} selects none of the text's {length} tokens.")
+        raise NLAError(f"positions={shown(positions)} selects none of the text's {length} tokens.")
     return sorted(set(selected))
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..checkpoint.checkpoint import Checkpoint
 from ..core.baseline import Baseline
 from ..core.injection import Injection
-from ..errors import ReconstructionError
+from ..errors import ReconstructionError, shown
 from ..models.loading import check_dtype
 from ..models.weights import load_module
 from ..progress import progress
@@ -144,7 +144,9 @@ def train(
         raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
     check_dtype({"dtype": dtype}, quantized=False)
     if save_dtype is not None and save_dtype not in _DTYPES:
-        raise TrainingError(f"save_dtype={save_dtype!r}: expected one of {', '.join(_DTYPES)}.")
+        raise TrainingError(
+            f"save_dtype={shown(save_dtype)}: expected one of {', '.join(_DTYPES)}."
+        )
     check_precision(settings)
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .. import _compat
-from ..errors import VerbalizationError
+from ..errors import VerbalizationError, shown
 from ..models import hosts
 from ..models.head import head_of
 
@@ -52,7 +52,7 @@ def check_engine(given: object) -> Engine:
     """
     if given in get_args(Engine):
         return given  # type: ignore[return-value]
-    raise VerbalizationError(f"engine={given!r}: expected 'fast' or 'generate'.")
+    raise VerbalizationError(f"engine={shown(given)}: expected 'fast' or 'generate'.")
 
 
 def unfit(av: Any) -> str | None:

@@ -18,7 +18,7 @@ from nnsight_nla.core.injection import (
     unusable,
     write,
 )
-from nnsight_nla.errors import CheckpointError
+from nnsight_nla.errors import CheckpointError, shown
 
 ADD = Injection("add", "block", 1)
 REPLACE = Injection("replace", "embedding", None, 150.0)
@@ -221,7 +221,7 @@ def test_a_zero_vector_has_no_direction_and_an_empty_batch_is_fine():
         *(
             (
                 {"scale": scale},
-                f"Injection(scale={scale!r}): expected a positive, finite number.",
+                f"Injection(scale={shown(scale)}): expected a positive, finite number.",
             )
             for scale in (0.0, -1.0, math.inf, math.nan, True, "raw", 10**400)
         ),

@@ -92,8 +92,8 @@ def test_a_fork_while_another_thread_verbalizes_ends_in_a_text_or_an_error(nla, 
     other.start()
     try:
         time.sleep(0.05)
+        assert not done.is_set(), "the fork comes too late to show anything"
         statuses = [in_a_fork(read)]
-        assert not done.is_set(), "the fork came too late to show anything"
         statuses += [in_a_fork(read) for _ in range(4)]
     finally:
         other.join()

@@ -142,7 +142,7 @@ MISFITS = {
         "The longest prompt of at= has 11 tokens, and the vectors 9 positions",
     ),
     "other": (lambda nla, model: "x", "at='x': expected what nla.positions(model, prompts) return"),
-    "empty": (lambda nla, model: [], "at='[]': expected what nla.positions(model, prompts) retu"),
+    "empty": (lambda nla, model: [], "at=[]: expected what nla.positions(model, prompts) return"),
 }
 
 
