@@ -20,6 +20,7 @@ from ..core.numeric import has_values, is_int
 from ..errors import NLAError, shown
 from ..models import bridge, hosts, weights
 from ..models import target as targets
+from ..models.generation import greedy
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
@@ -113,8 +114,11 @@ def _with_reply(model: Target, span: Positions, new_tokens: int, remote: bool) -
     if bridge.is_bridge(model):
         return hosts.spelled(model.tokenizer, bridge.continued(model, span.ids, new_tokens))
     ids = torch.tensor([span.ids], device="cpu")
-    options = {"max_new_tokens": new_tokens, "do_sample": False}
-    with torch.no_grad(), model.generate(ids, remote=remote, **options) as tracer:
+    settings = greedy(model, model.tokenizer, new_tokens)
+    with (
+        torch.no_grad(),
+        model.generate(ids, remote=remote, generation_config=settings) as tracer,
+    ):
         written = tracer.result.cpu().save()
     return hosts.spelled(model.tokenizer, written[0].tolist())
 

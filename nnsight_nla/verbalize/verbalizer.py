@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
 from ..checkpoint.reply import CLOSE, complete, extract
@@ -31,8 +30,8 @@ from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, VerbalizationError
 from ..explanation.records import Reply
 from ..models import hosts
+from ..models.generation import greedy, reply_ends
 from ..models.head import contiguous_head
-from ..models.loading import token_ids
 from ..remote.ndif import send
 from .cache import in_place
 from .decoding import (
@@ -49,7 +48,6 @@ from .decoding import (
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from nnsight import TransformersModel
-    from transformers import GenerationConfig
 
     from ..models.runtime import Runtime
 
@@ -230,7 +228,7 @@ class Verbalizer:
         settings = {
             "processors": sampling.processors(seeds),
             "closed": Closing(self.tokenizer, CLOSE),
-            "ends": self._ends(),
+            "ends": reply_ends(self.av, self.tokenizer),
             "limit": sampling.max_new_tokens,
         }
         if self.runtime.remote:
@@ -318,7 +316,8 @@ class Verbalizer:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
         closed, start = Closing(self.tokenizer, CLOSE), len(self.prompt.ids)
         settings: dict[str, Any] = {"logits_processor": sampling.processors(seeds)}
-        config = settings["generation_config"] = self._generation_config(sampling)
+        config = greedy(self.av, self.tokenizer, sampling.max_new_tokens)
+        settings["generation_config"] = config
         if self.runtime.remote:
             # Only classes that a host has: its processes hand these from one to another.
             config.stop_strings, settings["tokenizer"] = [CLOSE], self.tokenizer
@@ -331,7 +330,8 @@ class Verbalizer:
             settings["stopping_criteria"] = [ClosedRows(closed, start)]
             with contiguous_head(self.av):
                 sequences, marker = self._generate(vectors, given, settings)
-        ends, receipts = self._ends(), self._receipts(marker, vectors.float().cpu(), given)
+        ends = reply_ends(self.av, self.tokenizer)
+        receipts = self._receipts(marker, vectors.float().cpu(), given)
         for row, ids in enumerate(sequences[:, start:].tolist()):
             # A row that is finished before the others goes on with pad tokens.
             stop = next(
@@ -359,25 +359,6 @@ class Verbalizer:
             marker = nnsight.save(written.float().cpu())
             sequences = nnsight.save(tracer.result.cpu())
         return sequences, marker
-
-    def _ends(self) -> list[int]:
-        """Return the ids that end a reply, from the tokenizer and the checkpoint's settings."""
-        own = getattr(hosts.module_of(self.av), "generation_config", None)
-        where = f"The generation settings of {self.runtime.name}"
-        listed = token_ids(getattr(own, "eos_token_id", None), "eos_token_id", where)
-        return sorted({*listed, self.tokenizer.eos_token_id} - {None})
-
-    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        """Return the settings of one run; of the checkpoint's own, only the end ids are used."""
-        ends, pad = self._ends(), self.tokenizer.pad_token_id
-        return _compat.generation_settings(
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            # The vector is written in the prefill only; later steps must not repeat the prompt.
-            use_cache=True,
-            eos_token_id=ends or None,
-            pad_token_id=pad if pad is not None else (ends or [0])[0],
-        )
 
     def _receipts(
         self, marker: Tensor, vectors: Tensor, given: Tensor

@@ -87,6 +87,18 @@ def test_prompt_and_reply(model, nla, paris):
     assert reading[-1].explanation == thought.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("repetition_penalty", 9.0), ("suppress_tokens", list(range(100, 1400))), ("num_beams", 3)],
+)
+def test_a_reply_is_greedy_whatever_the_targets_own_settings_say(
+    model, nla, paris, monkeypatch, name, value
+):
+    plain = nla.read(model, PARIS, generate=3, positions=[-1])
+    monkeypatch.setattr(model._module.generation_config, name, value)
+    assert nla.read(model, PARIS, generate=3, positions=[-1]).tokens == plain.tokens
+
+
 def test_chat_messages_and_their_template_are_separate_parts(model, nla):
     chat = [
         {"role": "user", "content": "What a lovely day!"},

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from nnsight_nla import NLA, Sampling
 from nnsight_nla.errors import CheckpointError
+from nnsight_nla.models.generation import reply_ends
 from tests.checkpoint.test_prompt import tokenizer
 from tests.verbalize.test_architectures import END, INJECTIONS, D, build, described, wrapped
 
@@ -176,7 +177,7 @@ def test_a_file_that_transformers_refuses_loads_and_changes_no_text(folder):
 def test_a_remote_verbalizer_knows_the_end_ids_of_the_file(folder):
     """Its weights are never loaded here, and config.json lists fewer ids."""
     nla = from_folder(folder, {"eos_token_id": [END, 7], "use_cache": False}, remote=True)
-    assert nla._verbalizer._ends() == [7, END]
+    assert reply_ends(nla.av, nla.av.tokenizer) == [7, END]
     assert not nla.av.dispatched
 
 
