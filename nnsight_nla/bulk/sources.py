@@ -26,7 +26,7 @@ from typing import Any
 from .. import _compat
 from ..checkpoint.origin import Origin
 from ..errors import NLAError, shown
-from ..models.fingerprint import Unchanged, fingerprint_file
+from ..models.fingerprint import Unchanged, UnchangedFiles, fingerprint_file
 from . import matrices, parquet
 from .items import VECTOR, Columns, Item, Kind, Source, kind_of, named, row_origin
 
@@ -199,12 +199,24 @@ def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
             else made
         )
 
-    identity = {"name": Path(name).name if folder.is_dir() else name, "split": split or "train"}
-    # A saved folder is identified by its content, a repository by its revision.
+    identity: dict[str, Any] = {
+        "name": Path(name).name if folder.is_dir() else name,
+        "split": split or "train",
+    }
+    # A folder is identified by its content, a repository by its revision.
     identity["fingerprint"] = _compat.data_set_fingerprint(held) if saved else _revision(held)
+    check = None
+    if folder.is_dir():
+        check = UnchangedFiles(
+            [Path(each["filename"]) for each in held.cache_files]
+            if saved
+            else [each for each in folder.rglob("*") if each.is_file() and each.name[0] != "."]
+        )
+        identity |= check.identity
     origin = Origin.next_to(folder) if folder.is_dir() and kind == "vectors" else Origin()
     count = len(held) if saved else None
-    return Source(kind, named(identity, column), count, raw, item, origin)
+    source = Source(kind, named(identity, column), count, raw, item, origin)
+    return source if check is None else replace(source, check=check)
 
 
 def _revision(held: Any) -> str:

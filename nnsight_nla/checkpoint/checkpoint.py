@@ -22,7 +22,7 @@ from typing import Any
 
 from ..core.baseline import Baseline
 from ..core.injection import Injection
-from ..core.numeric import is_int
+from ..core.numeric import is_character, is_int, is_unicode
 from ..errors import CheckpointError, ReconstructionError, shown
 from . import dialects, sidecar
 from .dates import to_iso
@@ -95,7 +95,7 @@ class Checkpoint:
             ("marker_id", is_int(self.marker_id, 0), "a token id"),
             ("left_id", self.left_id is None or is_int(self.left_id, 0), "a token id"),
             ("right_id", self.right_id is None or is_int(self.right_id, 0), "a token id"),
-            ("marker", isinstance(marker, str) and len(marker) == 1, "a single character"),
+            ("marker", is_character(marker), "a single character"),
             ("baseline", isinstance(given["baseline"], Baseline | None), "a Baseline(...)"),
             ("injection", isinstance(given["injection"], Injection), "an Injection(...)"),
             ("thinking", isinstance(given["thinking"], bool | None), "True, False or None"),
@@ -214,6 +214,11 @@ class Checkpoint:
 
     def _check_template(self, name: str, slot: str, *, several: bool = False) -> None:
         template = getattr(self, name)
+        if isinstance(template, str) and not is_unicode(template):
+            raise CheckpointError(
+                f"{self.where(name)} is not Unicode: it has half of a surrogate pair. It is "
+                f"{shown(template)}."
+            )
         found = template.count(slot) if isinstance(template, str) else 0
         if found != 1 and not (several and found > 1):
             raise CheckpointError(

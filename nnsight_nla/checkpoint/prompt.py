@@ -17,6 +17,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.numeric import is_unicode
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
 from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
@@ -84,6 +85,11 @@ class Prompt:
             )
         clock = Clock(checkpoint.date)
         text = _rendered(content, checkpoint, tokenizer, clock)
+        if not is_unicode(text):
+            raise CheckpointError(
+                "The tokenizer's chat template renders what is not Unicode, half of a surrogate "
+                "pair. Use the tokenizer that ships with the checkpoint."
+            )
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         runs = _runs(ids, checkpoint)
         sites = [position for run in runs for position in run]

@@ -41,6 +41,15 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def is_character(value: object) -> TypeGuard[str]:
+    r"""Return whether `value` is a string of one character; half of a surrogate pair is not one.
+
+    >>> is_character("㈎"), is_character("\ud800"), is_character("ab")
+    (True, False, False)
+    """
+    return isinstance(value, str) and len(value) == 1 and is_unicode(value)
+
+
 def has_values(value: object) -> bool:
     """Return whether the values of a tensor can be listed: it is dense and not on ``meta``.
 

@@ -7,7 +7,7 @@ same files in different folders agree.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,30 @@ class Unchanged:
     def _stat(self) -> tuple[int, int, int]:
         stat = self._path.stat()
         return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+class UnchangedFiles:
+    """The same for several files that are one input."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        """Remember the files; all of them are read."""
+        found = {path: fingerprint_file(path) for path in sorted(files)}
+        self._checks = [Unchanged(path, identity) for path, identity in found.items()]
+        digest = hashlib.blake2b(repr(list(found.values())).encode(), digest_size=16)
+        self.identity = {
+            "bytes": sum(each["bytes"] for each in found.values()),
+            "blake2b": digest.hexdigest(),
+        }
+        """Their size and a hash of their names and contents."""
+
+    def __call__(self, *, thorough: bool = False) -> None:
+        """Check every file.
+
+        Raises:
+            NLAError: One was changed, or is gone.
+        """
+        for check in self._checks:
+            check(thorough=thorough)
 
 
 def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, Any]:

@@ -91,6 +91,32 @@ def test_hugging_face_data_sets_on_disk_and_streamed_by_name(tmp_path):
         open_source(tmp_path / "splits", split="dev")
 
 
+@pytest.mark.parametrize("form", ["saved", "streamed"])
+def test_a_folder_of_hugging_faces_that_changes_is_found_out(tmp_path, form):
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "data"
+
+    def write(texts):
+        held = datasets.Dataset.from_dict({"text": texts})
+        if form == "saved":
+            held.save_to_disk(str(folder))
+        else:
+            folder.mkdir(exist_ok=True)
+            held.to_json(str(folder / "train.jsonl"))
+
+    write(TEXTS[:30])
+    source = open_source(folder)
+    source.check(thorough=True)
+    (file,) = [*folder.glob("*.arrow"), *folder.glob("*.jsonl")]
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"text 7", b"tent 7"))  # Same size, same data set's name.
+    with pytest.raises(NLAError, match=rf"{file.name} was changed while it was read"):
+        source.check()
+    assert open_source(folder).identity != source.identity
+    file.write_bytes(content)
+    assert open_source(folder).identity == source.identity
+
+
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(NLAError, match=r"pip install 'nnsight-nla\[datasets\]'"):

@@ -302,6 +302,15 @@ BAD_FIELDS = [
         "ar_template contains {explanation} 0 times, expected exactly once: 'Summary: <text>'.",
     ),
     *(
+        (
+            field,
+            f"\ud800 {slot}",
+            f"{field} is not Unicode: it has half of a surrogate pair. It is '\\ud800 {slot}'.",
+        )
+        for field, slot in (("template", "{injection_char}"), ("ar_template", "{explanation}"))
+    ),
+    ("marker", "\ud800", "marker is '\\ud800', expected a single character."),
+    *(
         ("ar_suffix_ids", bad, f"ar_suffix_ids is {bad!r}, expected token ids.")
         for bad in (5, "12", (1, "2"), (1, -1))
     ),

@@ -118,6 +118,15 @@ def test_neighbours_that_a_sidecar_lacks_are_read_off_the_prompt(live):
     assert half == prompt
 
 
+def test_a_chat_template_that_renders_half_of_a_surrogate_pair_is_refused(live, monkeypatch):
+    monkeypatch.setattr(live, "chat_template", live.chat_template + "\ud800")
+    with refused(
+        "The tokenizer's chat template renders what is not Unicode, half of a surrogate pair. Use "
+        "the tokenizer that ships with the checkpoint."
+    ):
+        Prompt.render(checkpoint(live), live)
+
+
 def test_two_sites(live):
     template = f"<concept>{MARKER}</concept> and <concept>{{injection_char}}</concept>."
     left, right = one(live, ">"), one(live, "<")

@@ -25,14 +25,14 @@ HOSTILE = (
 quiet = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck),
          "phases": (Phase.generate,)}  # fmt: skip
 hostile = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=12), max_size=4).map("".join)
-COUNT = 3_000
+COUNT = 10_000
 
 
 def test_pickles(nla, residuals, figure):
     """Handles in every state, sliced and nested, with every protocol, come back equal."""
     rng, tried = random.Random(0), 0
     known = nla.explain(residuals).text
-    for _ in range(300):
+    for _ in range(1_000):
         rows = [rng.randrange(len(residuals)) for _ in range(rng.randint(1, 6))]
         vectors = residuals[rows].clone()
         bad = rng.random() < 0.3
@@ -189,7 +189,7 @@ def test_one_batch_or_many(nla, residuals, figure):
     rng, tried = random.Random(2), 0
     short = Sampling(max_new_tokens=12)
     alone = [nla.explain(each, sampling=short).text for each in residuals]
-    for _ in range(150):
+    for _ in range(400):
         rows = [rng.randrange(len(residuals)) for _ in range(rng.randint(1, 12))]
         found = nla.explain(residuals[rows], sampling=short).text
         assert found == [alone[row] for row in rows]

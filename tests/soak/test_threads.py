@@ -6,7 +6,7 @@ from collections import deque
 from nnsight_nla import Sampling
 
 PROMPTS = ("People in Paris speak", "The cow lives in the")
-SHORT = Sampling(max_new_tokens=12)
+WHOLE = Sampling(max_new_tokens=60)  # A text with its closing tag, so that it has a label.
 TRACES = 1000
 
 
@@ -15,8 +15,9 @@ def test_traces_next_to_a_thread_that_resolves(model, nla, figure):
     expected = []
     for prompt in PROMPTS:
         with model.trace(prompt):
-            thought = nla.explain(nla.layer(model).output[0, -1], sampling=SHORT)
+            thought = nla.explain(nla.layer(model).output[0, -1], sampling=WHOLE)
         expected.append((thought.text, thought.trust.cosine))
+        assert expected[-1][1] is not None
     made: deque = deque()
     done, errors, read, most = threading.Event(), [], 0, 0
 
@@ -42,7 +43,7 @@ def test_traces_next_to_a_thread_that_resolves(model, nla, figure):
             while len(made) > 200 and not errors:
                 done.wait(0.001)
             with model.trace(PROMPTS[number % 2]):
-                thought = nla.explain(nla.layer(model).output[0, -1], sampling=SHORT)
+                thought = nla.explain(nla.layer(model).output[0, -1], sampling=WHOLE)
             made.append((number % 2, thought))
             del thought
     finally:
