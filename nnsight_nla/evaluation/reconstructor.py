@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.reply import CLOSE, OPEN
-from ..errors import CheckpointError, ReconstructionError, TextError
+from ..errors import CheckpointError, InjectionError, ReconstructionError, TextError
 from ..models import hosts
 from ..models.reconstructor_files import is_partial
 from ..remote.ndif import send
@@ -90,6 +90,10 @@ class Reconstructor:
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._last = checkpoint.layer
         self._final_norm = layout.final_norm
+        try:
+            hosts.block(self.ar, self._last)  # It finds the block and checks it.
+        except InjectionError as error:
+            raise CheckpointError(str(error)) from error
         _check_suffix(
             self._tokenizer, template, layout.suffix_ids or checkpoint.ar_suffix_ids, name
         )

@@ -6,15 +6,19 @@ tutorials/reference/families.rst says what is expected.
 
 import re
 import warnings
+from pathlib import Path
 
 import nnsight
 import pytest
 import torch
 import transformers
+import yaml
+from safetensors.torch import save_file
 
-from nnsight_nla import CheckpointError, InjectionError, NLAWarning
+from nnsight_nla import Checkpoint, CheckpointError, InjectionError, NLAWarning
 from nnsight_nla.models import architecture, hosts
 from nnsight_nla.models.blocks import find_blocks, residual_envoy
+from nnsight_nla.training.saving import HEAD_FILE
 from tutorials.reference import families
 
 needs_the_tables_version = pytest.mark.skipif(
@@ -94,6 +98,43 @@ def test_a_family_is_refused_at_construction_by_name(family):
     served = families.opened(families.wrapped(families.smallest("llama")), families.ADDED)
     with pytest.raises(InjectionError, match=expected):
         served.layer(model)
+
+
+def reconstructor_of(family: str, folder: Path) -> Path:
+    """A reconstructor in a folder: a random model of the family, an identity as its head."""
+    families.smallest(family).save_pretrained(folder)
+    families.tokenizer().save_pretrained(folder)
+    save_file({"weight": torch.eye(families.D_MODEL)}, folder / HEAD_FILE)
+    described = Checkpoint(
+        families.K, families.D_MODEL, template=families.TEMPLATE, marker="㈎",
+        marker_id=families.MARKER, ar_template="<text>{explanation}</text>",
+    )  # fmt: skip
+    sidecar = described.to_sidecar("ar", final_norm_stripped=True)
+    (folder / "nla_meta.yaml").write_text(yaml.safe_dump(sidecar, allow_unicode=True), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj", "rwkv", "roformer"])
+def test_a_served_family_reconstructs_a_text_in_a_batch_as_alone(family, tmp_path):
+    folder = reconstructor_of(family, tmp_path / "ar")
+    nla = families.opened(
+        families.wrapped(families.smallest("llama")), families.ADDED, ar=folder,
+        ar_options={"dtype": "float32"},
+    )  # fmt: skip
+    texts = ["a tiny text, longer than the other", "a"]
+    alone = torch.stack([nla.reconstruct(text) for text in texts])
+    assert torch.allclose(nla.reconstruct(texts), alone, atol=1e-4)
+
+
+@needs_the_tables_version
+@pytest.mark.parametrize("family", ["cpmant", "xlnet"])
+def test_a_reconstructor_is_refused_at_construction_by_name(family, tmp_path):
+    folder = reconstructor_of(family, tmp_path / "ar")
+    with pytest.raises(CheckpointError, match=f"is not supported.*{re.escape(REFUSED[family])}"):
+        families.opened(
+            families.wrapped(families.smallest("llama")), families.ADDED, ar=folder,
+            ar_options={"dtype": "float32"},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_japanese"])
