@@ -11,10 +11,12 @@ Nothing is shown without a terminal or a notebook::
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 _DELAY = 1.0
@@ -42,6 +44,27 @@ class Bar:
         self._bar.set_postfix_str(text)
 
 
+@cache
+def _kind() -> Any:
+    """Return a tqdm class whose lock is not shared with forked processes.
+
+    tqdm's own lock is, and stays locked for ever if such a process is killed while it draws.
+    """
+    from tqdm.std import tqdm
+
+    class Ours(tqdm):
+        monitor_interval = 0  # Every update is drawn, so no thread has to watch for missed ones.
+
+    def renew() -> None:
+        Ours.set_lock(threading.RLock())
+
+    renew()
+    register: Any = getattr(os, "register_at_fork", None)  # Windows has no fork.
+    if register is not None:
+        register(after_in_child=renew)
+    return Ours
+
+
 @contextmanager
 def progress(
     what: str, *, total: int | None, unit: str, shown: bool = True, initial: int = 0
@@ -55,13 +78,11 @@ def progress(
         shown: Whether to show it; a bar that is not shown still silences those inside it.
         initial: How many units are done already.
     """
-    from tqdm.std import tqdm
-
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     first = _ONE_BAR.acquire(blocking=False)
     try:
         # miniters: a chunk may take minutes, so no update is skipped to save time.
-        with tqdm(
+        with _kind()(
             total=total, desc=what, unit=unit, delay=_DELAY, leave=False, initial=initial,
             miniters=1, mininterval=_INTERVAL, disable=not (shown and watched and first),
         ) as bar:  # fmt: skip

@@ -1,12 +1,16 @@
 """One bar on a terminal, none elsewhere."""
 
 import io
+import os
+import signal
 import threading
 
 import pytest
+from tqdm.std import tqdm
 
 from nnsight_nla import progress as module
 from nnsight_nla.progress import progress
+from tests.core.test_locks import in_a_fork
 
 
 class Terminal(io.StringIO):
@@ -35,6 +39,34 @@ def test_nothing_is_shown_without_a_terminal_or_where_it_is_not_wanted(capsys, m
     terminal = watch(monkeypatch)
     three(shown=False)
     assert terminal.getvalue() == ""
+
+
+def test_a_process_that_is_killed_while_it_draws_does_not_stop_others():
+    """tqdm's own lock is shared by a process and its forks."""
+    three()
+    child = os.fork()
+    if not child:
+        with module._kind().get_lock():
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    three()
+    assert tqdm.get_lock() is not module._kind().get_lock()
+
+
+def test_a_fork_while_a_thread_draws_can_draw():
+    held, done = threading.Event(), threading.Event()
+
+    def draws():
+        with module._kind().get_lock():
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=draws)
+    thread.start()
+    held.wait()
+    assert in_a_fork(three) == 0
+    done.set()
+    thread.join()
 
 
 def test_a_bar_shows_its_count_its_rate_and_its_note(capsys, monkeypatch):

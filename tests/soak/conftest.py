@@ -4,9 +4,11 @@ pytest tests/soak                   # runs them, about ten minutes; prints the t
 pytest tests/soak --write-figures   # also rewrites tutorials/reference/soak.rst
 """
 
+import threading
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 PAGE = Path(__file__).parents[2] / "tutorials" / "reference" / "soak.rst"
 HEADER = """\
@@ -31,6 +33,10 @@ _ROWS: list[tuple[str, int, str]] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-figures", action="store_true", help=f"rewrite {PAGE.name}")
+
+
+# A fork that is killed while it draws a bar of transformers would keep tqdm's shared lock for ever.
+tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_bulk_run(pair, corpus, undisturbed, tmp_path, figure):  # noqa: F811
     explain(pair, corpus, tmp_path / "timed.parquet")
     whole = time.monotonic() - began
     kills = 0
-    for seed in range(1000, 1300):
+    for seed in range(1000, 1160):
         rng = random.Random(seed)
         output = tmp_path / f"{seed}.parquet"
         before: dict[str, tuple[int, int]] = {}
@@ -62,7 +62,7 @@ def test_bulk_run(pair, corpus, undisturbed, tmp_path, figure):  # noqa: F811
             if path.name.startswith(f"{seed}."):
                 path.unlink()
     figure("kills of a bulk run, then the same command again", kills, "same bytes, no row lost")
-    assert kills >= 350
+    assert kills >= 200
 
 
 def reading(version: int) -> Reading:
