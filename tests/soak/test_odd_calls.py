@@ -129,4 +129,8 @@ def test_a_result_or_one_of_our_errors(call, model, nla, residuals, figure):
                 del pending
     assert not raw, "\n".join(f"{name}: {said}" for name, said in raw.items())
     assert nla.explain(vectors).text == text  # The NLA still works.
-    figure(f"odd arguments: {call}", len(ODD), f"{worked} worked, {len(ODD) - worked} refused")
+    print(f"{call}: {worked} gave a result, {len(ODD) - worked} were refused")
+    figure(
+        f"odd arguments, {len(ODD)} in each of {len(CALLS)} places", len(ODD),
+        "a result, or an error of the package",
+    )  # fmt: skip
