@@ -303,6 +303,45 @@ def says_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def can_pack() -> bool:
+    """Return whether this PyTorch has oneDNN's products with packed weights."""
+    import torch
+
+    return (
+        torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def packed_product(layer: nn.Linear, rows: int) -> Callable[[Any], Any]:
+    """Return the product of a linear layer with its weights as they are now, packed by oneDNN.
+
+    It is what ``torch.compile`` makes of the layer on a CPU.
+    """
+    import torch
+
+    multiply = torch.ops.mkldnn._linear_pointwise
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+    bias = layer.bias
+    return lambda states: multiply(states, weight, bias, "none", [], "")
+
+
+def runs_own_forward(layer: nn.Linear) -> bool:
+    """Return whether a linear layer runs PyTorch's forward, through nnsight's entry point or not.
+
+    accelerate's hooks and patches replace it.
+    """
+    from nnsight.intervention.source import Controller
+    from torch import nn
+
+    forward = vars(layer).get("forward")
+    if isinstance(forward, Controller) and "_hf_hook" not in vars(layer):
+        return forward.state.original is nn.Linear.forward
+    return forward is None
+
+
 def tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the parameters and the buffers of one module, including ``None`` entries."""
     return module._parameters, module._buffers

@@ -151,6 +151,19 @@ class TestTorch:
             torch.empty(1 << 50)
         assert _compat.says_out_of_memory(caught.value), "torch words it otherwise"
 
+    @pytest.mark.skipif(not _compat.can_pack(), reason="no x86 processor, or no oneDNN")
+    def test_packed_product(self):
+        layer, states = nn.Linear(7, 5), torch.randn(3, 7)
+        found = _compat.packed_product(layer, 3)(states)
+        assert torch.allclose(found, layer(states), atol=1e-5), "mkldnn._linear_pointwise"
+
+    def test_runs_own_forward(self, target):
+        module = _compat.module_of(target)
+        layers = [each for each in module.modules() if type(each) is nn.Linear]
+        assert all(map(_compat.runs_own_forward, layers)), "nnsight's entry point is another"
+        layers[0].forward = lambda states: states
+        assert not _compat.runs_own_forward(layers[0])
+
     @pytest.mark.parametrize("device", ["cpu", "meta"])
     def test_default_device(self, device):
         assert _compat.default_device().type == "cpu"

@@ -13,7 +13,8 @@ marker, into the injection site's output, during the prefill (a plain read insid
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import nnsight
@@ -44,6 +45,7 @@ from .decoding import (
     rows_that_fit,
     unfit,
 )
+from .packing import packed
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -245,10 +247,19 @@ class Verbalizer:
             model = hosts.module_of(self.av)
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
-        return (
-            (row, self._reply(ids, receipts[int(rows[row])], ended=ended))
-            for row, ids, ended in done
-        )
+        return self._replies(done, rows, receipts)
+
+    def _replies(
+        self,
+        done: Iterable[tuple[int, list[int], bool]],
+        rows: Tensor,
+        receipts: list[tuple[float, float, float]],
+    ) -> Iterator[tuple[int, Reply]]:
+        """Decode; a local model multiplies by packed weights meanwhile."""
+        model = hosts.module_of(self.av)
+        with nullcontext() if self.runtime.remote else packed(model, len(rows)):
+            for row, ids, ended in done:
+                yield row, self._reply(ids, receipts[int(rows[row])], ended=ended)
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prompt with a vector in each row; return marker residuals, logits and cache."""

@@ -34,6 +34,7 @@ from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.facts import held_out_pairs
 from nnsight_nla.verbalize.cache import in_place
+from nnsight_nla.verbalize.packing import packed
 
 SHORTEST, LONGEST = 40, 150
 FIRST = 100
@@ -307,8 +308,9 @@ def test_what_refilling_would_give(loaded, device, request, capsys):
 
     rounds = []
     for _ in range(ROUNDS):
-        prefill, _ = timed(lambda: prefilled(0), device)
-        rounds.append([timed(run, device)[0] - prefill for run in (leaving, refilled)])
+        with packed(module, batch):
+            prefill, _ = timed(lambda: prefilled(0), device)
+            rounds.append([timed(run, device)[0] - prefill for run in (leaving, refilled)])
     gained = statistics.median(left / full for left, full in rounds)
     with capsys.disabled():
         print(
@@ -353,14 +355,16 @@ def test_what_a_static_cache_and_compiling_would_give(loaded, device, request, c
         "compiled": stepping(compiled, StaticCache(config=module.config, max_cache_len=capacity)),
     }
     found, first, seconds = {}, {}, {name: [] for name in steps}
-    found["engine"] = steps["engine"]().clone()
+    with packed(module, batch):
+        found["engine"] = steps["engine"]().clone()
     for name in ("static", "compiled"):
         first[name], logits = timed(steps[name], device)
         found[name] = logits.clone()
         steps[name]()  # A second pass may compile once more.
     for _ in range(ROUNDS):
         for name, step in steps.items():
-            taken, _ = timed(lambda step=step: [step() for _ in range(STEPS)], device)
+            with packed(module, batch if name == "engine" else 1):
+                taken, _ = timed(lambda step=step: [step() for _ in range(STEPS)], device)
             seconds[name].append(taken / STEPS)
     best = {name: 1000 * statistics.median(each) for name, each in seconds.items()}
     with capsys.disabled():

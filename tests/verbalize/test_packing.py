@@ -1,0 +1,133 @@
+"""Packed weights: the same products, for one batch, and nothing left behind."""
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import nn
+
+from nnsight_nla import NLA, Sampling, _compat
+from nnsight_nla.verbalize import packing
+from nnsight_nla.verbalize.packing import packed
+from tests.verbalize.test_architectures import FAMILIES, D, build, described, wrapped
+from tests.verbalize.test_architectures import INJECTIONS as AT
+
+needs_onednn = pytest.mark.skipif(
+    not _compat.can_pack(), reason="no x86 processor, or a PyTorch without oneDNN"
+)
+
+
+@pytest.fixture(autouse=True)
+def on_amd(monkeypatch):
+    """It works on every x86 processor; it is used where it gains."""
+    monkeypatch.setattr(packing, "_vendor", lambda: "AuthenticAMD")
+
+
+def entries(model):
+    return {
+        name: each.__dict__.get("forward")
+        for name, each in model.named_modules()
+        if isinstance(each, nn.Linear)
+    }
+
+
+def changed(model, rows=4):
+    """The linear layers that multiply by packed weights inside the block."""
+    before = entries(model)
+    with packed(model, rows):
+        inside = entries(model)
+    assert entries(model) == before
+    return {name for name in before if inside[name] is not before[name]}
+
+
+@needs_onednn
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("instrumented", ["a plain module", "an nnsight model's"])
+def test_the_same_logits(family, instrumented):
+    model = build(family)
+    if instrumented != "a plain module":
+        wrapped(model)
+    ids, seen = torch.randint(0, 200, (5, 7)), []
+    linear = [each for each in model.modules() if type(each) is nn.Linear]
+    handle = linear[-1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        with packed(model, 5):
+            found = model(input_ids=ids).logits
+            alone = model(input_ids=ids[:1]).logits
+    handle.remove()
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone / scale, expected[:1] / scale, rtol=0, atol=1e-5)
+    assert len(changed(model)) == len(linear)
+    assert len(seen) == 3  # Hooks of others are called as ever.
+
+
+@needs_onednn
+def test_the_entry_point_is_put_back_also_after_an_error():
+    model = wrapped(build("qwen3"))._module
+    before = entries(model)
+    with pytest.raises(KeyError), packed(model, 4):
+        assert entries(model) != before
+        raise KeyError("pulled plug")
+    assert entries(model) == before
+
+
+@needs_onednn
+def test_what_is_left_alone(monkeypatch):
+    class Doubled(nn.Linear):
+        def forward(self, states):
+            return 2 * super().forward(states)
+
+    plain, patched, moved = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    patched.forward = lambda states: states
+    add_hook_to_module(moved, ModelHook())
+    model = nn.ModuleDict(
+        {
+            "plain": plain, "patched": patched, "moved": moved, "subclass": Doubled(4, 4),
+            "narrow": nn.Linear(4, 4).bfloat16(), "elsewhere": nn.Linear(4, 4, device="meta"),
+        }
+    )  # fmt: skip
+    assert changed(model) == {"plain"}
+    assert changed(model, rows=1) == set()
+    # Also what was patched before nnsight wrapped it, or has been wrapped since.
+    before = build("qwen3")
+    first = next(each for each in before.modules() if type(each) is nn.Linear)
+    first.forward = lambda states: nn.Linear.forward(first, states)
+    wrapped(before)
+    assert len(changed(before)) == len(entries(before)) - 1
+    monkeypatch.setattr(packing, "free_bytes", lambda device: 4 * plain.weight.nbytes - 1)
+    assert changed(model) == set()
+    monkeypatch.setattr(packing, "free_bytes", lambda device: 4 * plain.weight.nbytes)
+    assert changed(model) == {"plain"}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert changed(model) == set()
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", None])
+def test_other_processors_are_left_to_pytorch(monkeypatch, vendor):
+    monkeypatch.setattr(packing, "_vendor", lambda: vendor)
+    assert changed(nn.Sequential(nn.Linear(4, 4))) == set()
+
+
+@needs_onednn
+def test_a_batch_is_decoded_with_packed_weights_and_never_with_old_ones(monkeypatch):
+    """The copy is made for each batch, so weights that were changed in between are seen."""
+    av, made = wrapped(build("qwen3")), []
+    real = _compat.packed_product
+    monkeypatch.setattr(
+        _compat, "packed_product", lambda *given: made.append(given) or real(*given)
+    )
+    few = {"batch_size": 4, "sampling": Sampling(max_new_tokens=20)}
+    fast = NLA(av, checkpoint=described(AT["add"]), **few)
+    slow = NLA(av, checkpoint=described(AT["add"]), engine="generate", **few)
+    vectors = torch.randn(8, D, generator=torch.Generator().manual_seed(7)) * 9
+    head = av._module.get_output_embeddings().weight
+    first = fast.explain(vectors).raw
+    assert len(made) == 2 * len(entries(av._module))
+    assert {rows for _, rows in made} == {4}
+    assert first == slow.explain(vectors).raw
+    with torch.no_grad():
+        head.copy_(head.roll(1, dims=0))
+    second = fast.explain(vectors.clone()).raw
+    assert second == slow.explain(vectors).raw
+    assert second != first
