@@ -149,7 +149,7 @@ class NLA:
         if ar is not None:
             found = open_reconstructor(ar, where.with_load(ar_options), opened.checkpoint)
             self._reconstructor = Reconstructor(found, opened.checkpoint)
-        self._speak(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
+        self._set_prompt(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         opened_ar = self.ar if self.has_reconstructor else None
         check_used(load, self.av, opened_ar)
@@ -158,7 +158,7 @@ class NLA:
         self.spec = pickling.rebuildable({**given, "date": self.prompt.date})
         self.uid = pickling.enter(self)
 
-    def _speak(
+    def _set_prompt(
         self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
     ) -> None:
         """Set the prompt, and what depends on it."""
@@ -224,7 +224,7 @@ class NLA:
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         prompt = Prompt.render(checkpoint, self.av.tokenizer)
-        other._speak(checkpoint, prompt, self._verbalizer.engine, self.queue.known_batch_size)
+        other._set_prompt(checkpoint, prompt, self._verbalizer.engine, self.queue.known_batch_size)
         other.spec = None if self.spec is None else {**self.spec, "date": prompt.date}
         other.uid = pickling.enter(other)
         return other
@@ -277,7 +277,7 @@ class NLA:
 
         Warns:
             NLAWarning: `model` has another name than the one the verbalizer was trained on; or a
-                trace is running whose prompts are padded on the left, which `model` does not heed.
+                trace is running whose prompts are padded on the left, which `model` does not mask.
         """
         envoy = targets.residual(model, self.checkpoint)
         targets.check_padding(model)

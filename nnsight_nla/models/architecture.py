@@ -79,7 +79,7 @@ def refusal(module: nn.Module, layer: int | None) -> str | None:
 
 
 def _not_causal(module: nn.Module, config: Any) -> str | None:
-    """Return that tokens see later ones, if the configuration says so and the model heeds it."""
+    """Return that tokens see later ones, if the configuration says so and the model uses it."""
     text, name = config.get_text_config(), type(module).__name__
     advice = "A residual must depend on the tokens before it only"
     if getattr(text, "use_bidirectional_attention", None) in (True, "all"):

@@ -271,7 +271,7 @@ LEFT_PADDING_COUNTS = frozenset(
         "pegasus", "plbart", "recurrent_gemma", "roformer", "rwkv", "trocr", "xlstm",
     )
 )  # fmt: skip
-"""The architectures whose models do not heed padding on the left: their own positions or states
+"""The architectures whose models do not mask padding on the left: their positions or states
 count pads. Measured: tutorials/reference/families.rst, "Padded"."""
 
 

@@ -97,7 +97,7 @@ def check_length(model: Target, tokens: int, *, stacklevel: int = 2) -> int | No
 
 
 def check_padding(model: Target, *, stacklevel: int = 2) -> None:
-    """Warn in a trace of prompts that are padded on the left, if `model` does not heed padding.
+    """Warn in a trace of prompts that are padded on the left, if `model` does not mask it.
 
     Args:
         model: The target.
@@ -109,7 +109,7 @@ def check_padding(model: Target, *, stacklevel: int = 2) -> None:
     if mask is None or bool(mask[:, 0].all()):
         return
     warnings.warn(
-        f"{describe(model)} does not heed padding on the left, so the shorter prompts of this "
+        f"{describe(model)} does not mask padding on the left, so the shorter prompts of this "
         "trace have other residuals than they have alone. Trace prompts one by one, or set "
         "model.tokenizer.padding_side = 'right'.",
         NLAWarning,

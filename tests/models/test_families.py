@@ -138,7 +138,7 @@ def test_a_reconstructor_is_refused_at_construction_by_name(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt_neox_japanese"])
-def test_a_flag_that_the_model_does_not_heed_is_not_heeded(family):
+def test_a_flag_that_the_model_does_not_use_is_not_used(family):
     """Published GPT-NeoX configurations have is_decoder=False, and are causal."""
     module = families.smallest(family)
     module.config.is_decoder = False
@@ -246,7 +246,7 @@ def test_an_envoy_class_of_the_users_stays():
     assert torch.equal(2 * half, full)
 
 
-def test_the_families_that_do_not_heed_left_padding_are_those_of_the_table():
+def test_the_families_that_do_not_mask_left_padding_are_those_of_the_table():
     rows = families.TABLE.read_text("utf-8").split("   * - ")
     differ = {row.split("\n")[0].replace("\\", "") for row in rows if "differs: short" in row}
     assert differ == hosts.LEFT_PADDING_COUNTS
@@ -263,7 +263,7 @@ def test_a_trace_that_is_padded_on_the_left_warns_where_padding_counts(family):
             with torch.no_grad(), used.model.trace(texts):
                 found = used.nla.layer(used.model).output.save()
         said = [str(each.message) for each in caught if each.category is NLAWarning]
-        return any("does not heed padding on the left" in each for each in said), found
+        return any("does not mask padding on the left" in each for each in said), found
 
     assert warned(texts)[0]
     assert not warned(texts[:1])[0]

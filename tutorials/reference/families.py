@@ -524,12 +524,12 @@ is read, explained (as its own verbalizer) and patched, and each result is compa
 PyTorch hook on the plain model. "yes" means that they are equal.
 
 There is no list of served architectures in the package. Blocks are found by structure; a block's
-residual is its output, or the first element of it; and what does not keep to that is refused when
-the NLA is made (a verbalizer) or at ``nla.layer(model)`` (a target), by its name and with the
-reason.
+residual is its output, or the first element of it; and what does not keep to that is refused, by
+its name and with the reason: a verbalizer or a reconstructor when the NLA is made, a target at
+``nla.layer(model)``.
 
 **Padded** says whether a short prompt has the same residuals in a batch with a longer one, which
-nnsight pads on the left, as alone. Where it differs, the model itself does not heed the padding:
+nnsight pads on the left, as alone. Where it differs, the model itself does not mask the padding:
 trace such prompts one by one, or pad on the right. ``nla.layer(model)`` warns in such a trace;
 ``read``, experiments, data sets and reconstructors do not pad on the left.
 
