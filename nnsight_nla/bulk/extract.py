@@ -6,6 +6,9 @@ The output has one row per selected position, with the columns that the projects
 from (``activation_vector``, ``doc_id``, ``n_raw_tokens``, ``activation_layer``,
 ``detokenized_text_truncated``), and a sidecar that names their model and layer. Documents that
 cannot be read go to a separate file, so the training data have no rows with errors.
+
+With ``next_tokens=3`` a row also has what the target is about to say, its three likeliest next
+tokens: a label that is known without anybody's opinion.
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ def extract(
     seed: int = 0,
     max_tokens: int | None = None,
     splits: Mapping[str, float] | None = None,
+    next_tokens: int = 0,
     chunk: int | None = None,
     shard: str | None = None,
     remote: bool = False,
@@ -75,6 +79,9 @@ def extract(
         max_tokens: Read at most this many tokens of a document.
         splits: Names and shares, such as ``{"train": 0.9, "test": 0.1}``: a file for each,
             ``STEM.train.parquet``; all rows of a document go to the same file.
+        next_tokens: How many of the target's likeliest next tokens to write at each position, in a
+            column ``next_tokens``, likeliest first; the whole target runs then, not the blocks to K
+            only.
         chunk: Documents per chunk: the most work that an interruption repeats.
         shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
         remote: Run the target on the configured NDIF host.
@@ -92,7 +99,7 @@ def extract(
     if rows.kind != "texts":
         raise NLAError(f"{rows.identity['name']} holds vectors already; extract reads texts.")
     selection = parse_positions(positions, skip=skip, seed=seed)
-    reader = ResidualReader(model, checkpoint.layer, selection, max_tokens, remote)
+    reader = ResidualReader(model, checkpoint.layer, selection, max_tokens, remote, next_tokens)
     if hosts.width(model) != checkpoint.d_model:
         raise InjectionError(
             f"{hosts.describe(model)} has d_model {hosts.width(model)}, the checkpoint says "
@@ -115,8 +122,9 @@ def extract(
         "chunk": chunk or CHUNK,
         "versions": versions(),
         **({"claims": {"ignored": ignored}} if ignored else {}),
+        **({"next_tokens": next_tokens} if next_tokens else {}),
     }
-    columns = schema(checkpoint.d_model, splits=bool(shares))
+    columns = schema(checkpoint.d_model, splits=bool(shares), next_tokens=bool(next_tokens))
 
     def finish(found: Sequence[ItemResiduals]) -> Iterator[pa.Table]:
         rows = (
@@ -151,7 +159,7 @@ def extract(
     return run_job(job, output, progress=progress)
 
 
-def schema(d_model: int, *, splits: bool) -> pa.Schema:
+def schema(d_model: int, *, splits: bool, next_tokens: bool = False) -> pa.Schema:
     """Return the columns of extracted rows; ``split`` and ``error`` decide a row's file."""
     return pa.schema(
         [
@@ -162,6 +170,7 @@ def schema(d_model: int, *, splits: bool) -> pa.Schema:
             pa.field("token", pa.string()),
             pa.field("activation_layer", pa.int64(), nullable=False),
             pa.field(_TEXT, pa.string()),
+            *([pa.field("next_tokens", pa.list_(pa.string()))] if next_tokens else []),
             pa.field(VECTOR, pa.list_(pa.float32(), d_model)),
             pa.field("error", pa.string()),
         ]
@@ -182,6 +191,7 @@ def _rows(found: ItemResiduals, layer: int, split: str | None) -> Iterator[dict[
             "n_raw_tokens": position + 1,  # As published: counts this token too.
             "token": found.tokens[place],
             _TEXT: found.read[place],
+            "next_tokens": None if found.next_tokens is None else found.next_tokens[place],
             VECTOR: found.vectors[place].numpy(),
         }
 

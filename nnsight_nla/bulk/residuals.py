@@ -16,6 +16,7 @@ import torch
 
 from ..checkpoint.identity import hub_id
 from ..checkpoint.origin import Claims, Origin
+from ..core.numeric import is_int
 from ..errors import InjectionError, NLAError, shown
 from ..models import bridge, hosts, target, weights
 from ..remote.ndif import send
@@ -75,6 +76,8 @@ class ItemResiduals:
     """The residuals, float32 on the CPU."""
     notes: tuple[str, ...] = ()
     """Warnings on each of them."""
+    next_tokens: Sequence[Sequence[str]] | None = None
+    """The target's likeliest next tokens after each position, likeliest first, if asked for."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,16 @@ class ResidualReader:
     is longer than the target's context as a row with an error."""
     remote: bool = False
     """Run the target on the configured NDIF host."""
+    next_tokens: int = 0
+    """How many of the target's likeliest next tokens to read at each position; with more than 0,
+    the blocks above K run too."""
 
     def __post_init__(self) -> None:
         """Check the settings before anything runs.
 
         Raises:
-            NLAError: `model` is a `TransformerBridge` or has no such block, or `max_tokens` is not
-                positive.
+            NLAError: `model` is a `TransformerBridge` or has no such block, `max_tokens` is not
+                positive, or `next_tokens` is not from 0 to the size of the vocabulary.
         """
         if bridge.is_bridge(self.model):
             raise InjectionError(
@@ -110,6 +116,15 @@ class ResidualReader:
             raise NLAError(
                 f"max_tokens={shown(self.max_tokens)}: expected an integer of 1 or more."
             )
+
+        vocabulary = int(getattr(hosts.text_config(self.model), "vocab_size", None) or 1 << 30)
+        if not is_int(self.next_tokens, 0) or self.next_tokens > vocabulary:
+            raise NLAError(
+                f"next_tokens={shown(self.next_tokens)}: expected a whole number from 0 to "
+                f"{vocabulary}, the number of the target's tokens."
+            )
+        if self.next_tokens:
+            hosts.head(self.model)
 
     def origin(self, checkpoint: Checkpoint, claims: Claims) -> tuple[Origin, list[str]]:
         """Return the origin of the residuals, and how it differs from a checkpoint's.
@@ -146,12 +161,18 @@ class ResidualReader:
             else:
                 waiting.append((item, text, positions))
         for batch in _batches(waiting):
-            vectors = self._forward([(text.ids, positions) for _, text, positions in batch])
-            split = vectors.split([len(positions) for _, _, positions in batch])
-            for (item, text, positions), mine in zip(batch, split, strict=True):
+            vectors, following = self._forward(
+                [(text.ids, positions) for _, text, positions in batch]
+            )
+            counts = [len(positions) for _, _, positions in batch]
+            split = zip(batch, vectors.split(counts), following.split(counts), strict=True)
+            for (item, text, positions), mine, after in split:
                 tokens = [text.tokens[position] for position in positions]
                 read = Prefixes(text.text, tuple(text.ends[position] for position in positions))
-                found[item.row] = ItemResiduals(item, positions, tokens, read, mine.clone())
+                said = self._spelled(after) if self.next_tokens else None
+                found[item.row] = ItemResiduals(
+                    item, positions, tokens, read, mine.clone(), next_tokens=said
+                )
         return [found[item.row] for item in items]
 
     def _tokenized(self, item: Item) -> tuple[TokenizedText | None, str | None]:
@@ -172,7 +193,11 @@ class ResidualReader:
         first = slice(limit)
         return TokenizedText(text.text, text.ids[first], text.tokens[first], text.ends[first]), None
 
-    def _forward(self, rows: list[tuple[tuple[int, ...], list[int]]]) -> Tensor:
+    def _spelled(self, ids: Tensor) -> list[list[str]]:
+        decode = self.model.tokenizer.decode
+        return [[decode([token]) for token in row] for row in ids.tolist()]
+
+    def _forward(self, rows: list[tuple[tuple[int, ...], list[int]]]) -> tuple[Tensor, Tensor]:
         width = max(len(ids) for ids, _ in rows)
         # The id of the padding does not matter: no real token sees it.
         ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids, _ in rows], device="cpu")
@@ -186,13 +211,26 @@ class ResidualReader:
             return self._trace(ids, row, column)
         return send(lambda: self._trace(ids, row, column), what)
 
-    def _trace(self, ids: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """Run one trace; a remote host gets the block's source, so it uses nothing of `self`."""
-        block = hosts.block(self.model, self.layer)
-        with torch.no_grad(), self.model.trace(ids, remote=self.remote) as tracer:
+    def _trace(self, ids: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """Run one trace; a remote host gets the block's source, so it uses nothing of `self`.
+
+        Returns:
+            The residuals, and the ids of the likeliest next tokens, a row for each.
+        """
+        model, count = self.model, self.next_tokens
+        block = hosts.block(model, self.layer)
+        if not count:
+            with torch.no_grad(), model.trace(ids, remote=self.remote) as tracer:
+                chosen = block.output[row, column].float().cpu().save()
+                tracer.stop()
+            return chosen, torch.empty(len(chosen), 0, dtype=torch.int64, device="cpu")
+        head = hosts.head(model)
+        with torch.no_grad(), model.trace(ids, remote=self.remote):
             chosen = block.output[row, column].float().cpu().save()
-            tracer.stop()
-        return chosen
+            # The logits of all other positions would take much more memory than all else.
+            head.input = head.input[row, column][None]
+            after = model.output.logits[0].float().topk(count).indices.cpu().save()
+        return chosen, after
 
 
 def nothing_read(item: Item, error: str | None, d_model: int) -> ItemResiduals:

@@ -133,6 +133,9 @@ def extract(
     splits: Annotated[
         str | None, Option(help="Split by document into one file each: train=0.9,test=0.1.")
     ] = None,
+    next_tokens: Annotated[
+        int, Option(min=0, help="Write the target's N likeliest next tokens at each position.")
+    ] = 0,
     remote: options.Remote = False,
     chunk: options.Chunk = None,
     shard: options.Shard = None,
@@ -177,6 +180,7 @@ def extract(
         seed=seed,
         max_tokens=max_tokens,
         splits=_parse_splits(splits),
+        next_tokens=next_tokens,
         chunk=chunk,
         shard=shard,
         remote=remote,

@@ -184,6 +184,23 @@ def embedding(model: TransformersModel) -> Any:
     return _envoy(model, path)
 
 
+def head(model: TransformersModel) -> Any:
+    """Return the envoy (or module) that computes the logits.
+
+    Raises:
+        InjectionError: `model` does not say which of its modules does.
+    """
+    module = module_of(model)
+    computes = getattr(module, "get_output_embeddings", lambda: None)()
+    path = next((name for name, each in module.named_modules() if each is computes), None)
+    if computes is None or path is None:
+        raise InjectionError(
+            f"{describe(model)} does not say which of its modules computes the logits, so its next "
+            "tokens cannot be read."
+        )
+    return _envoy(model, path)
+
+
 def final_norm_path(model: TransformersModel) -> str:
     """Return the path of the norm after the last block, a sibling of the blocks.
 

@@ -19,8 +19,11 @@ from typer.testing import CliRunner
 from nnsight_nla import Checkpoint, InjectionError, NLAError, bulk, cli, tiny, training
 from nnsight_nla.bulk.finished_file import read_note
 from nnsight_nla.bulk.residuals import ItemResiduals, Prefixes, ResidualReader
+from nnsight_nla.bulk.sources import Item
+from nnsight_nla.bulk.token_selection import parse_positions
 from nnsight_nla.tiny.documents import sample
 from nnsight_nla.training.published import is_held_out
+from tutorials.reference import families
 
 RNG = random.Random(2)
 TEXTS = [sample(RNG, "Paris", "cheerful").text for _ in range(30)]
@@ -271,6 +274,8 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
         assert ran.exit_code == 0, ran.output
         return ran.stdout
 
+    command("extract", corpus, tmp_path / "next.parquet", "--next-tokens", 2, "--positions", "last")
+    assert {len(row["next_tokens"]) for row in rows(tmp_path / "next.parquet")} == {2}
     told = json.loads(command("extract", corpus, output, "--splits", "a=0.5,b=0.5", "--json"))
     assert told["outputs"] == [str(tmp_path / "rows.a.parquet"), str(tmp_path / "rows.b.parquet")]
     assert told["rows"] > 200
@@ -352,3 +357,54 @@ def test_shards_of_long_documents_merge_to_the_same_bytes(pair, tmp_path, monkey
     bulk.merge(shards, tmp_path / "merged.parquet")
     assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert pq.ParquetFile(tmp_path / "whole.parquet").num_row_groups > 3
+
+
+def test_the_targets_own_next_tokens(pair, corpus, tmp_path):
+    """Those of a plain forward, at each position, in a batch of unequal documents."""
+    model, _ = pair
+    plain, output = tmp_path / "plain.parquet", tmp_path / "rows.parquet"
+    extract(pair, corpus, plain)
+    assert "next_tokens" not in pq.read_schema(plain).names
+    extract(pair, corpus, output, next_tokens=3)
+    for before, row in zip(rows(plain), rows(output), strict=True):
+        ids = model.tokenizer(row["detokenized_text_truncated"], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            likely = model._module(input_ids=ids).logits[0, -1].topk(3).indices.tolist()
+        assert row.pop("next_tokens") == [model.tokenizer.decode([token]) for token in likely]
+        vectors = before.pop("activation_vector"), row.pop("activation_vector")
+        assert np.allclose(*vectors, atol=2e-5)
+        assert row == before
+    with pytest.raises(NLAError, match="next_tokens: 3 before, None now"):
+        extract(pair, corpus, output)
+
+
+def test_next_tokens_stay_when_rows_are_labelled(pair, corpus, tmp_path):
+    output, labelled = tmp_path / "rows.parquet", tmp_path / "labelled.parquet"
+    extract(pair, corpus, output, next_tokens=2)
+    bulk.label(output, labelled, by=lambda row: f"Next: {', '.join(row['next_tokens'])}")
+    for row in rows(labelled):
+        assert row["api_explanation"] == f"Next: {', '.join(row['next_tokens'])}"
+
+
+@pytest.mark.parametrize("number", [-1, 1.5, True, None, 10**6])
+def test_a_number_of_next_tokens_that_there_is_not(pair, corpus, tmp_path, number):
+    with pytest.raises(NLAError, match="expected a whole number from 0 to 1496, the number of the"):
+        extract(pair, corpus, tmp_path / "rows.parquet", next_tokens=number)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gemma2", "cohere", "mamba", "bart"])
+def test_next_tokens_of_every_kind_of_head(family):
+    """With a bias, a scale, a cap, and tied to the embedding."""
+    with families.quiet():
+        module = families.smallest(family)
+        reader = ResidualReader(
+            families.wrapped(module), families.K, parse_positions("all"), next_tokens=4
+        )
+        found = reader.read([Item(i, f"{i}", text) for i, text in enumerate(("a tiny text", "a"))])
+        for each, text in zip(found, ("a tiny text", "a"), strict=True):
+            ids = torch.tensor([families.tokenizer().encode(text)])
+            with torch.no_grad():
+                logits = module(input_ids=ids).logits[0]
+            decode = families.tokenizer().decode
+            expected = [[decode([t]) for t in row] for row in logits.topk(4).indices.tolist()]
+            assert each.next_tokens == expected

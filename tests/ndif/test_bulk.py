@@ -101,8 +101,10 @@ def test_extract_on_the_host_is_extract_here(ndif, by_path, corpus, tmp_path):
     for model, remote in ((here, False), (there, True)):
         output = tmp_path / f"{remote}.parquet"
         bulk.extract(
-            model, corpus, output, checkpoint=nla.checkpoint, positions="random:2", remote=remote
-        )
+            model, corpus, output, checkpoint=nla.checkpoint, positions="random:2", remote=remote,
+            next_tokens=2,
+        )  # fmt: skip
         found.append(pq.read_table(output).drop_columns("activation_vector").to_pylist())
     assert found[0] == found[1]
     assert len(found[0]) == 24
+    assert all(len(row["next_tokens"]) == 2 for row in found[0])
