@@ -143,7 +143,11 @@ def read_note(path: Path) -> dict[str, Any]:
     Raises:
         NLAError: The file was not made here.
     """
-    metadata = open_parquet(path).metadata.metadata or {}
+    try:
+        metadata = open_parquet(path).metadata.metadata or {}
+    except NLAError as error:
+        said = str(error).rstrip(".")
+        raise NLAError(f"{said}. Move it away, or choose another output.") from error
     if KEY not in metadata:
         raise NLAError(
             f"{path} was not made by nnsight-nla (its metadata have no {KEY.decode()}). Move it "

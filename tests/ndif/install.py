@@ -108,12 +108,11 @@ def _install_redis() -> None:
         policy.chmod(0o755)
     try:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-q"], check=True, env=environment)
-        subprocess.run(
-            ["apt-get", "install", "-qy", "--no-install-recommends", "redis-server"],
-            check=True,
-            env=environment,
-        )
+        # One at a time: apt-get fails while another one runs, and .ci/run installs Chromium.
+        apt = ["flock", "/tmp/nnsight-nla-apt.lock", "apt-get", "-q"]
+        subprocess.run([*apt, "update"], check=True, env=environment)
+        install = [*apt, "install", "-y", "--no-install-recommends", "redis-server"]
+        subprocess.run(install, check=True, env=environment)
     finally:
         if ours:
             policy.unlink()
