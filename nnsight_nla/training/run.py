@@ -117,8 +117,8 @@ def train(
         role: ``"av"``, the verbalizer, or ``"ar"``, the reconstructor.
         rows: The file, with its sidecar.
         base: The model to start from, usually the target: a folder or a Hub id.
-        out: The folder of the checkpoint. Nothing of that name exists yet, unless it is the result
-            of this same call, which is then returned.
+        out: The folder of the checkpoint, with its model card, ``README.md``. Nothing of that name
+            exists yet, unless it is the result of this same call, which is then returned.
         settings: Steps, rates, batches, adapters.
         watching: What to measure during training.
         layer: K, if the rows have no sidecar that names it.

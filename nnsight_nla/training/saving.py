@@ -1,4 +1,7 @@
-"""Save what was trained as folders that ``NLA(av, ar=ar)`` loads: weights, tokenizer, sidecar."""
+"""Save what was trained as folders that ``NLA(av, ar=ar)`` loads.
+
+A folder has weights, tokenizer, sidecar and a model card, and can be uploaded as it is.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from ..checkpoint.sidecar import SIDECARS
 from ..core.injection import Injection
 from ..errors import CheckpointError
 from ..storage.atomic import KEPT, atomic_folder
+from .card import CARD, model_card
 from .reconstructor import Reconstructor
 from .rows import TrainingError
 
@@ -128,7 +132,8 @@ def save_verbalizer(
     with _checkpoint_folder(folder, advice) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        _save_sidecar(part, checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra}))
+        entries = checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra})
+        _save_sidecar(part, entries, Path(folder).name)
 
 
 def save_reconstructor(
@@ -171,7 +176,7 @@ def save_reconstructor(
                 model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         save_file(head, part / HEAD_FILE)
-        _save_sidecar(part, checkpoint.to_sidecar("ar", **entries))
+        _save_sidecar(part, checkpoint.to_sidecar("ar", **entries), Path(folder).name)
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -240,9 +245,11 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
             weight.data = weight.data.to(dtype)
 
 
-def _save_sidecar(folder: Path, entries: dict[str, Any]) -> None:
+def _save_sidecar(folder: Path, entries: dict[str, Any], name: str) -> None:
+    """Write the sidecar, and the model card in place of the one that PEFT writes."""
     text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
     (folder / SIDECARS[0]).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(model_card(name, entries), encoding="utf-8")
 
 
 def _suffix(tokenizer: Any, template: str) -> tuple[int, ...]:

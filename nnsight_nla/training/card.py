@@ -1,0 +1,146 @@
+"""Write the model card of a checkpoint: the README.md with which a folder can be uploaded.
+
+It says what the checkpoint is, how to load it, what it was trained on, what was measured on
+held-out rows, and what its texts do not show. All of it comes from the sidecar::
+
+    (folder / "README.md").write_text(model_card("my-av", entries), "utf-8")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..checkpoint.identity import hub_id
+
+CARD = "README.md"
+"""The file of a model card."""
+_TITLES = {"av": "activation verbalizer", "ar": "activation reconstructor"}
+_WHAT = {
+    "av": (
+        "It explains a residual-stream vector of {target} in words. It reads the output of block "
+        "{layer} (counted from 0, `hidden_states[{next}]`, {width} entries), which is written into "
+        "its prompt at one marker token; its text stands between `<explanation>` tags."
+    ),
+    "ar": (
+        "It turns an explanation back into a residual-stream vector of {target}: the output of "
+        "block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries). Only the "
+        "direction of the vector is meaningful. It says how much of a vector a text carries."
+    ),
+}
+_USE = {
+    "av": 'nla = NLA("{name}")  # add ar="..." for scores and trust labels',
+    "ar": 'nla = NLA("the verbalizer", ar="{name}")',
+}
+_FIGURES = {
+    "loss": "the training's own loss",
+    "extraction": "the share of texts with both tags",
+    "cosine": "between a vector and its reconstruction",
+    "fve": "the fraction of variance that the text explains, 1 at best",
+}
+_LIMITS = {
+    "av": """\
+- It was trained on the model and the block above. A vector of another model or block gets a fluent
+  text too, which means nothing.
+- It says what its training labels say. A text is no evidence of what the target "thinks": compare
+  it with controls (`nla.controls`), with its reconstruction (`nla.score`), and with interventions.
+- Texts of the first positions of a prompt, and of vectors of an unusual norm, are unreliable.""",
+    "ar": """\
+- It was trained on the model and the block above; a reconstruction is no vector of another one.
+- A high cosine says that the words carry the vector, not that they are true.
+- It reads texts like its training labels; of other texts it makes something too.""",
+}
+
+
+def model_card(name: str, sidecar: Mapping[str, Any]) -> str:
+    """Return a model card in Markdown, with the metadata that the Hub reads.
+
+    Args:
+        name: The checkpoint's name.
+        sidecar: Its sidecar, as `Checkpoint.to_sidecar` makes it, with ``trained_on`` and
+            ``training_log`` where they are known.
+    """
+    from huggingface_hub import ModelCardData
+
+    role, target = sidecar["role"], sidecar["extraction"]["base_model"]
+    layer, width = sidecar["extraction"]["layer_index"], sidecar["d_model"]
+    words = {
+        "target": target or "a model that is not named",
+        "layer": layer,
+        "next": layer + 1,
+        "width": width,
+        "name": name,
+    }
+    about = ModelCardData(
+        base_model=hub_id(target) if target else None,
+        library_name="nnsight-nla",
+        tags=["natural-language-autoencoder", "interpretability", _TITLES[role].replace(" ", "-")],
+    )
+    return f"""\
+---
+{about.to_yaml()}
+---
+
+# {name}
+
+The {_TITLES[role]} of a Natural Language Autoencoder. {_WHAT[role].format(**words)}
+
+## Use
+
+```python
+from nnsight_nla import NLA  # pip install nnsight-nla
+
+{_USE[role].format(**words)}
+```
+
+`nla_meta.yaml` has the settings: template, marker, how the vector is written.
+
+## Training
+
+{_list(_entry(each) for each in sidecar.get("trained_on") or [])}
+
+## Held-out rows
+
+{_list(_figures(sidecar.get("training_log") or []))}
+
+## What it does not show
+
+{_LIMITS[role]}
+
+## Licence
+
+Not stated. That of the base model and those of the training texts apply; state one before you
+publish the weights.
+"""
+
+
+def _entry(entry: Any) -> str:
+    """Say what a training read."""
+    if not isinstance(entry, Mapping):
+        return str(entry)
+    said = [f"{entry.get('rows', '?')} rows of `{entry.get('file', '?')}`"]
+    if entry.get("blake2b"):
+        said.append(f"blake2b {entry['blake2b']}")
+    if entry.get("held_out"):
+        said.append(f"{entry['held_out']:.0%} of the documents held out")
+    if entry.get("steps"):
+        said.append(f"{entry['steps']} steps")
+    return ", ".join(said)
+
+
+def _figures(log: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the last value of each measurement on held-out rows."""
+    last: dict[str, tuple[float, float]] = {}
+    for line in log:
+        for key, value in line.items():
+            if key.startswith("eval_"):
+                last[key.removeprefix("eval_")] = value, line.get("step", 0)
+    return [
+        f"{name}: {value:.4g} after {step:g} steps"
+        + (f" ({_FIGURES[name]})" if name in _FIGURES else "")
+        for name, (value, step) in last.items()
+    ]
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines) or "Not recorded."
