@@ -439,7 +439,10 @@
   }
   requestAnimationFrame(() => later(rest));
   const linked = /^#t([01])-(\d+)$/.exec(location.hash);
-  if (linked && readable(Number(linked[1]), Number(linked[2]))) pin({ r: Number(linked[1]), i: Number(linked[2]) }, true);
-  else if (active.i >= 0) activate(active, false);
+  if (linked && readable(Number(linked[1]), Number(linked[2]))) {
+    // The browser would scroll a page that is loaded again to where it was, after this.
+    try { history.scrollRestoration = "manual"; } catch { /* in a sandbox */ }
+    pin({ r: Number(linked[1]), i: Number(linked[2]) }, true);
+  } else if (active.i >= 0) activate(active, false);
   draw();
 })();
