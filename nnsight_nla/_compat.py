@@ -190,7 +190,7 @@ def default_device() -> Any:
     import torch
 
     # torch.get_default_device() of PyTorch 2.6 does not know of ``with torch.device(...)``.
-    return torch.get_default_device() if torch.__version__ >= "2.7" else torch.as_tensor(0).device
+    return torch.as_tensor(0).device
 
 
 def join_requests(reducers: Mapping[type, Callable[[Any], Any]]) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
-from .checkpoint.dates import Date, to_iso
+from .checkpoint.dates import Date
 from .checkpoint.origin import Claims, Origin
 from .checkpoint.prompt import Prompt
 from .core.baseline import Baseline, check_baseline
@@ -216,11 +215,7 @@ class NLA:
         Raises:
             CheckpointError: It is not a date.
         """
-        checkpoint = replace(
-            self.checkpoint,
-            date=to_iso(date),
-            source={**self.checkpoint.source, "date": "the caller"},
-        )
+        checkpoint = self.checkpoint.on_date(date)
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         prompt = Prompt.render(checkpoint, self.av.tokenizer)

@@ -165,19 +165,19 @@ def interrupted(nla: NLA, source: Path, output: Path) -> None:
         bulk.run(nla, source, output, chunk=2, sampling=SHORT, score=False)
 
 
-def test_a_run_goes_on_with_the_date_that_it_was_begun_with(av, residuals, tmp_path, day):
+def test_a_run_that_is_resumed_keeps_its_date(av, residuals, tmp_path, day):
     source, output = vectors(tmp_path, residuals), tmp_path / "out.parquet"
     interrupted(opened(av), source, output)
     day(SECOND)
     options = {"chunk": 2, "sampling": SHORT, "score": False}
-    with pytest.warns(NLAWarning, match="begun with the date 2026-11-26"):
+    with pytest.warns(NLAWarning, match="made with the date 2026-11-26"):
         report = bulk.run(opened(av), source, output, **options)
     assert (report.resumed, report.errors) == (1, 0)
     day(FIRST)
     bulk.run(opened(av), source, tmp_path / "whole.parquet", **options)
     assert pq.read_table(output).equals(pq.read_table(tmp_path / "whole.parquet"))
     day(SECOND)
-    with pytest.warns(NLAWarning, match="begun with the date 2026-11-26"):
+    with pytest.warns(NLAWarning, match="made with the date 2026-11-26"):
         again = bulk.run(opened(av), source, output, **options)
     assert again.chunks == 0
     recorded = read_note(output)["manifest"]["verbalizer"]["prompt"]
@@ -213,9 +213,7 @@ def test_a_template_that_was_edited_is_told_in_words(residuals, tmp_path):
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["in memory", "stored"])
-def test_a_sweep_says_which_date_it_was_begun_with_and_goes_on_with_it(
-    av, model, tmp_path, day, stored
-):
+def test_a_sweep_says_which_date_it_has_and_continues_with_it(av, model, tmp_path, day, stored):
     def run(nla, **options):
         return ablate(
             model, nla, "People in Paris speak", method="zero", layers=[1, 4], positions=[-1],
@@ -228,9 +226,11 @@ def test_a_sweep_says_which_date_it_was_begun_with_and_goes_on_with_it(
         first.to_parquet(sweep)
     day(SECOND)
     nla = opened(av)
-    with pytest.raises(ExperimentError, match=r"date 2026-11-26.*now it is 2026-11-27") as raised:
+    with pytest.raises(
+        ExperimentError, match=r"date 2026-11-26.*this NLA has 2026-11-27"
+    ) as raised:
         run(nla, resume=sweep)
-    (advice,) = re.findall(r"pass nla=(nla\.on_date\('[^']*'\))", str(raised.value))
+    (advice,) = re.findall(r"pass (nla\.on_date\('[^']*'\)) as the NLA", str(raised.value))
     again = run(eval(advice, {"nla": nla}), resume=sweep)
     assert again.rows() == first.rows()
 

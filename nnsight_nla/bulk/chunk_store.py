@@ -92,20 +92,19 @@ class ChunkStore:
         """Return the numbers of the finished chunks, in order."""
         return sorted(self._paths())
 
-    def write(self, number: int, parts: pa.Table | Iterable[pa.Table]) -> int:
+    def write(self, number: int, parts: Iterable[pa.Table]) -> int:
         """Store chunk `number`, under a name that says what is in it.
 
         Args:
             number: The number of the chunk.
-            parts: Its rows: one table, or at least one; only one at a time is in memory.
+            parts: Its rows, in at least one table; only one at a time is in memory.
 
         Returns:
             The number of rows.
         """
         content, rows = io.BytesIO(), 0
         writer: pq.ParquetWriter | None = None
-        tables: Iterable[Any] = [parts] if isinstance(parts, pa.Table) else parts
-        for part in tables:
+        for part in parts:
             # Vectors do not compress, and a chunk is read once.
             writer = writer or pq.ParquetWriter(content, part.schema, compression="lz4")
             writer.write_table(part, row_group_size=max(len(part), 1))

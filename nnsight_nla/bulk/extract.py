@@ -191,7 +191,7 @@ def _rows(found: ItemResiduals, layer: int, split: str | None) -> Iterator[dict[
             "n_raw_tokens": position + 1,  # As published: counts this token too.
             "token": found.tokens[place],
             _TEXT: found.read[place],
-            "next_tokens": None if found.next_tokens is None else found.next_tokens[place],
+            "next_tokens": found.next_tokens[place] if found.next_tokens else None,
             VECTOR: found.vectors[place].numpy(),
         }
 

@@ -21,7 +21,7 @@ import yaml
 from ..checkpoint.sidecar import DATASET_SUFFIX, read
 from ..errors import NLAError, shown
 from ..storage.atomic import atomic_file, remove_leftovers
-from .chunk_store import ADVICE
+from .chunk_store import ADVICE, ChunkStore
 from .manifest import check_same, differences, parse_shard
 from .parquet import open_parquet
 
@@ -157,6 +157,17 @@ def read_note(path: Path) -> dict[str, Any]:
         return json.loads(metadata[KEY])
     except ValueError as error:
         raise NLAError(f"{path} is damaged: its metadata are no JSON ({error}).") from error
+
+
+def earlier_manifest(output: Path) -> dict[str, Any]:
+    """Return the manifest of a finished or unfinished output; empty if there is none.
+
+    Raises:
+        NLAError: There is a file of that name that was not made here.
+    """
+    if output.exists():
+        return read_note(output)["manifest"]
+    return ChunkStore(output).manifest or {}
 
 
 def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:

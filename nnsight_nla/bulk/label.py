@@ -36,7 +36,7 @@ from ..storage.atomic import atomic_file
 from ..storage.function_hash import fingerprint_function
 from . import records
 from .chunk_store import ADVICE, ChunkStore
-from .finished_file import read_note, read_sidecar, sibling
+from .finished_file import earlier_manifest, read_sidecar, sibling
 from .items import VECTOR, Item, Source
 from .manifest import VERSION, differences
 from .parquet import open_parquet, parquet_origin, parquet_rows
@@ -192,10 +192,9 @@ def _identify(labeller: Labeller, output: Path, edited: Edited) -> dict[str, Any
     if edited not in get_args(Edited):
         raise NLAError(f"edited={shown(edited)}: expected 'refuse' or 'accept'.")
     now, store = fingerprint_function(labeller, stateful=True), ChunkStore(output)
-    finished = output.exists()
-    manifest = read_note(output)["manifest"] if finished else store.manifest
-    before = (manifest or {}).get("labels")
-    if manifest is None or not isinstance(before, dict) or "code" not in before:
+    finished, manifest = output.exists(), earlier_manifest(output)
+    before = manifest.get("labels")
+    if not isinstance(before, dict) or "code" not in before:
         return now  # Nothing is labelled yet, or by something else, which `check_same` reports.
     earlier = before.get("earlier", [])
     before = {name: value for name, value in before.items() if name != "earlier"}

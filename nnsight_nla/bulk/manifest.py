@@ -33,8 +33,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     old, new = dict(_flat(before)), dict(_flat(now))
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    shown = (_parts_that_differ(old.get(name), new.get(name)) for name in changed)
-    return [f"{name}: {a!r} before, {b!r} now" for name, (a, b) in zip(changed, shown, strict=True)]
+    pairs = (_parts_that_differ(old.get(name), new.get(name)) for name in changed)
+    return [f"{name}: {a!r} before, {b!r} now" for name, (a, b) in zip(changed, pairs, strict=True)]
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

@@ -19,6 +19,7 @@ from ..checkpoint.origin import Claims, Origin
 from ..core.numeric import is_int
 from ..errors import InjectionError, NLAError, shown
 from ..models import bridge, hosts, target, weights
+from ..models.head import head_envoy
 from ..remote.ndif import send
 from .sources import Item
 from .token_selection import TokenizedText, TokenSelection, tokenize
@@ -76,7 +77,7 @@ class ItemResiduals:
     """The residuals, float32 on the CPU."""
     notes: tuple[str, ...] = ()
     """Warnings on each of them."""
-    next_tokens: Sequence[Sequence[str]] | None = None
+    next_tokens: Sequence[Sequence[str]] = ()
     """The target's likeliest next tokens after each position, likeliest first, if asked for."""
 
 
@@ -116,7 +117,6 @@ class ResidualReader:
             raise NLAError(
                 f"max_tokens={shown(self.max_tokens)}: expected an integer of 1 or more."
             )
-
         vocabulary = int(getattr(hosts.text_config(self.model), "vocab_size", None) or 1 << 30)
         if not is_int(self.next_tokens, 0) or self.next_tokens > vocabulary:
             raise NLAError(
@@ -124,7 +124,7 @@ class ResidualReader:
                 f"{vocabulary}, the number of the target's tokens."
             )
         if self.next_tokens:
-            hosts.head(self.model)
+            head_envoy(self.model)
 
     def origin(self, checkpoint: Checkpoint, claims: Claims) -> tuple[Origin, list[str]]:
         """Return the origin of the residuals, and how it differs from a checkpoint's.
@@ -153,6 +153,7 @@ class ResidualReader:
         """Read the residuals of documents; the result has their order."""
         found: dict[int, ItemResiduals] = {}
         waiting: list[_Document] = []
+        tokenizer = self.model.tokenizer
         for item in items:
             text, error = self._tokenized(item)
             positions = [] if text is None else self.selection.choose(text, item.doc_id)
@@ -169,7 +170,7 @@ class ResidualReader:
             for (item, text, positions), mine, after in split:
                 tokens = [text.tokens[position] for position in positions]
                 read = Prefixes(text.text, tuple(text.ends[position] for position in positions))
-                said = self._spelled(after) if self.next_tokens else None
+                said = [list(hosts.spelled(tokenizer, row).tokens) for row in after.tolist()]
                 found[item.row] = ItemResiduals(
                     item, positions, tokens, read, mine.clone(), next_tokens=said
                 )
@@ -192,10 +193,6 @@ class ResidualReader:
             return None, "it has no tokens"
         first = slice(limit)
         return TokenizedText(text.text, text.ids[first], text.tokens[first], text.ends[first]), None
-
-    def _spelled(self, ids: Tensor) -> list[list[str]]:
-        decode = self.model.tokenizer.decode
-        return [[decode([token]) for token in row] for row in ids.tolist()]
 
     def _forward(self, rows: list[tuple[tuple[int, ...], list[int]]]) -> tuple[Tensor, Tensor]:
         width = max(len(ids) for ids, _ in rows)
@@ -224,7 +221,7 @@ class ResidualReader:
                 chosen = block.output[row, column].float().cpu().save()
                 tracer.stop()
             return chosen, torch.empty(len(chosen), 0, dtype=torch.int64, device="cpu")
-        head = hosts.head(model)
+        head = head_envoy(model)
         with torch.no_grad(), model.trace(ids, remote=self.remote):
             chosen = block.output[row, column].float().cpu().save()
             # The logits of all other positions would take much more memory than all else.

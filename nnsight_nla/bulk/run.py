@@ -24,8 +24,7 @@ from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
 from . import records
-from .chunk_store import ChunkStore
-from .finished_file import read_note
+from .finished_file import earlier_manifest
 from .manifest import VERSION, versions
 from .pipeline import Job, Report, run_job
 from .residuals import ItemResiduals, ResidualReader, nothing_read
@@ -101,7 +100,7 @@ def run(
             cannot be written or was made with other settings. What is finished is kept.
     """
     output = Path(output).expanduser()
-    nla = _as_begun(nla, output)
+    nla = _on_first_date(nla, output)
     rows = source if isinstance(source, Source) else open_source(source)
     reader = _reader(nla, rows, model, positions, skip, max_tokens, remote)
     if reader is None:
@@ -250,37 +249,29 @@ def _as_residuals(
     return found
 
 
-def _as_begun(nla: ExplainsAndReconstructs, output: Path) -> ExplainsAndReconstructs:
-    """Return the NLA with the date that its prompt had when this output was begun.
+def _on_first_date(nla: ExplainsAndReconstructs, output: Path) -> ExplainsAndReconstructs:
+    """Return the NLA with the date that its prompt had in the first call for this output.
 
     A date that the caller or the checkpoint chose stays; if it is another, the resume is refused.
     """
     if nla.prompt.date is None or nla.checkpoint.source.get("date") != TODAY:
         return nla
-    prompt = _earlier_manifest(output).get("verbalizer", {}).get("prompt")
-    begun = prompt.get("date") if isinstance(prompt, dict) else None
-    if begun in (None, nla.prompt.date):
+    prompt = earlier_manifest(output).get("verbalizer", {}).get("prompt")
+    first = prompt.get("date") if isinstance(prompt, dict) else None
+    if first in (None, nla.prompt.date):
         return nla
     warnings.warn(
-        f"{output} was begun with the date {begun} in the verbalizer's prompt, and is continued "
-        "with it.",
+        f"The first rows of {output} were made with the date {first} in the verbalizer's prompt; "
+        "the others get the same date.",
         NLAWarning,
         stacklevel=3,
     )
-    return nla.on_date(begun)
-
-
-def _earlier_manifest(output: Path) -> dict[str, Any]:
-    """Return the manifest of an output that was begun or finished; empty if there is none."""
-    found = ChunkStore(output).manifest
-    if found is None and output.exists():
-        found = read_note(output)["manifest"]
-    return found or {}
+    return nla.on_date(first)
 
 
 def _fixed_batch(nla: ExplainsAndReconstructs, output: Path, asked: int | None) -> int:
     """Set and return the batch size: as given, else as in an earlier call, else the NLA's own."""
-    before = _earlier_manifest(output).get("batch_size")
+    before = earlier_manifest(output).get("batch_size")
     if asked is None:
         asked = nla.batch_size if before is None else int(before)
     nla.batch_size = asked

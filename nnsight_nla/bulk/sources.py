@@ -205,18 +205,18 @@ def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
     }
     # A folder is identified by its content, a repository by its revision.
     identity["fingerprint"] = _compat.data_set_fingerprint(held) if saved else _revision(held)
-    check = None
+    files = [Path(each["filename"]) for each in held.cache_files] if saved else _files(folder)
+    check = UnchangedFiles(files)
     if folder.is_dir():
-        check = UnchangedFiles(
-            [Path(each["filename"]) for each in held.cache_files]
-            if saved
-            else [each for each in folder.rglob("*") if each.is_file() and each.name[0] != "."]
-        )
         identity |= check.identity
     origin = Origin.next_to(folder) if folder.is_dir() and kind == "vectors" else Origin()
     count = len(held) if saved else None
-    source = Source(kind, named(identity, column), count, raw, item, origin)
-    return source if check is None else replace(source, check=check)
+    return Source(kind, named(identity, column), count, raw, item, origin, check)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files in a folder that are not hidden; none if there is no such folder."""
+    return [each for each in folder.rglob("*") if each.is_file() and each.name[0] != "."]
 
 
 def _revision(held: Any) -> str:

@@ -25,7 +25,7 @@ from ..core.injection import Injection
 from ..core.numeric import is_character, is_int, is_unicode
 from ..errors import CheckpointError, ReconstructionError, shown
 from . import dialects, sidecar
-from .dates import to_iso
+from .dates import Date, to_iso
 from .presets import AR_TEMPLATE, AV_TEMPLATE, PRESET_FIELDS
 
 __all__ = [
@@ -181,6 +181,15 @@ class Checkpoint:
         source = {**self.source, "template": f"{origin}; {filled}" if origin else filled}
         template = self.template.replace(DEPTH_SLOT, str(percent))
         return replace(self, template=template, source=source)
+
+    def on_date(self, date: Date) -> Checkpoint:
+        """Return the checkpoint with the date that the caller chose for its prompt.
+
+        Raises:
+            CheckpointError: It is not a date.
+        """
+        source = {**self.source, "date": "the caller"}
+        return replace(self, date=to_iso(date), source=source)
 
     def to_sidecar(self, role: str, **extra: Any) -> dict[str, Any]:
         """Return this checkpoint as a ``schema_version: 2`` sidecar, ready for `yaml.safe_dump`.

@@ -66,8 +66,7 @@ class Injection:
             known = " or ".join(map(repr, OPERATIONS))
             raise CheckpointError(
                 f"Injection(operation={shown(self.operation)}, site={shown(self.site)}): expected "
-                "the "
-                f"operation {known} and the site 'block' or 'embedding'. To add an operation: "
+                f"the operation {known} and the site 'block' or 'embedding'. To add an operation: "
                 "nnsight_nla.core.injection.OPERATIONS[name] = function."
             )
         if self.site == "block" and not is_int(self.layer, 0):

@@ -89,8 +89,7 @@ def residual_norm(
     if norm is not None and not (is_real(norm) and norm > 0):
         raise ReconstructionError(
             f"norm={shown(norm)}: expected a positive, finite number, the L2 norm of a residual, "
-            "for "
-            "example norm=vectors.norm(dim=-1).mean().item()."
+            "for example norm=vectors.norm(dim=-1).mean().item()."
         )
     if norm is None and isinstance(away_from, Explanation):
         return away_from.vectors.float().norm(dim=-1).cpu()

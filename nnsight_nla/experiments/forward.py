@@ -248,8 +248,7 @@ def _numbers(given: Any, count: int, name: str) -> list[int]:
     if bad or not chosen:
         raise ExperimentError(
             f"{name}={shown(given)}: expected whole numbers from 0 to {count - 1}, a list of "
-            "them, or "
-            "'all'."
+            "them, or 'all'."
         )
     return sorted(set(chosen))
 

@@ -155,8 +155,7 @@ def explained(explain_at: Any, length: int) -> Explained:
     if strange or not given:
         raise ExperimentError(
             f'explain_at={shown(explain_at)}: expected a position (-1 is the last), "patched" '
-            "(each "
-            "cell's own position), or a list of these."
+            "(each cell's own position), or a list of these."
         )
     fixed = [each for each in given if each != "patched"]
     return Explained(tuple(listed(fixed, length)) if fixed else (), "patched" in given)

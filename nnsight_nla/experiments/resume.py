@@ -49,11 +49,11 @@ def partial_sweep(plan: Plan) -> Sweep | None:
         )
     before = sweep.identity
     now = {"metric": plan.measure.identity, **identify_verbalizer(nla)}
-    begun, date = before.get("date"), now.get("date")
-    if begun is not None and date is not None and begun != date:
+    first, date = before.get("date"), now.get("date")
+    if first is not None and date is not None and first != date:
         raise ExperimentError(
-            f"resume= has texts by a verbalizer with the date {begun} in its prompt; now it is "
-            f"{date}. Go on with the prompt of that date: pass nla=nla.on_date({begun!r})."
+            f"The texts of resume= were made with the date {first} in the verbalizer's prompt; the "
+            f"prompt of this NLA has {date}. To continue, pass nla.on_date({first!r}) as the NLA."
         )
     changed = [name for name in before if before[name] != now.get(name)]
     if changed:

@@ -1,4 +1,4 @@
-"""Give a language model's head its rows in one piece.
+"""Find a language model's head, and give it its rows in one piece.
 
 With `logits_to_keep`, transformers computes the logits of the last positions only, from a slice of
 the hidden states. PyTorch multiplies a slice of several rows that is not contiguous with a frozen
@@ -14,12 +14,28 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import InjectionError
 from . import hosts
 
 
 def head_of(model: Any) -> nn.Module | None:
     """Return the module that computes the logits; ``None`` if the model does not say."""
     return getattr(hosts.module_of(model), "get_output_embeddings", lambda: None)()
+
+
+def head_envoy(model: Any) -> Any:
+    """Return the envoy of the head of an nnsight model.
+
+    Raises:
+        InjectionError: `model` does not say which of its modules computes the logits.
+    """
+    head = head_of(model)
+    if head is None:
+        raise InjectionError(
+            f"{hosts.describe(model)} does not say which of its modules computes the logits, so "
+            "its next tokens cannot be read."
+        )
+    return hosts.envoy_of(model, head)
 
 
 @contextmanager

@@ -91,11 +91,10 @@ def positions(
     if prepend_bos is not None:
         raise InjectionError(
             f"prepend_bos={shown(prepend_bos)} is for a TransformerBridge; an nnsight model's "
-            "prompts "
-            "begin as its tokenizer makes them. For another beginning, trace token ids and pass "
-            "them here: nla.positions(model, [ids])."
+            "prompts begin as its tokenizer makes them. For another beginning, trace token ids and "
+            "pass them here: nla.positions(model, [ids])."
         )
-    text_config(model)
+    text_config(model)  # Refuses what is not a model.
     side = checked_side(padding_side, _compat.padding_side(model))
     return [replace(tokenized(model, prompt), side=side) for prompt in listed(prompts)]
 
@@ -178,26 +177,12 @@ def embedding(model: TransformersModel) -> Any:
     """
     text_config(model)
     _check_served(model, None)
-    module = module_of(model)
-    table = cast("Any", module).get_input_embeddings()
-    path = next(name for name, each in module.named_modules() if each is table)
-    return _envoy(model, path)
+    return envoy_of(model, cast("Any", module_of(model)).get_input_embeddings())
 
 
-def head(model: TransformersModel) -> Any:
-    """Return the envoy (or module) that computes the logits.
-
-    Raises:
-        InjectionError: `model` does not say which of its modules does.
-    """
-    module = module_of(model)
-    computes = getattr(module, "get_output_embeddings", lambda: None)()
-    path = next((name for name, each in module.named_modules() if each is computes), None)
-    if computes is None or path is None:
-        raise InjectionError(
-            f"{describe(model)} does not say which of its modules computes the logits, so its next "
-            "tokens cannot be read."
-        )
+def envoy_of(model: TransformersModel, module: nn.Module) -> Any:
+    """Return the envoy of a module of `model`; for a plain module, the module."""
+    path = next(name for name, each in module_of(model).named_modules() if each is module)
     return _envoy(model, path)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.dates import TODAY, Date, to_iso
+from ..checkpoint.dates import TODAY, Date
 from ..checkpoint.prompt import Prompt
 from ..core.injection import Injection
 from ..errors import CheckpointError, NLAWarning, shown
@@ -118,8 +118,7 @@ def open_verbalizer(
         else load_tokenizer(peft or base, described, base=base, trust=_trusts(load))
     )
     if date is not None:
-        source_of = {**described.source, "date": "the caller"}
-        described = replace(described, date=to_iso(date), source=source_of)
+        described = described.on_date(date)
     prompt = Prompt.render(described, tokenizer)
     if prompt.date is not None and described.date is None:
         _warn_of_today(peft or hosts.describe(source) if not is_path else source, prompt.date)

@@ -68,7 +68,7 @@ def made_by_train(out: Path) -> dict[str, Any] | None:
 
 
 def recorded_date(work: Path, out: Path) -> str | None:
-    """Return the date that the prompt of a begun, or finished, training has; see `describe`."""
+    """Return the date in the prompt of an earlier call's training; ``None`` if there is none."""
     file = work / _OPTIONS
     if file.is_file():
         return json.loads(file.read_text("utf-8")).get("date")

@@ -66,14 +66,14 @@ class Queue:
             self._batch_size = self._verbalizer.rows_that_fit(self._new_tokens)
         return self._batch_size
 
-    @property
-    def known_batch_size(self) -> int | None:
-        """The same, without choosing one; ``None`` while there was no use for it."""
-        return self._batch_size
-
     @batch_size.setter
     def batch_size(self, rows: int | None) -> None:
         self._batch_size = rows
+
+    @property
+    def known_batch_size(self) -> int | None:
+        """Rows in a batch; ``None`` if no number was set or needed yet."""
+        return self._batch_size
 
     def add(self, handle: Explanation) -> None:
         """Add a pending handle, without keeping it alive."""

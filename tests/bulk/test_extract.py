@@ -341,7 +341,9 @@ def test_memory_does_not_grow_with_the_number_of_long_documents(pair, tmp_path, 
         assert (report.rows, report.chunks) == (count * PLACES, 1)
         peaks[count] = pool.max_memory()
     print({count: f"{peak / 2**20:.0f} MiB" for count, peak in peaks.items()})
-    assert peaks[24] < 1.4 * peaks[3]  # The vectors are 0.5 MiB a document.
+    # A document has 0.5 MiB of vectors and 20 MiB of text. How much of it is alive at the peak
+    # differs with the machine and with what Arrow's threads do.
+    assert peaks[24] - peaks[3] < (24 - 3) * 2 * 2**20
     assert peaks[24] < 120 * 2**20
     table = pq.ParquetFile(tmp_path / "24.parquet").read_row_group(0)
     texts = table["detokenized_text_truncated"].to_pylist()

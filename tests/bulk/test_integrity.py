@@ -89,7 +89,7 @@ def interfere(how: str, folder: Path) -> None:
     elif how == "of another run":
         other = ChunkStore(folder.with_name("other.parquet"))
         with other.open({"shard": None}):
-            other.write(0, finish([Item(i, f"{i}", f"other {i}") for i in range(CHUNK)]))
+            other.write(0, [finish([Item(i, f"{i}", f"other {i}") for i in range(CHUNK)])])
             first.unlink()
             (path,) = other.folder.glob("*.parquet")
             shutil.copy(path, folder)
@@ -150,7 +150,7 @@ def test_a_chunk_with_any_byte_changed_is_refused(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bytes")
     store, table = ChunkStore(folder / "out.parquet"), finish([Item(0, "a", "x" * 50)])
     with store.open({"shard": None}):
-        store.write(0, table)
+        store.write(0, [table])
         (path,) = store.folder.glob("*.parquet")
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
