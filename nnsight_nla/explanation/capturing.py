@@ -109,10 +109,18 @@ def captured(
         width=shape[-1] if shape else 1,
         lengths=None if lengths is None else tuple(lengths),
         padding=padding,
+        usual_norm=_usual_norm(checkpoint, said),
         origin=said.completed(expected),
         ignored=tuple(ignored),
         labeller=labeller,
     )
+
+
+def _usual_norm(checkpoint: Checkpoint | None, said: Origin) -> float | None:
+    """Return the norm that vectors of the verbalizer's layer have, for raw residuals."""
+    if checkpoint is None or checkpoint.baseline is None or said.kind not in (None, "residual"):
+        return None
+    return checkpoint.baseline.norm
 
 
 def _word(value: Any, tokenizer: Any) -> str:

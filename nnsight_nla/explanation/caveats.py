@@ -1,8 +1,8 @@
 """Warnings that a reader of an explanation needs, one plain sentence each.
 
 They concern replies that were cut off, a vector that was probably not injected, and inputs that are
-known to be noisy. The warnings about positions, norms and quotes are only given if the caller says
-where the vectors were read: ``explain(..., tokens=, positions=)``.
+known to be noisy. The warnings about positions and quotes are only given if the caller says where
+the vectors were read: ``explain(..., tokens=, positions=)``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 from .records import Capture
 
 EARLY = 10
-"""Explanations of positions below this are known to be noisy."""
+"""Explanations of positions below this are known to be noisy, where no norm can tell."""
 OUTLIER = 5.0
-"""A norm that is larger or smaller than its prompt's median by this factor is an outlier."""
+"""A norm that is this many times another is far from it."""
 _FEWEST_ROWS = 8  # For a median that means something.
 # Compiled at the first use (`re` caches it), because compiling so wide a class slows the import.
 _CJK = "[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
@@ -67,16 +67,15 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
                 "CJK text in every output: the verbalizer seems to describe the marker itself; the "
                 "vector may not have been injected where the verbalizer reads it"
             )
-    if capture.positions is not None:
-        for row in rows:
-            if 0 <= capture.positions[row] < EARLY:
-                found[row].append(
-                    f"position {capture.positions[row]}: the first {EARLY} positions are known to "
-                    "be noisy"
-                )
-        for row, sentence in _outliers(capture).items():
-            if row in found:
-                found[row].append(sentence)
+    norms = _norms(capture)
+    for row in rows:
+        if row in norms:
+            found[row].extend(norms[row])
+        elif capture.positions is not None and 0 <= capture.positions[row] < EARLY:
+            found[row].append(
+                f"position {capture.positions[row]}: the first {EARLY} positions are known to be "
+                "noisy"
+            )
     for row in rows:
         quotes = _quotes(texts[row])
         context = _context(capture, row) if quotes else None
@@ -89,22 +88,33 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
     return {row: tuple(sentences) for row, sentences in found.items() if sentences}
 
 
-def _outliers(capture: Capture) -> dict[int, str]:
-    """Warn about each row whose norm is far from the median of its prompt (the last axis)."""
+def _norms(capture: Capture) -> dict[int, list[str]]:
+    """Warn about each row whose norm is far from what is usual, such as an attention sink's.
+
+    Usual is the median of its prompt (the last axis), if its positions are known and it has enough
+    of them; otherwise the mean of the vectors that the verbalizer was trained on.
+
+    Returns:
+        Row to sentences, an empty list for a usual norm. Rows that cannot be compared are left out.
+    """
     from statistics import median
 
     if capture.vectors is None:
         return {}
     norms = capture.vectors.float().norm(dim=-1).tolist()
-    found: dict[int, str] = {}
+    found: dict[int, list[str]] = {}
     for rows in capture.prompts():
         prompt = {row: norms[row] for row in rows if math.isfinite(norms[row])}
-        if len(prompt) < _FEWEST_ROWS:
+        if capture.positions is not None and len(prompt) >= _FEWEST_ROWS:
+            usual, whose = median(prompt.values()), "the prompt's median"
+        elif capture.usual_norm is not None:
+            usual, whose = capture.usual_norm, "the training vectors' mean"
+        else:
             continue
-        middle = median(prompt.values())
         for row, norm in prompt.items():
-            if norm > OUTLIER * middle or norm < middle / OUTLIER:
-                found[row] = f"its norm {norm:.4g} is far from the prompt's median {middle:.4g}"
+            far = norm > OUTLIER * usual or norm < usual / OUTLIER
+            sink = ", as at an attention sink" if norm > OUTLIER * usual else ""
+            found[row] = [f"its norm {norm:.4g} is far from {whose} {usual:.4g}{sink}"] * far
     return found
 
 

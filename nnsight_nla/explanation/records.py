@@ -152,6 +152,8 @@ class Capture:
     """The number of rows of each prompt, where they are unequal."""
     padding: frozenset[int] = frozenset()
     """The rows that were read at padding, as far as that is known."""
+    usual_norm: float | None = None
+    """The mean L2 norm of the vectors that the verbalizer was trained on, if that is known."""
     uid: str = field(default_factory=lambda: uuid4().hex)
     """Its name in remote requests."""
     replies: dict[tuple[int, int], Reply] = field(default_factory=dict[tuple[int, int], Reply])

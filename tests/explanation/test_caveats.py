@@ -99,11 +99,32 @@ def test_norms_far_outside_their_prompts_bulk():
     vectors = norms(100, 120, 14356, 140, 150, 160, 19, 130, 110)
     made = capture(["A"] * 9, vectors=vectors, positions=list(range(20, 29)))
     assert caveats(made) == {
-        2: ("its norm 1.436e+04 is far from the prompt's median 130",),
+        2: ("its norm 1.436e+04 is far from the prompt's median 130, as at an attention sink",),
         6: ("its norm 19 is far from the prompt's median 130",),
     }
     # Without positions the rows are not known to be one prompt.
     assert caveats(capture(["A"] * 9, vectors=vectors)) == {}
+
+
+@pytest.mark.parametrize("positions", [None, [0, 1, 2]])
+def test_a_few_vectors_are_compared_with_those_of_the_training(positions):
+    made = capture(["A"] * 3, vectors=norms(22260, 246, 20), positions=positions)
+    made.usual_norm = 250.0
+    assert caveats(made) == {
+        0: (
+            "its norm 2.226e+04 is far from the training vectors' mean 250, as at an "
+            "attention sink",
+        ),
+        2: ("its norm 20 is far from the training vectors' mean 250",),
+    }
+
+
+def test_early_positions_of_a_usual_norm_are_not_warned_about():
+    """A sink is found by its norm, wherever it is."""
+    made = capture(["A"] * 9, vectors=norms(9000, *[100] * 8), positions=list(range(9)))
+    assert set(caveats(made)) == {0}
+    made = capture(["A"] * 9, vectors=norms(*[100] * 8, 9000), positions=list(range(9)))
+    assert set(caveats(made)) == {8}
 
 
 def test_each_prompt_has_its_own_bulk():
