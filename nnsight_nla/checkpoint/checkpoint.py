@@ -63,6 +63,9 @@ class Checkpoint:
     """The reconstructor's prompt, with ``{explanation}`` at the position of the text."""
     ar_suffix_ids: tuple[int, ...] | None = None
     """The token ids at the end of the reconstructor's prompt; ``None`` if unknown."""
+    system: str | None = None
+    """The system message before the template; ``None`` means that none is given, and that the chat
+    template may add its own."""
     thinking: bool | None = None
     """The chat template's argument ``enable_thinking``; ``None`` means that it is not passed."""
     date: str | None = None
@@ -88,6 +91,10 @@ class Checkpoint:
         if isinstance(given["baseline"], Mapping):
             object.__setattr__(self, "baseline", self._baseline(given["baseline"]))
         marker, name, suffix = given["marker"], given["base_model"], given["ar_suffix_ids"]
+
+        def is_text(value: Any) -> bool:
+            return value is None or (isinstance(value, str) and is_unicode(value))
+
         are_ids = isinstance(suffix, tuple) and all(is_int(each, 0) for each in suffix)
         for key, valid, expected in (
             ("layer", is_int(self.layer, 0), "a block number from 0"),
@@ -98,6 +105,7 @@ class Checkpoint:
             ("marker", is_character(marker), "a single character"),
             ("baseline", isinstance(given["baseline"], Baseline | None), "a Baseline(...)"),
             ("injection", isinstance(given["injection"], Injection), "an Injection(...)"),
+            ("system", is_text(given["system"]), "a text"),
             ("thinking", isinstance(given["thinking"], bool | None), "True, False or None"),
             ("base_model", name is None or (isinstance(name, str) and name), "a model's name"),
             ("base_config", isinstance(given["base_config"], str | None), "a fingerprint"),

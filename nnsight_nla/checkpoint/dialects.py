@@ -42,6 +42,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "left_id": ("tokens.injection_left_neighbor_id",),
     "right_id": ("tokens.injection_right_neighbor_id",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
+    "system": ("prompt_templates.av_system",),
     "thinking": ("training.enable_thinking",),
     "date": ("training.prompt_date",),
     "baseline": ("extraction.fve_baseline",),
@@ -217,6 +218,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     if fields["baseline"] is not None:
         extraction["fve_baseline"] = fields["baseline"].to_dict()
     templates = {"av": fields["template"]}
+    if fields["system"] is not None:
+        templates["av_system"] = fields["system"]
     if fields["ar_template"] is not None:
         templates["ar"] = fields["ar_template"]
     training: dict[str, Any] = {

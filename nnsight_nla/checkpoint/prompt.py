@@ -104,16 +104,18 @@ class Prompt:
 
 
 def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock) -> str:
-    """Render one user message in the form that the chat template takes: a string, or parts."""
+    """Render the user message in the form that the chat template takes: a string, or parts."""
     thinking = checkpoint.thinking
     options = {} if thinking is None else {"enable_thinking": thinking}
+    system = checkpoint.system
+    before = [] if system is None else [{"role": "system", "content": system}]
     failed: Exception | None = None
     texts: list[str] = []
     for form in (content, [{"type": "text", "text": content}]):
         try:
             with time_limit(TEMPLATE_SECONDS), clock.shown():
                 text = tokenizer.apply_chat_template(
-                    [{"role": "user", "content": form}],
+                    [*before, {"role": "user", "content": form}],
                     tokenize=False,
                     add_generation_prompt=True,
                     **options,

@@ -151,6 +151,10 @@ def extract(
     template: Annotated[
         str | None, Option(help="The verbalizer's message, with {injection_char} for the marker.")
     ] = None,
+    system: Annotated[
+        str | None,
+        Option(help="The system message before --template. Default: the chat template's own."),
+    ] = None,
     ar_template: Annotated[
         str | None, Option(help="The reconstructor's prompt, with {explanation} in it.")
     ] = None,
@@ -163,7 +167,12 @@ def extract(
         from .. import bulk
 
         rows = bulk.open_source(source, text=text, doc_id=doc_id, split=split)
-        given = {"marker": marker, "template": template, "ar_template": ar_template}
+        given = {
+            "marker": marker,
+            "template": template,
+            "system": system,
+            "ar_template": ar_template,
+        }
         written = {name: value for name, value in given.items() if value is not None}
         model, checkpoint = _target_and_checkpoint(target, layer, av, dtype, device_map, written)
     from ..training.saving import MARKERS

@@ -99,6 +99,7 @@ def compatible_checkpoint(
         marker=marker,
         injection=injection or meta.get("injection") or Injection(),
         template=meta.get("template", AV_TEMPLATE),
+        system=meta.get("system"),
         ar_template=meta.get("ar_template", AR_TEMPLATE),
         date=meta.get("date", date),
     )

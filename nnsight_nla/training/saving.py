@@ -46,6 +46,7 @@ def describe(
     marker: str | None = None,
     injection: Injection = Injection(),  # noqa: B008  (frozen)
     template: str = AV_TEMPLATE,
+    system: str | None = None,
     ar_template: str | None = AR_TEMPLATE,
     date: Date | None = None,
 ) -> Checkpoint:
@@ -60,6 +61,8 @@ def describe(
             `MARKERS` that is one token of this tokenizer.
         injection: How the vector is written.
         template: The verbalizer's user message.
+        system: The system message before it. Without one, the chat template may add its own, in
+            every row; ``""`` is an empty one.
         ar_template: The reconstructor's prompt.
         date: The date that the prompt has, if the chat template prints one; default: today. The
             checkpoint keeps it, and every NLA that is loaded from it has the same prompt.
@@ -87,6 +90,7 @@ def describe(
         layer=layer,
         d_model=d_model,
         template=template,
+        system=system,
         marker=marker,
         marker_id=marker_id,
         injection=injection,

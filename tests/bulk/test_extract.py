@@ -297,7 +297,9 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
     forms = ["--marker", "~", "--template", "What is <v>{injection_char}</v>?"]
     command("extract", corpus, tmp_path / "m.parquet", "--positions", "last", *forms)
     made = Checkpoint.load(tmp_path / "m.parquet")
-    assert (made.marker, made.template) == ("~", forms[-1])
+    assert (made.marker, made.template, made.system) == ("~", forms[-1], None)
+    command("extract", corpus, tmp_path / "s.parquet", "--positions", "last", "--system", "")
+    assert Checkpoint.load(tmp_path / "s.parquet").system == ""
     with pytest.raises(NLAError, match=r"--marker, --template: .* says it already"):
         command("extract", corpus, tmp_path / "n.parquet", "--av", tiny.paths()["av"], *forms)
     with pytest.raises(NLAError, match=r"No layer is given\. Add --layer K"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from nnsight_nla.checkpoint.checkpoint import Checkpoint
+from nnsight_nla.checkpoint.checkpoint import Checkpoint, parse_sidecar
 from nnsight_nla.checkpoint.prompt import Prompt
 from nnsight_nla.errors import CheckpointError, NLAError
 
@@ -373,3 +373,27 @@ def test_a_template_that_iterates_over_content_parts(chat):
     found = Prompt.render(checkpoint(parts), parts)
     assert (found.ids, found.text) == (expected.ids, expected.text)
     assert found.marker_position == expected.marker_position
+
+
+SYSTEM = (  # As in ChatML of SmolLM2 and Qwen2.5: a system message of its own, unless there is one.
+    "{% if messages[0]['role'] != 'system' %}Be helpful. {% endif %}"
+    "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+)
+
+
+def test_the_system_message_is_the_checkpoints_to_say():
+    live = tokenizer(chat=SYSTEM)
+    assert Prompt.render(checkpoint(live), live).text.startswith("Be helpful. ")
+    for system in ("", "Be brief."):
+        made = checkpoint(live, system=system)
+        assert Prompt.render(made, live).text.startswith(f"{system} Explain <concept>")
+        assert parse_sidecar(made.to_sidecar("av"), "nla_meta.yaml").system == system
+        assert parse_sidecar(made.to_sidecar("ar"), "nla_meta.yaml").system == system
+
+
+def test_a_chat_template_without_system_messages_says_so():
+    live = tokenizer(
+        chat="{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    )
+    with pytest.raises(CheckpointError, match="does not render one user message: no"):
+        Prompt.render(checkpoint(live, system="Be brief."), live)
