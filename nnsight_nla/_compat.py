@@ -315,17 +315,40 @@ def can_pack() -> bool:
     )
 
 
-def packed_product(layer: nn.Linear, rows: int) -> Callable[[Any], Any]:
-    """Return the product of a linear layer with its weights as they are now, packed by oneDNN.
+def packed_product(weight: Any, bias: Any, rows: int) -> Callable[[Any], Any]:
+    """Return the product of a linear layer with weights that oneDNN has packed.
 
     It is what ``torch.compile`` makes of the layer on a CPU.
     """
     import torch
 
     multiply = torch.ops.mkldnn._linear_pointwise
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-    bias = layer.bias
-    return lambda states: multiply(states, weight, bias, "none", [], "")
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    return lambda states: multiply(states, packed, bias, "none", [], "")
+
+
+def is_plain_lora(layer: nn.Module) -> bool:
+    """Return whether a module is PEFT's linear layer with adapters that add to its output.
+
+    Not one that is merged, switched off, training, a variant (DoRA, ...), or that has hooks in it.
+    """
+    import sys
+
+    from torch import nn
+
+    peft = sys.modules.get("peft.tuners.lora.layer")  # Without it there is no such layer.
+    if peft is None or type(layer) is not peft.Linear:
+        return False
+    state: Any = layer
+    inner = [each for each in layer.modules() if each is not layer]
+    hooks = any(each._forward_hooks or each._forward_pre_hooks for each in inner)
+    return (
+        type(state.get_base_layer()) is nn.Linear
+        and not (state.merged or state.disable_adapters or state.training or hooks)
+        and not any(name in getattr(state, "lora_variant", ()) for name in state.active_adapters)
+        and not any(state.lora_bias.get(name) for name in state.active_adapters)
+        and _runs_forward_of(layer, peft.Linear)
+    )
 
 
 def runs_own_forward(layer: nn.Linear) -> bool:
@@ -333,12 +356,17 @@ def runs_own_forward(layer: nn.Linear) -> bool:
 
     accelerate's hooks and patches replace it.
     """
-    from nnsight.intervention.source import Controller
     from torch import nn
+
+    return _runs_forward_of(layer, nn.Linear)
+
+
+def _runs_forward_of(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    from nnsight.intervention.source import Controller
 
     forward = vars(layer).get("forward")
     if isinstance(forward, Controller) and "_hf_hook" not in vars(layer):
-        return forward.state.original is nn.Linear.forward
+        return forward.state.original is kind.forward
     return forward is None
 
 

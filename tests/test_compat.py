@@ -154,8 +154,24 @@ class TestTorch:
     @pytest.mark.skipif(not _compat.can_pack(), reason="no x86 processor, or no oneDNN")
     def test_packed_product(self):
         layer, states = nn.Linear(7, 5), torch.randn(3, 7)
-        found = _compat.packed_product(layer, 3)(states)
+        found = _compat.packed_product(layer.weight, layer.bias, 3)(states)
         assert torch.allclose(found, layer(states), atol=1e-5), "mkldnn._linear_pointwise"
+
+    def test_is_plain_lora(self):
+        from peft import LoraConfig, get_peft_model
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        base = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                num_attention_heads=1,
+            )
+        )  # fmt: skip
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).eval()
+        found = [name for name, each in model.named_modules() if _compat.is_plain_lora(each)]
+        assert [name.rpartition(".")[2] for name in found] == ["q_proj"], "peft.tuners.lora.layer"
+        model.merge_adapter()
+        assert not any(map(_compat.is_plain_lora, model.modules())), "LoraLayer.merged"
 
     def test_runs_own_forward(self, target):
         module = _compat.module_of(target)

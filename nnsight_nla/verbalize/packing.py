@@ -11,7 +11,8 @@ tests/bench/test_speed.py)::
             ...
 
 The layout is a copy that is made for each batch, so it is never behind the weights; making it takes
-about as long as one step. The products are the same but for the order of their sums.
+about as long as one step. A LoRA adapter is added to the weights in the copy, so that it costs
+nothing in a step. The products are the same but for the order of their sums.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,16 @@ def packed(model: nn.Module, rows: int) -> Generator[None, None, None]:
         rows: The number of rows in the first step.
     """
     layers = _layers(model) if rows > 1 else []
-    needed = sum(each.weight.nbytes for each in layers)
+    needed = sum(_weights_of(each).nbytes for each in layers)
     if needed and needed > free_bytes(torch.device("cpu")) * _SHARE:
         layers = []
-    before: list[tuple[nn.Linear, Any]] = []
+    before: list[tuple[nn.Module, Any]] = []
     try:
         for layer in layers:
             # nnsight keeps its own entry point there: inert outside of a trace, and put back.
             before.append((layer, vars(layer).get("forward")))
-            vars(layer)["forward"] = _compat.packed_product(layer, rows)
+            weight, bias = _merged(layer)
+            vars(layer)["forward"] = _compat.packed_product(weight, bias, rows)
         yield
     finally:
         for layer, forward in before:
@@ -78,14 +81,40 @@ def _vendor() -> str | None:
     return next(found, None)
 
 
-def _layers(model: nn.Module) -> list[nn.Linear]:
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """Return the linear layers, and in place of their parts those with a LoRA adapter."""
     if not available():
         return []
-    return [
-        each
-        for each in model.modules()
-        if type(each) is nn.Linear
-        and each.weight.dtype == torch.float32
-        and each.weight.device.type == "cpu"
-        and _compat.runs_own_forward(each)
+    adapted = [
+        each for each in model.modules() if _compat.is_plain_lora(each) and _fits(_base(each))
     ]
+    inside = set(chain.from_iterable(each.modules() for each in adapted))
+    plain = (each for each in model.modules() if each not in inside)
+    return [*adapted, *(each for each in plain if type(each) is nn.Linear and _fits(each))]
+
+
+def _fits(layer: nn.Linear) -> bool:
+    return (
+        layer.weight.dtype == torch.float32
+        and layer.weight.device.type == "cpu"
+        and _compat.runs_own_forward(layer)
+    )
+
+
+def _base(layer: Any) -> nn.Linear:
+    return layer if type(layer) is nn.Linear else layer.get_base_layer()
+
+
+def _weights_of(layer: nn.Module) -> torch.Tensor:
+    return _base(layer).weight
+
+
+def _merged(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight and bias of a linear layer, with its adapters added."""
+    base = _base(layer)
+    weight = base.weight.detach()
+    if base is not layer:
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    return weight, base.bias

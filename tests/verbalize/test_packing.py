@@ -62,6 +62,78 @@ def test_the_same_logits(family, instrumented):
     assert len(seen) == 3  # Hooks of others are called as ever.
 
 
+def adapted(**options):
+    """A model with LoRA on its linear layers, whose matrices are not zero."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", **options)
+    model = get_peft_model(build("qwen3"), config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) / 5)
+    return model
+
+
+def owners(model, rows=4):
+    """The modules whose forward is replaced inside the block."""
+    with packed(model, rows):
+        return [n for n, m in model.named_modules() if "<lambda>" in repr(vars(m).get("forward"))]
+
+
+@needs_onednn
+@pytest.mark.parametrize("how", ["plain", "rslora", "as an nnsight model", "two adapters"])
+def test_an_adapter_is_added_to_the_packed_weights(how):
+    model = adapted(use_rslora=how == "rslora")
+    if how == "two adapters":
+        model.add_adapter("second", model.peft_config["default"])
+        model.base_model.set_adapter(["default", "second"])
+    if how == "as an nnsight model":
+        wrapped(model)
+    ids = torch.randint(0, 200, (5, 7))
+    with torch.inference_mode():
+        expected, bare = model(input_ids=ids).logits, model.get_base_model()
+        with packed(bare, 5):
+            found = model(input_ids=ids).logits
+        again = model(input_ids=ids).logits
+        with model.disable_adapter():
+            without = model(input_ids=ids).logits
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-5)
+    assert torch.equal(again, expected)
+    assert not torch.allclose(without / scale, expected / scale, atol=1e-2)
+    replaced = owners(model)
+    assert replaced
+    assert not any(part in name for name in replaced for part in ("lora_A", "lora_B", "base_layer"))
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
+@pytest.mark.parametrize("how", ["dora", "merged", "off", "training", "hook inside", "bias"])
+def test_an_adapter_that_does_more_is_packed_part_by_part(how):
+    options = {"dora": {"use_dora": True}, "bias": {"lora_bias": True}}.get(how, {})
+    model = adapted(**options)
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    if how == "merged":
+        model.merge_adapter()
+    if how == "off":
+        model.base_model.disable_adapter_layers()
+    if how == "training":
+        model.train()
+    if how == "hook inside":
+        for layer in layers:
+            layer.lora_A["default"].register_forward_hook(lambda *_: None)
+    ids = torch.randint(0, 200, (5, 7))
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        with packed(model, 5):
+            found = model(input_ids=ids).logits
+            assert not any(vars(layer).get("forward") for layer in layers)
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-5)
+
+
 @needs_onednn
 def test_the_entry_point_is_put_back_also_after_an_error():
     model = wrapped(build("qwen3"))._module
@@ -124,7 +196,7 @@ def test_a_batch_is_decoded_with_packed_weights_and_never_with_old_ones(monkeypa
     head = av._module.get_output_embeddings().weight
     first = fast.explain(vectors).raw
     assert len(made) == 2 * len(entries(av._module))
-    assert {rows for _, rows in made} == {4}
+    assert {rows for *_, rows in made} == {4}
     assert first == slow.explain(vectors).raw
     with torch.no_grad():
         head.copy_(head.roll(1, dims=0))
