@@ -177,7 +177,8 @@ def generation_settings(**settings: Any) -> Any:
     """
     from transformers import GenerationConfig
 
-    defaults = GenerationConfig._get_default_generation_params()
+    # Beside a max_new_tokens, the default max_length of 20 is warned about.
+    defaults = {**GenerationConfig._get_default_generation_params(), "max_length": None}
     config: Any = GenerationConfig(**{**defaults, **settings})
     # No class of our own: a host hands the settings from one process to another, without this
     # package. `dict` returns what it is called with and changes nothing, which is what is wanted.

@@ -1,6 +1,7 @@
 """Private API of other libraries: each entry of `_compat`, with what breaks when it changes."""
 
 import datetime
+import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -190,12 +191,14 @@ class TestTorch:
 class TestTransformers:
     """Written for transformers 5.15 to 5.22."""
 
-    def test_generation_settings(self, target):
+    def test_generation_settings(self, target, caplog, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
         ids, module = torch.tensor([[5, 6, 7]]), _compat.module_of(target)
         module.generation_config.suppress_tokens = list(range(module.config.vocab_size - 1))
         settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
         steered = module.generate(ids, **settings)
         free = module.generate(ids, generation_config=_compat.generation_settings(**settings))
+        assert "max_length" not in caplog.text, "GenerationConfig._get_default_generation_params"
         assert steered[0, 3:].tolist() == [module.config.vocab_size - 1] * 3
         assert free.shape == (1, 6)
         assert module.config.vocab_size - 1 not in free, "GenerationConfig.update is not asked"
