@@ -34,6 +34,7 @@ from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, TextError, shown
 from ..evaluation.reconstructor import Reconstructor
 from ..models import hosts, weights
+from ..models.adapter import AdapterModel
 from ..models.open import OpenOptions, open_reconstructor
 from ..remote.ndif import send
 from ..verbalize.likelihood import likelihoods
@@ -315,11 +316,13 @@ def diagnose(
 def reconstructor_of(ar: str | Path, nla: Explains) -> Reconstructor:
     """Open a reconstructor as its own sidecar describes it.
 
-    Its layer may differ from the one that the verbalizer declares.
+    Its layer may differ from the one that the verbalizer declares. An adapter runs on the weights
+    that the verbalizer's adapter runs on.
     """
     own = _own_layer(ar)
     checkpoint = nla.checkpoint if own is None else replace(nla.checkpoint, layer=own)
-    options = OpenOptions(None, nla.remote, nla.runtime.memory, {})
+    target = nla.av.target if isinstance(nla.av, AdapterModel) else None
+    options = OpenOptions(target, nla.remote, nla.runtime.memory, {})
     return Reconstructor(open_reconstructor(ar, options, checkpoint), checkpoint)
 
 
