@@ -14,7 +14,7 @@ PACKAGE = Path(nnsight_nla.__file__).parent
 # The architecture, top to bottom. Folders of one floor know nothing of each other.
 FLOORS = (
     ("__init__", "cli"),
-    ("tiny",),
+    ("smollm2", "tiny"),
     ("training",),
     ("nla",),
     ("bulk", "doctor", "experiments", "reading"),

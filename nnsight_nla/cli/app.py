@@ -72,9 +72,11 @@ def version(
 
 def load(
     av: str | None, ar: str | None, target: str | None, dtype: str, device_map: str | None, *,
-    remote: bool = False,
+    remote: bool = False, pair: str = "tiny",
 ) -> tuple[TransformersModel, NLA]:  # fmt: skip
-    """Load the target and the NLA; the embedded pair without `av`."""
+    """Load the target and the NLA; without `av`, the pair of that name."""
+    if av is not None and pair != "tiny":
+        raise VerbalizationError(f"--model {pair} has a verbalizer. Leave out --av, or --model.")
     if av is None:
         if remote:
             raise VerbalizationError(
@@ -86,6 +88,10 @@ def load(
                     f"--{option} {given} needs the verbalizer that was trained {how} it: "
                     "--av PATH_OR_ID."
                 )
+        if pair == "smollm2":
+            from .. import smollm2
+
+            return smollm2.load(dtype="float32" if dtype == "auto" else dtype)
         from .. import tiny
 
         return tiny.load()

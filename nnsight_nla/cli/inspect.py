@@ -13,27 +13,38 @@ from typer import Argument, Option
 from ..errors import NLAError, VerbalizationError
 from . import options
 from .app import app, load, out, print_json, spinner
-from .tables import explanation_table, patch_table, reading_table, sentence_table
+from .tables import (
+    checked_table,
+    explanation_table,
+    patch_table,
+    reading_table,
+    sentence_table,
+    sweep_table,
+)
 
 
 @app.command()
 def demo(
     sentences: Annotated[int, Option(min=1, help="The number of sentences to read.")] = 2,
-    seed: Annotated[int, Option(help="The seed that chooses the sentences.")] = 3,
+    seed: Annotated[int, Option(help="The seed that chooses the sentences of tiny.")] = 3,
+    model: options.Model = "tiny",
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain a few sentences with the embedded pair and patch one fact, next to the truth.
+    """Explain a few sentences with an embedded pair and patch one fact, next to the truth.
 
     Needs no network and no GPU.
     """
+    if model == "smollm2":
+        _demo_smollm2(sentences, as_json=as_json)
+        return
     with spinner("loading the embedded pair"):
         from .. import tiny
         from ..tiny.demo import patch_fact, read_sentences
 
-        model, nla = tiny.load()
+        target, nla = tiny.load()
     with spinner("verbalizing"):
-        read = read_sentences(model, nla, sentences, seed)
-        patched = patch_fact(model, nla)
+        read = read_sentences(target, nla, sentences, seed)
+        patched = patch_fact(target, nla)
     if as_json:
         print_json(
             {"sentences": [list(map(asdict, each)) for each in read], "patch": asdict(patched)}
@@ -51,6 +62,27 @@ def demo(
     )
 
 
+def _demo_smollm2(sentences: int, *, as_json: bool) -> None:
+    with spinner("loading SmolLM2 (the first time, half a minute)"):
+        from .. import smollm2
+        from ..smollm2.demo import patch_fact, read_sentences
+
+        target, nla = smollm2.load()
+    with spinner("verbalizing"):
+        read = read_sentences(target, nla, sentences)
+        patched = patch_fact(target, nla)
+    if as_json:
+        print_json({"sentences": list(map(asdict, read)), "patch": patched.rows()})
+        return
+    out.print(checked_table(read))
+    out.print(sweep_table(patched))
+    out.print(
+        "The lines were learned from labels that a programme made, and are checked against the "
+        "text and the target's own next tokens; whether the subject fits is yours to judge. The "
+        "measured accuracy and the controls: nnsight_nla.smollm2.figures()"
+    )
+
+
 @app.command()
 def explain(
     text: options.Text,
@@ -58,6 +90,7 @@ def explain(
         str,
         Option(help="Which token: an index (-1 is the last), several (0,3,-1), or 'all'."),
     ] = "-1",
+    model: options.Model = "tiny",
     av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
@@ -71,14 +104,14 @@ def explain(
         from ..core.sampling import Sampling
         from ..models import weights
 
-        model, nla = load(av, ar, target, dtype, device_map)
-        (span,) = nla.positions(model, text)
+        target_model, nla = load(av, ar, target, dtype, device_map, pair=model)
+        (span,) = nla.positions(target_model, text)
         wanted = _positions(position, len(span.ids))
     sampling = Sampling(max_new_tokens=max_new_tokens)
     with spinner("verbalizing"):
-        weights.load(model)
-        with model.trace(text):
-            residual = nla.layer(model).output[0, span.slice]
+        weights.load(target_model)
+        with target_model.trace(text):
+            residual = nla.layer(target_model).output[0, span.slice]
             thoughts = nla.explain(
                 residual[wanted],
                 tokens=[span.tokens[i] for i in wanted],
@@ -109,6 +142,7 @@ def read(
         int | None, Option(min=1, help="Let the target write up to this many tokens first.")
     ] = None,
     chat: Annotated[bool, Option("--chat", help="TEXT is a user message of a chat.")] = False,
+    model: options.Model = "tiny",
     av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
@@ -123,10 +157,10 @@ def read(
     with spinner("loading"):
         from ..core.sampling import Sampling
 
-        model, nla = load(av, ar, target, dtype, device_map)
+        target_model, nla = load(av, ar, target, dtype, device_map, pair=model)
     with spinner("reading"):
         found = nla.read(
-            model,
+            target_model,
             [{"role": "user", "content": text}] if chat else text,
             positions=positions if positions in ("all", "reply") else _indices(positions),
             generate=generate,

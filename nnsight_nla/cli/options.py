@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -11,9 +11,17 @@ AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead.
 
 # The models.
 AvArgument = Annotated[str, Argument(metavar="AV", help="The verbalizer: a folder or a Hub id.")]
+Model = Annotated[
+    Literal["tiny", "smollm2"],
+    Option(
+        "--model",
+        help="The pair without --av: tiny, which is embedded and lives in a made-up world, or "
+        "smollm2, a real language model.",
+    ),
+]
 Av = Annotated[
     str | None,
-    Option(help="The verbalizer: a folder or a Hub id. Default: the embedded pair."),
+    Option(help="The verbalizer: a folder or a Hub id. Default: --model."),
 ]
 Ar = Annotated[
     str | None,

@@ -10,8 +10,10 @@ from rich.text import Text
 from ..core.baseline import Baseline
 
 if TYPE_CHECKING:
+    from ..experiments import Sweep
     from ..explanation.handle import Explanation
     from ..reading.records import Reading
+    from ..smollm2.demo import Read as CheckedRead
     from ..tiny.demo import Patched, Read
 
 _GRADES = {"high": "green", "medium": "yellow", "low": "red", "none": "red"}
@@ -32,6 +34,17 @@ def sentence_table(rows: list[Read]) -> Table:
     return table
 
 
+def checked_table(rows: list[CheckedRead]) -> Table:
+    """Format sentences that were read at their last token: what was said, and which lines hold."""
+    table = Table("text", "explanation of its last residual", "target's next tokens", "right")
+    for row in rows:
+        right = ", ".join(line for line, holds in row.right.items() if holds) or "nothing"
+        style = "green" if all(row.right.values()) else "yellow"
+        expected = " | ".join(row.expected)
+        table.add_row(Text(row.text), Text(row.explanation), Text(expected), Text(right, style))
+    return table
+
+
 def patch_table(patched: Patched) -> Table:
     """Format what one patched residual did to the target and to the explanation."""
     table = Table(
@@ -45,6 +58,21 @@ def patch_table(patched: Patched) -> Table:
         ("before", "after"), patched.predicted, patched.explanation, strict=True
     ):
         table.add_row(name, word, _one_line(text))
+    return table
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Format a patch of one cell: the answers, and what the last residual is said to hold."""
+    (row,) = sweep.rows()
+    prompts = {name: "".join(tokens) for name, tokens in sweep.header.tokens.items()}
+    table = Table("run", "target's next token", "explanation of its last residual")
+    place = f"{prompts['corrupt']}, patched at block {row['layer']}, position {row['position']}"
+    for name, answer, text in (
+        (prompts["clean"], sweep.runs["clean"].answer, row["clean"]),
+        (prompts["corrupt"], sweep.runs["corrupt"].answer, row["before"]),
+        (place, row["answer"], row["after"]),
+    ):
+        table.add_row(Text(name), Text(repr(answer)), Text(str(text)))
     return table
 
 

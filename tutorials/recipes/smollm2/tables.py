@@ -1,0 +1,90 @@
+"""Write the figures of the NLA of SmolLM2 as tables in reStructuredText, for the docs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnsight_nla import Baseline
+
+_READ = {
+    "true": "**its vector**", "shuffled": "another row's vector", "random": "a random direction",
+    "null": "no vector", "nearest": "label of the nearest training vector",
+    "majority": "commonest training answer",
+}  # fmt: skip
+_TEXTS = {
+    "explanation": "**the explanation**", "label": "the label",
+    "nearest": "label of the nearest training vector",
+    "shuffled": "explanation of another row's vector",
+    "random": "explanation of a random direction", "null": "explanation of no vector",
+}  # fmt: skip
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """Return the figures as tables, each with a sentence on what was measured."""
+    slots, probe, moved = figures["slots"], figures["probe"], figures["interventions"]
+    train, retrieval = figures["train"], figures["retrieval"]
+    by_source = "; ".join(
+        f"{name}, {each['subject']:.3f} of {each['rows']} rows"
+        for name, each in figures["subject_by_source"].items()
+    )
+    parts = (
+        f"Made by ``python -m tutorials.recipes.smollm2.evaluate``. {figures['rows']:,} vectors of "
+        f"block {figures['layer']}, from {figures['documents']:,} texts of sources that were not "
+        f"trained on; {train['rows']:,} rows of {train['documents']:,} texts were. A line of an "
+        "explanation is right if it agrees with the text and the target's own next tokens. "
+        f"{figures['extraction']:.1%} of the replies have the form of an explanation.",
+        _table(
+            ("Read", *slots["true"]), [(name, *slots[key].values()) for key, name in _READ.items()]
+        ),
+        f"How often the subject is right: {by_source}. A linear probe on the same training rows "
+        f"names the subject in {probe['subject']:.3f}, and in {probe['subject, known ones']:.3f} "
+        "of the rows whose subject it was trained on.",
+        _table(
+            ("Reconstructed from", "FVE", "cosine"),
+            [
+                (name, figures["fve"][key], figures["cosine"][key])
+                for key, name in _TEXTS.items()
+                if key in figures["fve"]
+            ],
+        ),
+        f"FVE over {Baseline(**figures['baseline'])}. Of the explanations, "
+        f"{retrieval['explanation']:.3f} are reconstructed nearest to their own vector among "
+        f"{figures['rows']:,} (of the labels, {retrieval['label']:.3f}).",
+        "What a line owes to the vector: the log-likelihood of the true line, in nats, with its "
+        "own vector and with another row's. What is said with any vector is habit.",
+        _table(
+            ("Line", "its vector", "another vector", "the vector's share"),
+            [(name, *each.values()) for name, each in figures["nats"].items()],
+        ),
+        f"Patching the donor's residual into the other prompt, for {moved['pairs']} pairs of "
+        "prompts on countries: how often the answer becomes the donor's, and how often the "
+        "explanation of the last residual says it as the next token.",
+        _table(
+            ("Patched at", "answer", "explained", "both"),
+            [(name, *shares.values()) for name, shares in moved["patch"].items()],
+        ),
+        "Steering by an explanation whose likeliest next token was edited, at the last position of "
+        f"block {figures['layer']}: whose answer the target gives.",
+        _table(
+            ("Added", "new answer", "old answer", "neither"),
+            [(name, *shares.values()) for name, shares in moved["steer"].items()],
+        ),
+        "Ablation: with the country's position set to a mean at block 0, "
+        f"{moved['ablate']['after']:.3f} of the explanations say the answer "
+        f"({moved['ablate']['before']:.3f} before).",
+    )
+    return "\n\n".join(_wrapped(part) for part in parts) + "\n"
+
+
+def _wrapped(part: str) -> str:
+    return part if part.startswith(".. ") else textwrap.fill(part, 100, break_long_words=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> str:
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in (head, *rows):
+        cells = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row]
+        lines += [f"   {'* ' if i == 0 else '  '}- {cell}" for i, cell in enumerate(cells)]
+    return "\n".join(lines)
