@@ -10,6 +10,7 @@ import torch
 
 import nnsight_nla
 from nnsight_nla import tiny
+from nnsight_nla.smollm2 import target
 from tutorials.recipes.tiny.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +45,26 @@ EXAMPLES = [
 ]
 
 
+REAL = [
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "smollm2.load()" in block
+]
+
+
 @pytest.mark.parametrize("block", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_the_embedded_examples_print_what_they_say(block, capsys, tmp_path):
+    prints_what_it_says(block, capsys, tmp_path)
+
+
+@pytest.mark.parametrize("block", REAL, ids=range(len(REAL)))
+def test_the_real_examples_print_what_they_say(block, capsys, tmp_path):
+    if target.wheel_file() is None:
+        pytest.skip(f"needs SmolLM2: {target.INSTALL}")
+    prints_what_it_says(block, capsys, tmp_path)
+
+
+def prints_what_it_says(block, capsys, tmp_path):
     expected = "\n".join(re.findall(r"^# (.*)$", block, flags=re.MULTILINE))
     # nnsight reads a block's source back, so the example is run from a file.
     script = tmp_path / "example.py"
@@ -78,7 +97,7 @@ def test_the_other_blocks_run_in_their_order(stand_ins, tmp_path, monkeypatch, c
     """With what the blocks before it defined; remote requests run on this machine."""
     monkeypatch.chdir(tmp_path)
     scope = {}
-    others = [block for block in BLOCKS if block not in EXAMPLES]
+    others = [block for block in BLOCKS if block not in (*EXAMPLES, *REAL)]
     assert len(others) == 5
     for number, block in enumerate(others):
         script = tmp_path / f"block_{number}.py"
@@ -91,3 +110,4 @@ def test_the_other_blocks_run_in_their_order(stand_ins, tmp_path, monkeypatch, c
 
 def test_all_examples_are_run():
     assert len(EXAMPLES) == 4
+    assert len(REAL) == 1
