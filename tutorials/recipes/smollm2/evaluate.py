@@ -27,9 +27,11 @@ from torch import Tensor
 from nnsight_nla import NLA, Baseline, smollm2
 from nnsight_nla.checkpoint.reply import remainder, wrap
 from nnsight_nla.core.similarity import normalise
-from nnsight_nla.evaluation.evaluate import explained, retrieval, round_trip, texts_of
+from nnsight_nla.evaluation.evaluate import explained, texts_of
+from nnsight_nla.models import hosts
 from nnsight_nla.smollm2.explanations import SLOTS, Slots, explanation, parse, truth
 from nnsight_nla.verbalize.likelihood import likelihoods
+from nnsight_nla.verbalize.packing import packed
 
 from .interventions import intervention_rates
 from .sources import HELD_OUT_SUBJECTS, PACKAGES, subject_of
@@ -63,9 +65,10 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
     }
     written = [row["detokenized_text_truncated"] for row in rows]
     baseline = Baseline.from_vectors(vectors, name=f"{len(rows)} held-out vectors")
-    sources = {"explanation": told, "label": labels, "nearest": nearest}
-    sources |= texts_of(controls, len(rows))
-    trip = round_trip(nla, sources, vectors, baseline)
+    sources = {"explanation": texts["true"], "label": labels, "nearest": nearest}
+    sources |= {name: texts[name] for name in ("shuffled", "random", "null")}
+    made = _reconstructed(nla, sources)
+    near = {name: _cosines(each, vectors) for name, each in made.items()}
     groups = [_group(row["doc_id"]) for row in rows]
     return {
         "rows": len(rows),
@@ -76,13 +79,10 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
         "slots": {name: _slots(said, true, written) for name, said in answers.items()},
         "subject_by_source": _subject_by_source(answers["true"], true, groups, written),
         "probe": _probe(train, vectors, true, groups),
-        "fve": {name: mean["fve"] for name, mean in trip.items()},
-        "cosine": {name: mean["cosine"] for name, mean in trip.items()},
+        "fve": {name: baseline.fve(2 * (1 - cosine)) for name, cosine in near.items()},
+        "cosine": near,
         "baseline": baseline.to_dict(),
-        "retrieval": {
-            "explanation": retrieval(nla, told, vectors),
-            "label": _retrieval(nla, labels, vectors),
-        },
+        "retrieval": {name: _retrieval(made[name], vectors) for name in ("explanation", "label")},
         "nats": _nats(nla, vectors[:LIKELIHOOD_ROWS], true[:LIKELIHOOD_ROWS]),
     }
 
@@ -187,11 +187,28 @@ def _probe(
     return {"subject": sum(right) / len(right), "subject, known ones": sum(seen) / len(seen)}
 
 
-def _retrieval(nla: NLA, texts: Sequence[str], vectors: Tensor) -> float:
-    """Return the share of texts whose reconstruction is nearest to their own vector."""
-    made = normalise(nla.reconstruct(list(texts)).float())
+def _reconstructed(nla: NLA, sources: dict[str, list[str | None]]) -> dict[str, Tensor]:
+    """Return the normalised reconstruction of every text; zero for a missing one."""
+    every = sorted({text for texts in sources.values() for text in texts if text})
+    with packed(hosts.module_of(nla.ar), 1024):
+        made = normalise(nla.reconstruct(every).float())
+    known = {text: made[i] for i, text in enumerate(every)}
+    zero = torch.zeros(made.shape[-1])
+    return {
+        name: torch.stack([known.get(text or "", zero) for text in texts])
+        for name, texts in sources.items()
+    }
+
+
+def _cosines(made: Tensor, vectors: Tensor) -> float:
+    """Return the mean cosine between reconstructions and vectors; 0 for a missing text."""
+    return float((made * normalise(vectors)).sum(-1).mean()) / vectors.shape[-1]
+
+
+def _retrieval(made: Tensor, vectors: Tensor) -> float:
+    """Return the share of reconstructions that are nearest to their own vector."""
     nearest = (made @ normalise(vectors).T).argmax(-1)
-    return float((nearest == torch.arange(len(texts))).float().mean())
+    return float((nearest == torch.arange(len(vectors))).float().mean())
 
 
 def _nats(nla: NLA, vectors: Tensor, true: Sequence[Slots]) -> dict[str, dict[str, float]]:
