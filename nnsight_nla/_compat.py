@@ -177,7 +177,7 @@ def generation_settings(**settings: Any) -> Any:
     """
     from transformers import GenerationConfig
 
-    # Beside a max_new_tokens, the default max_length of 20 is warned about.
+    # transformers warns if its default max_length of 20 and a max_new_tokens are both set.
     defaults = {**GenerationConfig._get_default_generation_params(), "max_length": None}
     config: Any = GenerationConfig(**{**defaults, **settings})
     # No class of our own: a host hands the settings from one process to another, without this

@@ -101,6 +101,9 @@ def parse(text: str | None) -> Slots | None:
 
 def spelled(token: str) -> str:
     """Spell a token in one line: without its space, and with a name if nothing is left."""
-    if "<|" in token or token.strip() == "|":
-        return "(end)" if "<|" in token else "(bar)"
-    return token.strip() or ("(line)" if "\n" in token else "(space)")
+    word = token.strip()
+    if "<|" in word:
+        return "(end)"
+    if word == "|":
+        return "(bar)"
+    return word or ("(line)" if "\n" in token else "(space)")

@@ -47,7 +47,7 @@ def packed(model: nn.Module, rows: int) -> Generator[None, None, None]:
         rows: The number of rows in the first step.
     """
     layers = _layers(model) if rows > 1 else []
-    needed = sum(_weights_of(each).nbytes for each in layers)
+    needed = sum(_base(each).weight.nbytes for each in layers)
     if needed and needed > free_bytes(torch.device("cpu")) * _SHARE:
         layers = []
     before: list[tuple[nn.Module, Any]] = []
@@ -103,10 +103,6 @@ def _fits(layer: nn.Linear) -> bool:
 
 def _base(layer: Any) -> nn.Linear:
     return layer if type(layer) is nn.Linear else layer.get_base_layer()
-
-
-def _weights_of(layer: nn.Module) -> torch.Tensor:
-    return _base(layer).weight
 
 
 def _merged(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -32,28 +32,12 @@ ASK = "<concept>{injection_char}</concept>"
 ANSWER = "<text>{explanation}</text> <vector>"
 PROCESSES = 2
 AV = (
-    "--steps",
-    "2200",
-    "--batch-size",
-    "8",
-    "--learning-rate",
-    "1e-3",
-    "--lora",
-    "12",
-    "--lora-alpha",
-    "16",
+    *("--steps", "2200", "--batch-size", "8", "--learning-rate", "1e-3"),
+    *("--lora", "12", "--lora-alpha", "16"),
 )
 AR = (
-    "--steps",
-    "500",
-    "--batch-size",
-    "16",
-    "--learning-rate",
-    "1e-3",
-    "--lora",
-    "8",
-    "--lora-alpha",
-    "16",
+    *("--steps", "500", "--batch-size", "16", "--learning-rate", "1e-3"),
+    *("--lora", "8", "--lora-alpha", "16"),
 )
 BOTH = (
     *("--warmup", "50", "--attention", "eager", "--dtype", "bfloat16"),

@@ -48,11 +48,11 @@ def _end(text: str, rng: random.Random) -> str | None:
 
 def _is_usable(name: str, text: str) -> bool:
     words = re.findall(r"[a-z]+", text.lower())
-    stem = max(re.findall(r"[a-z]+", subject_of(name).lower()), key=len)[:5]
+    stem = max(re.findall(r"[a-z]+", subject_of(name).lower()), key=len)[:4]
     trigrams = set(zip(words, words[1:], words[2:], strict=False))
     return (
         text.isascii()
         and len(words) >= 45
-        and any(word.startswith(stem[:4]) for word in words)
+        and any(word.startswith(stem) for word in words)
         and len(trigrams) > 0.85 * (len(words) - 2)
     )

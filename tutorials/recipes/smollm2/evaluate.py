@@ -3,11 +3,11 @@
     python -m tutorials.recipes.smollm2.evaluate WORK     measure, and write figures and tables
     python -m tutorials.recipes.smollm2.evaluate          write the tables of the shipped figures
 
-Each slot of an explanation is compared with the text and the target's own next tokens. Beside the
-verbalizer stand four controls: what it says for another row's vector (*shuffled*), a random
-direction (*random*) and none (*null*); and what a reader gets without a verbalizer: the commonest
-answer in the training labels (*majority*), the label of the nearest training vector by cosine
-(*nearest*), and a linear *probe* for the subject, which has a closed list of answers.
+Each slot of an explanation is compared with the text and the target's own next tokens. The controls
+are what the verbalizer says for another row's vector (*shuffled*), a random direction (*random*)
+and none (*null*). Without a verbalizer a reader gets the commonest answer in the training labels
+(*majority*), the label of the nearest training vector by cosine (*nearest*), and a linear *probe*
+for the subject, which has a closed list of answers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from torch import Tensor
 
 from nnsight_nla import NLA, Baseline, smollm2
 from nnsight_nla.checkpoint.reply import remainder, wrap
-from nnsight_nla.core.similarity import normalise
+from nnsight_nla.core.similarity import cosine, normalise
 from nnsight_nla.evaluation.evaluate import explained, texts_of
 from nnsight_nla.models import hosts
-from nnsight_nla.smollm2.explanations import SLOTS, Slots, explanation, parse, truth
+from nnsight_nla.smollm2.explanations import SLOTS, Slots, explanation, parse
 from nnsight_nla.verbalize.likelihood import likelihoods
 from nnsight_nla.verbalize.packing import packed
 
 from .interventions import intervention_rates
+from .labels import truth_of
 from .sources import HELD_OUT_SUBJECTS, PACKAGES, subject_of
 from .tables import page
 
@@ -53,11 +54,13 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
     train = pq.read_table(work / "train.rows.parquet")
     vectors = _vectors([row["activation_vector"] for row in rows])
-    true = [_truth(row) for row in rows]
+    # Every row has a label, so it has a truth.
+    true = [slots for slots in map(truth_of, rows) if slots is not None]
     labels = [explanation(slots) for slots in true]
     told, controls = explained(nla, vectors)
     texts = {"true": list(told.extracted()[0]), **texts_of(controls, len(rows))}
-    nearest = _nearest(train, vectors)
+    known = normalise(_vectors(train["activation_vector"].to_pylist()))
+    nearest = _nearest(train, known, vectors)
     answers = {
         **{name: list(map(parse, said)) for name, said in texts.items()},
         "nearest": [parse(label) for label in nearest],
@@ -68,7 +71,7 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
     sources = {"explanation": texts["true"], "label": labels, "nearest": nearest}
     sources |= {name: texts[name] for name in ("shuffled", "random", "null")}
     made = _reconstructed(nla, sources)
-    near = {name: _cosines(each, vectors) for name, each in made.items()}
+    near = {name: float(cosine(each, vectors).mean()) for name, each in made.items()}
     groups = [_group(row["doc_id"]) for row in rows]
     return {
         "rows": len(rows),
@@ -78,8 +81,8 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
         "extraction": 1 - len(told.extracted()[1]) / len(rows),
         "slots": {name: _slots(said, true, written) for name, said in answers.items()},
         "subject_by_source": _subject_by_source(answers["true"], true, groups, written),
-        "probe": _probe(train, vectors, true, groups),
-        "fve": {name: baseline.fve(2 * (1 - cosine)) for name, cosine in near.items()},
+        "probe": _probe(train, known, vectors, true, groups),
+        "fve": {name: baseline.fve(2 * (1 - each)) for name, each in near.items()},
         "cosine": near,
         "baseline": baseline.to_dict(),
         "retrieval": {name: _retrieval(made[name], vectors) for name in ("explanation", "label")},
@@ -89,13 +92,6 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
 
 def _vectors(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32, device="cpu")
-
-
-def _truth(row: dict[str, Any]) -> Slots:
-    subject = subject_of(row["doc_id"])
-    slots = truth(subject, row["detokenized_text_truncated"], row["next_tokens"])
-    assert slots is not None  # The row has a label.
-    return slots
 
 
 def _group(document: str) -> str:
@@ -160,21 +156,19 @@ def _majority(train: Any) -> Slots:
     )
 
 
-def _nearest(train: Any, vectors: Tensor) -> list[str]:
+def _nearest(train: Any, known: Tensor, vectors: Tensor) -> list[str]:
     """Return the label of the nearest training vector by cosine."""
-    known = normalise(_vectors(train["activation_vector"].to_pylist()))
     labels = train["api_explanation"].to_pylist()
     return [labels[i] for i in (normalise(vectors) @ known.T).argmax(-1).tolist()]
 
 
 def _probe(
-    train: Any, vectors: Tensor, true: Sequence[Slots], groups: Sequence[str]
+    train: Any, known: Tensor, vectors: Tensor, true: Sequence[Slots], groups: Sequence[str]
 ) -> dict[str, float]:
     """Fit a linear probe (ridge regression) for the subject, and measure it where it knows it."""
     subjects = [subject_of(each) for each in train["doc_id"].to_pylist()]
     names = sorted(set(subjects))
     index = {name: i for i, name in enumerate(names)}
-    known = normalise(_vectors(train["activation_vector"].to_pylist()))
     mean = known.mean(0)
     x, target = known - mean, torch.zeros(len(known), len(names))
     target[torch.arange(len(known)), torch.tensor([index[each] for each in subjects])] = 1.0
@@ -198,11 +192,6 @@ def _reconstructed(nla: NLA, sources: dict[str, list[str | None]]) -> dict[str, 
         name: torch.stack([known.get(text or "", zero) for text in texts])
         for name, texts in sources.items()
     }
-
-
-def _cosines(made: Tensor, vectors: Tensor) -> float:
-    """Return the mean cosine between reconstructions and vectors; 0 for a missing text."""
-    return float((made * normalise(vectors)).sum(-1).mean()) / vectors.shape[-1]
 
 
 def _retrieval(made: Tensor, vectors: Tensor) -> float:

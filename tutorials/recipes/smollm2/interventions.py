@@ -8,7 +8,7 @@ token. For pairs of countries with different answers::
 * **Patching** writes the donor's residual into the other prompt. Does the answer become the
   donor's, and does the explanation of the last residual say it as the next token?
 * **Steering** edits the line ``Next:`` of an explanation, and adds ``nla.direction`` of the edit to
-  the residual at block K. Beside it stands a random direction of the same norm.
+  the residual at block K. The control is a random direction of the same norm.
 * **Ablation** sets the country's residual to a mean. Does the explanation still say the answer?
 """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nnsight_nla.smollm2.explanations import explanation, truth
+from nnsight_nla.smollm2.explanations import Slots, explanation, truth
 
 from .sources import subject_of
 
@@ -22,6 +22,11 @@ def label(row: Mapping[str, Any]) -> str | None:
     Returns:
         ``None`` for a row whose text is too short to have all slots.
     """
-    subject = subject_of(row["doc_id"])
-    slots = truth(subject, row["detokenized_text_truncated"], row["next_tokens"])
+    slots = truth_of(row)
     return None if slots is None else explanation(slots)
+
+
+def truth_of(row: Mapping[str, Any]) -> Slots | None:
+    """Return what a perfect verbalizer says of such a row; ``None`` as for `label`."""
+    subject = subject_of(row["doc_id"])
+    return truth(subject, row["detokenized_text_truncated"], row["next_tokens"])

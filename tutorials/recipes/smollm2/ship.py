@@ -21,6 +21,7 @@ import yaml
 from nnsight_nla import smollm2
 from nnsight_nla.smollm2 import target
 
+from .evaluate import FIGURES
 from .sources import FORMS, PACKAGES, SUBJECTS
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "nla_meta.yaml", "README.md")
@@ -28,7 +29,6 @@ HEAD = "value_head.safetensors"
 """The reconstructor's."""
 LARGEST = 12_000_000
 """The most bytes of all files together, compressed as in the wheel."""
-FIGURES = Path(smollm2.__file__).parent / "figures.json"
 
 
 def ship(work: Path, weights: Path) -> int:
