@@ -316,6 +316,14 @@ def can_pack() -> bool:
     )
 
 
+def can_pack_bfloat16() -> bool:
+    """Return whether oneDNN multiplies in bfloat16 on this processor."""
+    import torch
+
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is not None and bool(known())
+
+
 def packed_product(weight: Any, bias: Any, rows: int) -> Callable[[Any], Any]:
     """Return the product of a linear layer with weights that oneDNN has packed.
 

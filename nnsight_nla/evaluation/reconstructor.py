@@ -16,15 +16,18 @@ not run the blocks above K, even if the host has them.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import _compat
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.reply import CLOSE, OPEN
 from ..errors import CheckpointError, InjectionError, ReconstructionError, TextError
 from ..models import hosts
+from ..models.packing import packed
 from ..models.reconstructor_files import is_partial
 from ..remote.ndif import send
 
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
 
 # A tokenizer may merge the character after the slot with the end of the text.
 _ENDINGS = ("word", "word.", 'word"')
+_TO_PACK = 8
+"""Texts in a batch from which packed weights gain time."""
+_TOKENS = 32
+"""About the number of tokens in a text, for the layout of packed weights."""
 
 
 class Reconstructor:
@@ -128,7 +135,7 @@ class Reconstructor:
         if not prompts:
             return torch.empty(0, len(self._head), dtype=torch.float32, device="cpu")
         parts: list[Tensor] = []
-        with self.runtime.use():
+        with self.runtime.use(), self._packed(min(len(prompts), batch_size)):
             for start in range(0, len(prompts), batch_size):
                 parts.append(self._forward(prompts[start : start + batch_size]) @ self._head.T)
         vectors = torch.cat(parts)
@@ -166,6 +173,12 @@ class Reconstructor:
         """Return the reconstruction of an empty text: the template with nothing in its slot."""
         with self.runtime.use():
             return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
+
+    def _packed(self, texts: int) -> AbstractContextManager[None]:
+        """Multiply by packed weights meanwhile, where that repays the copy and loses no edit."""
+        if self.runtime.remote or texts < _TO_PACK or _compat.has_edits(self.ar):
+            return nullcontext()
+        return packed(hosts.module_of(self.ar), texts * _TOKENS)
 
     def _forward(self, prompts: list[str]) -> Tensor:
         if len(prompts) > 1 and hosts.counts_left_padding(self.ar):

@@ -13,7 +13,7 @@ marker, into the injection site's output, during the prefill (a plain read insid
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +33,7 @@ from ..explanation.records import Reply
 from ..models import hosts
 from ..models.generation import greedy, reply_ends
 from ..models.head import contiguous_head
+from ..models.packing import packed
 from ..remote.ndif import send
 from .cache import in_place
 from .decoding import (
@@ -45,7 +46,6 @@ from .decoding import (
     rows_that_fit,
     unfit,
 )
-from .packing import packed
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -161,10 +161,13 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
-        replies = self._fast(vectors, given, seeds, sampling) if self.why_plain is None else None
-        if replies is not None:
-            yield from replies
-            return
+        if self.why_plain is None:
+            module = hosts.module_of(self.av)
+            with nullcontext() if self.runtime.remote else packed(module, len(vectors)):
+                replies = self._fast(vectors, given, seeds, sampling)
+                if replies is not None:
+                    yield from replies
+                    return
         rows = len(vectors)
         # A state that is no cache of transformers' (RWKV) is not kept apart by row.
         size = 1 if hosts.keeps_state(self.av) else rows
@@ -247,19 +250,10 @@ class Verbalizer:
             model = hosts.module_of(self.av)
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
-        return self._replies(done, rows, receipts)
-
-    def _replies(
-        self,
-        done: Iterable[tuple[int, list[int], bool]],
-        rows: Tensor,
-        receipts: list[tuple[float, float, float]],
-    ) -> Iterator[tuple[int, Reply]]:
-        """Decode; a local model multiplies by packed weights meanwhile."""
-        model = hosts.module_of(self.av)
-        with nullcontext() if self.runtime.remote else packed(model, len(rows)):
-            for row, ids, ended in done:
-                yield row, self._reply(ids, receipts[int(rows[row])], ended=ended)
+        return (
+            (row, self._reply(ids, receipts[int(rows[row])], ended=ended))
+            for row, ids, ended in done
+        )
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Run the prompt with a vector in each row; return marker residuals, logits and cache."""

@@ -31,10 +31,10 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE
+from nnsight_nla.models.packing import packed
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.facts import held_out_pairs
 from nnsight_nla.verbalize.cache import in_place
-from nnsight_nla.verbalize.packing import packed
 
 SHORTEST, LONGEST = 40, 150
 FIRST = 100

@@ -28,10 +28,8 @@ from nnsight_nla import NLA, Baseline, smollm2
 from nnsight_nla.checkpoint.reply import remainder, wrap
 from nnsight_nla.core.similarity import cosine, normalise
 from nnsight_nla.evaluation.evaluate import explained, texts_of
-from nnsight_nla.models import hosts
 from nnsight_nla.smollm2.explanations import SLOTS, Slots, explanation, parse
 from nnsight_nla.verbalize.likelihood import likelihoods
-from nnsight_nla.verbalize.packing import packed
 
 from .interventions import intervention_rates
 from .labels import truth_of
@@ -184,8 +182,7 @@ def _probe(
 def _reconstructed(nla: NLA, sources: dict[str, list[str | None]]) -> dict[str, Tensor]:
     """Return the normalised reconstruction of every text; zero for a missing one."""
     every = sorted({text for texts in sources.values() for text in texts if text})
-    with packed(hosts.module_of(nla.ar), 1024):
-        made = normalise(nla.reconstruct(every).float())
+    made = normalise(nla.reconstruct(every).float())
     known = {text: made[i] for i, text in enumerate(every)}
     zero = torch.zeros(made.shape[-1])
     return {

@@ -6,8 +6,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 
 from nnsight_nla import NLA, Sampling, _compat
-from nnsight_nla.verbalize import packing
-from nnsight_nla.verbalize.packing import packed
+from nnsight_nla.models import packing
+from nnsight_nla.models.packing import packed
 from tests.verbalize.test_architectures import FAMILIES, D, build, described, wrapped
 from tests.verbalize.test_architectures import INJECTIONS as AT
 
@@ -108,6 +108,47 @@ def test_an_adapter_is_added_to_the_packed_weights(how):
     assert not any(part in name for name in replaced for part in ("lora_A", "lora_B", "base_layer"))
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not (_compat.can_pack() and _compat.can_pack_bfloat16()), reason="no bfloat16 in oneDNN here"
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("rows", [1, 5])
+def test_bfloat16_is_packed_for_any_number_of_rows(rows):
+    model = build("qwen3").bfloat16()
+    ids = torch.randint(0, 200, (rows, 7))
+    assert len(changed(model, rows)) == len(entries(model))
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits
+        with packed(model, rows):
+            found = model(input_ids=ids).logits
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-2)
+
+
+@needs_bfloat16
+def test_an_adapter_in_bfloat16_is_as_exact_as_when_it_is_merged():
+    model = adapted()
+    ids = torch.randint(0, 200, (5, 7))
+    with torch.inference_mode():
+        exact = model(input_ids=ids).logits
+        model.bfloat16()
+        with packed(model, 5):
+            found = model(input_ids=ids).logits
+        merged = model.merge_and_unload()(input_ids=ids).logits
+
+    def error(logits):
+        return float((logits - exact).norm() / exact.norm())
+
+    assert error(found) < 1.2 * error(merged)
+
+
+def test_without_bfloat16_in_onednn_it_is_left_alone(monkeypatch):
+    monkeypatch.setattr(_compat, "can_pack_bfloat16", lambda: False)
+    assert changed(nn.Sequential(nn.Linear(4, 4).bfloat16())) == set()
+
+
 @needs_onednn
 @pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
 @pytest.mark.parametrize("how", ["dora", "merged", "off", "training", "hook inside", "bias"])
@@ -156,7 +197,7 @@ def test_what_is_left_alone(monkeypatch):
     model = nn.ModuleDict(
         {
             "plain": plain, "patched": patched, "moved": moved, "subclass": Doubled(4, 4),
-            "narrow": nn.Linear(4, 4).bfloat16(), "elsewhere": nn.Linear(4, 4, device="meta"),
+            "narrow": nn.Linear(4, 4).half(), "elsewhere": nn.Linear(4, 4, device="meta"),
         }
     )  # fmt: skip
     assert changed(model) == {"plain"}
@@ -203,3 +244,22 @@ def test_a_batch_is_decoded_with_packed_weights_and_never_with_old_ones(monkeypa
     second = fast.explain(vectors.clone()).raw
     assert second == slow.explain(vectors).raw
     assert second != first
+
+
+@needs_onednn
+def test_many_texts_are_reconstructed_with_packed_weights(nla, monkeypatch):
+    """A few are not, for which the copy costs more than it gains; nor does an edit get lost."""
+    made = []
+    real = _compat.packed_product
+    monkeypatch.setattr(
+        _compat, "packed_product", lambda *given: made.append(given) or real(*given)
+    )
+    texts = [f"About the number {n}." for n in range(12)]
+    few = torch.cat([nla.reconstruct(texts[:6]), nla.reconstruct(texts[6:])])
+    assert not made
+    torch.testing.assert_close(nla.reconstruct(texts), few, atol=2e-4, rtol=2e-4)
+    assert made
+    made.clear()
+    monkeypatch.setattr(_compat, "has_edits", lambda model: True)
+    assert torch.equal(nla.reconstruct(texts), nla.reconstruct(texts))
+    assert not made

@@ -1,18 +1,21 @@
-"""Lay a model's weights out for the processor, for as long as a batch is decoded on it.
+"""Lay a model's weights out for the processor, for as long as many rows run through it.
 
 A step of decoding multiplies a few rows with every weight of the model. In float32 PyTorch leaves
 that to MKL, which is slow on AMD's processors. oneDNN, which PyTorch ships too, takes between a
 seventh and half of the time there, given the weights in a layout of its own: explanations come 1.8
 times as fast at 32 rows, and 1.5 times without AVX-512 (12 layers of 512, two cores of an EPYC;
-tests/bench/test_speed.py)::
+tests/bench/test_speed.py). In bfloat16 PyTorch calls oneDNN itself, and packs the weights again in
+every call: without that, a product takes .5 of the time for a row and .8 for 32::
 
     with packed(model, rows):
         for ... in decode(model, ...):
             ...
 
 The layout is a copy that is made for each batch, so it is never behind the weights; making it takes
-about as long as one step. A LoRA adapter is added to the weights in the copy, so that it costs
-nothing in a step. The products are the same but for the order of their sums.
+about as long as one step. The products are the same but for the order of their sums.
+
+A LoRA adapter is added to the weights in the copy, so that it costs nothing in a step. In bfloat16
+the sum is rounded to bfloat16, as in a verbalizer whose adapter was merged.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import torch
 from torch import nn
 
 from .. import _compat
-from ..models.memory import free_bytes
+from .memory import free_bytes
 
 _SHARE = 0.25
 """The most of the free memory that the copy may take; `rows_that_fit` leaves more than that."""
@@ -38,15 +41,15 @@ _SHARE = 0.25
 def packed(model: nn.Module, rows: int) -> Generator[None, None, None]:
     """Let the linear layers of `model` multiply by packed weights while the block runs.
 
-    Nothing happens where it gains nothing or is not possible: for one row, on another device, dtype
-    or kind of processor, and with too little free memory for the copy. A layer whose forward was
-    replaced, by the user or by accelerate, keeps it.
+    Nothing happens where it gains nothing or is not possible: for one row in float32, on another
+    device, dtype or kind of processor, and with too little free memory for the copy. A layer whose
+    forward was replaced, by the user or by accelerate, keeps it.
 
     Args:
-        model: It is called as it is, outside of any trace, in inference mode.
-        rows: The number of rows in the first step.
+        model: It is called without gradients, and in no trace that reads or edits a linear layer.
+        rows: The number of rows in most of the calls.
     """
-    layers = _layers(model) if rows > 1 else []
+    layers = _layers(model, rows)
     needed = sum(_base(each).weight.nbytes for each in layers)
     if needed and needed > free_bytes(torch.device("cpu")) * _SHARE:
         layers = []
@@ -81,21 +84,26 @@ def _vendor() -> str | None:
     return next(found, None)
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _layers(model: nn.Module, rows: int) -> list[nn.Module]:
     """Return the linear layers, and in place of their parts those with a LoRA adapter."""
     if not available():
         return []
+    dtypes = {torch.float32} if rows > 1 else set()
+    if _compat.can_pack_bfloat16():
+        dtypes.add(torch.bfloat16)
     adapted = [
-        each for each in model.modules() if _compat.is_plain_lora(each) and _fits(_base(each))
+        each
+        for each in model.modules()
+        if _compat.is_plain_lora(each) and _fits(_base(each), dtypes)
     ]
     inside = set(chain.from_iterable(each.modules() for each in adapted))
     plain = (each for each in model.modules() if each not in inside)
-    return [*adapted, *(each for each in plain if type(each) is nn.Linear and _fits(each))]
+    return [*adapted, *(each for each in plain if type(each) is nn.Linear and _fits(each, dtypes))]
 
 
-def _fits(layer: nn.Linear) -> bool:
+def _fits(layer: nn.Linear, dtypes: set[torch.dtype]) -> bool:
     return (
-        layer.weight.dtype == torch.float32
+        layer.weight.dtype in dtypes
         and layer.weight.device.type == "cpu"
         and _compat.runs_own_forward(layer)
     )
@@ -106,11 +114,13 @@ def _base(layer: Any) -> nn.Linear:
 
 
 def _merged(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return weight and bias of a linear layer, with its adapters added."""
+    """Return weight and bias of a linear layer, with its adapters added in float32."""
     base = _base(layer)
     weight = base.weight.detach()
     if base is not layer:
         for name in layer.active_adapters:
             if name in layer.lora_A:
-                weight = weight + layer.get_delta_weight(name).to(weight.dtype)
-    return weight, base.bias
+                down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+                down, up = down.detach().float(), up.detach().float()
+                weight = torch.addmm(weight.float(), up, down, alpha=layer.scaling[name])
+    return weight.to(base.weight.dtype), base.bias
