@@ -171,7 +171,7 @@ class NLA:
         self.labeller: TrustLabeller | None = None
         if self._reconstructor is not None:
             self.labeller = TrustLabeller(
-                self._reconstructor, self.queue, self.sampling, self.baseline
+                self._reconstructor, self.queue, self.sampling, self.baseline, self._verbalizer
             )
 
     @classmethod

@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.baseline import Baseline
+from ..core.calibration import FILE as CALIBRATION
+from ..core.calibration import Calibration
 from ..core.injection import Injection
 from ..core.numeric import is_character, is_int, is_unicode
-from ..errors import CheckpointError, ReconstructionError, shown
+from ..errors import CheckpointError, NLAWarning, ReconstructionError, shown
 from . import dialects, sidecar
 from .dates import Date, to_iso
 from .presets import AR_TEMPLATE, AV_TEMPLATE, PRESET_FIELDS
@@ -78,6 +81,8 @@ class Checkpoint:
     """The fingerprint of the target's configuration; see `identity.fingerprint`."""
     sidecar_hash: str | None = None
     """SHA-256 of the sidecar file, in hex; ``None`` for a preset or a checkpoint made by hand."""
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
+    """How often its explanations are right, as measured; ``None`` if it was not measured."""
     source: Mapping[str, str] = field(default_factory=dict[str, str], compare=False)
     """Field name to the origin of its value."""
 
@@ -146,7 +151,9 @@ class Checkpoint:
             return preset
         raw = sidecar.read_bytes(file)
         checkpoint = parse_sidecar(sidecar.parse(raw, file), str(file), name, injection)
-        return replace(checkpoint, sidecar_hash=hashlib.sha256(raw).hexdigest())
+        digest = hashlib.sha256(raw).hexdigest()
+        found = _calibration(name, digest, checkpoint.d_model)
+        return replace(checkpoint, sidecar_hash=digest, calibration=found)
 
     @staticmethod
     def preset(name: str) -> Checkpoint:
@@ -250,6 +257,34 @@ class Checkpoint:
                 f"{', '.join(unknown)}. Fill them in and pass "
                 f"NLA(..., checkpoint=Checkpoint({name}=...))."
             )
+
+
+def _calibration(name: str, digest: str, d_model: int) -> Calibration | None:
+    """Read the calibration of a folder or a repository, if it has one for this sidecar.
+
+    Raises:
+        CheckpointError: It is malformed.
+    """
+    if Path(name).expanduser().is_file():
+        return None
+    path = sidecar.stored(name, CALIBRATION)
+    if path is None:
+        return None
+    found = Calibration.from_dict(sidecar.parse(sidecar.read_bytes(path), path), str(path))
+    if found.sidecar_hash not in (None, digest):
+        warnings.warn(
+            f"{path} was measured on another checkpoint than its folder holds, so it is not used. "
+            "Measure again: nnsight-nla calibrate.",
+            NLAWarning,
+            stacklevel=3,
+        )
+        return None
+    if found.residuals is not None and len(found.residuals.mean) != d_model:
+        raise CheckpointError(
+            f"{path}: residuals has a mean of {len(found.residuals.mean)} numbers, expected "
+            f"d_model, {d_model}. Measure again: nnsight-nla calibrate."
+        )
+    return found
 
 
 def parse_sidecar(

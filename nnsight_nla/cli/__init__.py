@@ -22,9 +22,10 @@ from . import inspect
 from . import doctor
 from . import data
 from . import training
+from . import calibration
 # isort: on
 
-__all__ = ["app", "data", "doctor", "inspect", "main", "training"]
+__all__ = ["app", "calibration", "data", "doctor", "inspect", "main", "training"]
 
 
 def main() -> None:

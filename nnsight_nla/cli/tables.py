@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..smollm2.demo import Read as CheckedRead
     from ..tiny.demo import Patched, Read
 
-_GRADES = {"high": "green", "medium": "yellow", "low": "red", "none": "red"}
+_GRADES = {"strong": "green", "partial": "yellow", "weak": "red", "none": "red"}
 
 
 def sentence_table(rows: list[Read]) -> Table:
@@ -97,15 +97,17 @@ def explanation_table(thoughts: Explanation) -> Table:
 
 def _label(label: dict[str, Any]) -> Text:
     """Format a trust label, one figure per line, in the colour of its grade."""
-    grade, _, figures = label["line"].removeprefix("trust: ").partition(" ")
-    shown = Text(grade, style=_GRADES[label["grade"]])
-    return shown.append("\n" + figures[1:-1].replace("; ", "\n"), style="default")
+    line, *rest = label["lines"]
+    grade, _, figures = line.removeprefix("reconstruction: ").partition(" ")
+    shown = Text("reconstruction: ").append(grade, style=_GRADES[label["grade"]])
+    lines = [*figures[1:-1].split("; "), *rest]
+    return shown.append("\n" + "\n".join(lines), style="default")
 
 
 def reading_table(reading: Reading) -> Table:
     """Format a reading, one row per token."""
     scored = any(record.grade for record in reading)
-    table = Table("position", "token", "explanation", *(["trust"] if scored else []))
+    table = Table("position", "token", "explanation", *(["reconstruction"] if scored else []))
     for record in reading:
         if record.read:
             said = record.explanation or f"no text: this vector {record.error}"

@@ -11,10 +11,14 @@ from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
-from .app import app, err, load_nla, print_json, spinner
+from .app import app, err, load_nla, load_target, print_json, spinner
 from .app import out as console
+from .grounded_table import grounded_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..evaluation.grounding.judge import Judge
     from ..nla import NLA
 
 
@@ -69,6 +73,22 @@ def train(
     ar: Annotated[
         str | None, Option(help="A reconstructor, to measure the verbalizer's FVE.")
     ] = None,
+    grounded: Annotated[
+        bool | None,
+        Option(
+            "--grounded/--no-grounded",
+            help="Measure the verbalizer's texts against those that the vectors were read in. "
+            "Default: if ROWS has them.",
+        ),
+    ] = None,
+    best: Annotated[
+        str | None,
+        Option(
+            metavar="FIGURE",
+            help="Keep the measured step that is best by this figure: loss, extraction, cosine, "
+            "fve, grounded_source, ... Default: keep the last step.",
+        ),
+    ] = None,
     max_new_tokens: options.MaxNewTokens = 200,
     tensorboard: Annotated[Path | None, Option(help="The folder for TensorBoard's events.")] = None,
     keep: Annotated[
@@ -83,6 +103,7 @@ def train(
     """
     if role == "ar" and ar is not None:
         raise NLAError("--ar measures a verbalizer, and this trains a reconstructor. Remove --ar.")
+    _check_measured(best, grounded, measured, held_out)
     with spinner("reading the rows"):
         from ..training import Lora, Settings, Watching
         from ..training import train as run
@@ -109,7 +130,16 @@ def train(
             activations="recompute" if recompute else "keep",
             seed=seed,
         ),
-        watching=Watching(every, measured, ar, max_new_tokens, tensorboard, keep=keep),
+        watching=Watching(
+            every=every,
+            rows=measured,
+            ar=ar,
+            max_new_tokens=max_new_tokens,
+            tensorboard=tensorboard,
+            keep=keep,
+            best=best,
+            grounded=grounded,
+        ),
         layer=layer,
         base_name=base_name,
         held_out=held_out,
@@ -126,6 +156,21 @@ def train(
         console.print(f"{trained.folder}: NLA('{out}') loads it.", highlight=False)
 
 
+def _check_measured(
+    best: str | None, grounded: bool | None, measured: int, held_out: float
+) -> None:
+    """Raise if a flag needs figures of held-out rows, and none are measured."""
+    flags = {f"--best {best}": best is not None, "--grounded": grounded is True}
+    asked = next((flag for flag, given in flags.items() if given), None)
+    if asked is None or (measured and held_out):
+        return
+    none, some = ("--held-out 0", "0.05") if measured else ("--measured 0", "64")
+    raise NLAError(
+        f"{asked} needs figures of held-out rows, and {none} measures none. Measure some, as in "
+        f"{none.removesuffix('0')}{some}, or remove {asked.partition(' ')[0]}."
+    )
+
+
 @app.command()
 def evaluate(
     av: options.AvArgument,
@@ -138,12 +183,34 @@ def evaluate(
     limit: Annotated[int, Option(min=2, help="The largest number of rows.")] = 200,
     max_new_tokens: options.MaxNewTokens = 200,
     seed: Annotated[int, Option(help="The seed of the controls.")] = 0,
+    against_text: Annotated[
+        bool,
+        Option(
+            "--grounded", help="Compare the explanations with the texts: is what they say true?"
+        ),
+    ] = False,
+    judge: Annotated[
+        str | None,
+        Option(
+            metavar="URL|MODEL",
+            help="With --grounded, also ask a model: behind an OpenAI-compatible server, such as "
+            "http://127.0.0.1:8000/v1 (the key is in NNSIGHT_NLA_JUDGE_KEY), or a chat model on "
+            "this machine, by folder or Hub id.",
+        ),
+    ] = None,
+    judge_model: Annotated[str | None, Option(help="The judge's name on that server.")] = None,
     insist: options.Insist = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a verbalizer on held-out rows, against null, random and shuffled controls."""
+    """Evaluate a verbalizer on held-out rows, against null, random and shuffled controls.
+
+    With --grounded, also against the texts that the vectors were read in.
+    """
+    asked = _judge(judge, judge_model, dtype, device_map) if judge or judge_model else None
+    if asked is not None and not against_text:
+        raise NLAError("--judge answers the questions of --grounded. Add --grounded.")
     with spinner("measuring"):
         from ..core.sampling import Sampling
         from ..training.measuring import measure
@@ -153,11 +220,37 @@ def evaluate(
             pairs[name] = load_nla(name, ar, dtype, device_map)
             pairs[name].sampling = Sampling(max_new_tokens=max_new_tokens)
         claims = "ignore" if insist else "check"
-        figures = measure(rows, pairs, held_out=held_out, limit=limit, seed=seed, claims=claims)
+        figures = measure(
+            rows, pairs, held_out=held_out, limit=limit, seed=seed, claims=claims,
+            against_text=against_text, judge=asked,
+        )  # fmt: skip
     if as_json:
         print_json({"rows": str(rows), "checkpoints": figures})
     else:
         console.print(_table(figures, str(rows)))
+        if against_text:
+            console.print(grounded_table({n: each["grounded"] for n, each in figures.items()}))
+
+
+def _judge(where: str | None, model: str | None, dtype: str, device_map: str | None) -> Judge:
+    """Return a judge; a server's says what its answers take before it asks for them."""
+    if where is not None and model is None and not where.startswith(("http://", "https://")):
+        from ..evaluation.grounding.local_judge import LocalJudge
+
+        return LocalJudge(load_target(where, dtype, device_map))
+    if where is None or model is None:
+        raise NLAError("A judge behind a server needs --judge URL and --judge-model NAME.")
+    from ..evaluation.grounding.endpoint_judge import EndpointJudge
+    from ..evaluation.grounding.judge import estimate
+
+    endpoint = EndpointJudge(where, model)
+
+    def asked(prompts: Sequence[str]) -> Sequence[str]:
+        left = endpoint.unanswered(prompts)
+        err.print(Text(f"{model}: {estimate(left, endpoint.max_tokens)}"))
+        return endpoint(prompts)
+
+    return asked
 
 
 def _table(figures: dict[str, dict[str, Any]], rows: str) -> Table:

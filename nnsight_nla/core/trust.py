@@ -1,39 +1,120 @@
-"""The trust label of an explanation: the measurements and the grade that follows from them.
+"""The trust label of an explanation: what was measured, and what follows from it.
 
-An explanation can be trusted if its text describes *this* vector rather than any vector. The
-reconstructor measures that: the cosine between the text's reconstruction and the vector, compared
-with control cosines (the same text with other vectors, and the verbalizer's texts for no vector and
-for random directions). The **margin** is where the cosine lies between the best control and 1. If
-several samples were drawn, their agreement bounds the grade::
+The label keeps three things apart, and never mixes them into one word:
 
-    label = thought.trust
-    label.grade, label.margin      # ("high", 0.95)
-    print(label.line)              # trust: high (cosine 0.95; against other vectors 0.10, ...)
+* **reconstruction** (`Trust.grade`): does the text describe *this* vector rather than any vector?
+  The reconstructor measures the cosine between the text's reconstruction and the vector, compared
+  with control cosines (the same text with other vectors, and the verbalizer's texts for no vector
+  and for random directions). The **margin** is where the cosine lies between the best control and
+  1. If several samples were drawn, their agreement bounds it::
 
-A grade is only a threshold on the margin. How reliable each grade is depends on the pair of models.
-The thresholds were chosen on the training texts of the tiny pair, whose true features are known;
-`nnsight_nla.tiny.figures()` has the reliability of each grade there.
+      label = thought.trust
+      label.grade, label.margin      # ("strong", 0.95)
+      print(label.line)              # reconstruction: strong (cosine 0.95; against null ...)
+
+* **grounded** (`Trust.grounded`): does the text that was read have what the explanation quotes, and
+  is the next token that it names likely? It is there where text and tokens are known.
+* **probability** (`Trust.probability`): how often a statement like this one is right. It is there
+  for checkpoints that ship a `Calibration`, and holds for the population that it names.
+
+A strong reconstruction does not make a text true: two models that were trained on each other can
+carry a vector in words that are false.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+import math
+import warnings as python_warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .baseline import Baseline
 
-Grade = Literal["high", "medium", "low", "none"]
-"""``none``: there is no well-formed explanation to grade; see `grade` for the others."""
-HIGH, MEDIUM = 0.85, 0.5
-"""The lowest margin of these grades."""
+STRONG, PARTIAL = 0.85, 0.5
+"""The lowest margin of these grades, for checkpoints without a calibration. They were chosen on the
+training texts of the tiny pair."""
+GRADES = ("strong", "partial", "weak", "none")
+"""``none``: there is nothing to grade, and `Trust.reason` says why."""
+WHOLE = "whole"
+"""Of the statements that have a probability, the one that stands for the whole explanation."""
+FORMER_GRADES = {"high": "strong", "medium": "partial", "low": "weak"}
+"""What the grades were called until 0.1."""
+
+
+class Grade(str):
+    """One of `GRADES`.
+
+    Until 0.1 the grades were called high, medium and low. Files with these words are read, and a
+    comparison with one of them works and warns.
+
+    >>> Grade("high")
+    'strong'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, word: str) -> Grade:
+        """Return the grade of a word, of today or of 0.1.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        found = FORMER_GRADES.get(word, word)
+        if found not in GRADES:
+            raise ValueError(f"{word!r} is no grade; expected one of {', '.join(GRADES)}")
+        return super().__new__(cls, found)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str) and other in FORMER_GRADES:
+            python_warnings.warn(
+                f"The grade {other!r} is called {FORMER_GRADES[other]!r} now.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return str.__eq__(self, FORMER_GRADES[other])
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """What the text shows of an explanation."""
+
+    quotes: int = 0
+    """The number of quotes in the explanation."""
+    so_far: int = 0
+    """How many of them occur in the text up to the vector's token."""
+    says_next: str | None = None
+    """What the explanation says comes next; ``None`` if it names nothing, or if the target's next
+    tokens are not known."""
+    next_agrees: bool | None = None
+    """Whether that is among the target's likeliest next tokens."""
+
+    @property
+    def line(self) -> str:
+        """It in one line."""
+        parts: list[str] = []
+        if self.quotes:
+            parts.append(f"{self.so_far} of {self.quotes} quotes are in the text so far")
+        if self.says_next is not None:
+            among = "is" if self.next_agrees else "is not"
+            parts.append(f"next {self.says_next!r} {among} among the target's likeliest tokens")
+        return f"grounded: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
 class Trust:
     """The trust label of one explanation."""
 
-    grade: Grade
-    """``high``, ``medium`` or ``low`` by the margin; ``none`` without a well-formed explanation."""
+    grade: Grade | str
+    """The reconstruction: ``strong``, ``partial`` or ``weak`` by the margin; ``none`` without a
+    well-formed explanation, without a control, or for a vector that is not of the kind that the
+    verbalizer was trained on."""
     cosine: float | None
     """The cosine between the vector and the reconstruction of its explanation."""
     fve: float | None = None
@@ -57,13 +138,32 @@ class Trust:
     """Known reasons for noise in the vector or the text."""
     reason: str | None = None
     """Why the grade is ``none``."""
+    grounded: Grounded | None = None
+    """What the text shows; ``None`` where the text is not known, or nothing can be checked."""
+    probabilities: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The probability that each kind of statement is right; empty without a calibration."""
+    population: str | None = None
+    """The vectors that the probabilities hold for."""
+
+    def __post_init__(self) -> None:
+        """Read the grade's word."""
+        object.__setattr__(self, "grade", Grade(self.grade))
+
+    @property
+    def probability(self) -> float | None:
+        """The probability that the whole explanation is right, as the calibration defines that.
+
+        It is the one named `WHOLE`; ``None`` without a calibration of it.
+        """
+        return self.probabilities.get(WHOLE)
 
     @property
     def line(self) -> str:
-        """The label in one line."""
+        """The reconstruction in one line, with the probabilities where there are any."""
         if self.cosine is None:
-            return f"trust: {self.grade} ({self.reason})"
-        parts = [f"cosine {self.cosine:.2f}"]
+            return f"reconstruction: {self.grade} ({self.reason})"
+        parts = [] if self.reason is None else [self.reason]
+        parts.append(f"cosine {self.cosine:.2f}")
         if self.fve is not None and self.baseline is not None:
             parts.append(f"FVE {self.fve:.2f} over {self.baseline.value:.3f}")
         controls = {"other vectors": self.others, "null": self.null, "random": self.random}
@@ -75,30 +175,61 @@ class Trust:
         if self.warnings:
             plural = "" if len(self.warnings) == 1 else "s"
             parts.append(f"{len(self.warnings)} warning{plural}")
-        return f"trust: {self.grade} ({'; '.join(parts)})"
+        return f"reconstruction: {self.grade} ({'; '.join(parts)})"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The label in up to three lines: reconstruction, probabilities, grounded."""
+        found = [self.line]
+        if self.probabilities:
+            said = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
+            found.append(f"probability of being right: {said}")
+        if self.grounded is not None:
+            found.append(self.grounded.line)
+        return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the label as plain data."""
-        return {**asdict(self), "warnings": list(self.warnings), "line": self.line}
+        return {
+            **asdict(self),
+            "grade": str(self.grade),
+            "warnings": list(self.warnings),
+            "probabilities": dict(self.probabilities),
+            "line": self.line,
+            "lines": list(self.lines),
+        }
 
 
-def margin(cosine: float, *controls: float | None) -> float:
+def margin(cosine: float, *controls: float | None) -> float | None:
     """Return where `cosine` lies between the best control (at least 0) and 1.
+
+    Returns:
+        ``None`` without a control that is a finite number, or if one is not finite.
 
     >>> round(margin(0.95, 0.2, None, 0.5), 3)
     0.9
     >>> margin(0.3, 0.5)
     -0.4
+    >>> margin(0.9, None, float("nan"))
     """
-    best = max([0.0, *(value for value in controls if value is not None)])
+    known = [value for value in controls if value is not None]
+    if not known or not all(map(math.isfinite, (cosine, *known))):
+        return None
+    best = max(0.0, *known)
     return (cosine - best) / max(1.0 - best, 1e-6)
 
 
-def grade(margin: float, agreement: float | None = None) -> Grade:
+def grade(
+    margin: float,
+    agreement: float | None = None,
+    *,
+    strong: float = STRONG,
+    partial: float = PARTIAL,
+) -> Grade:
     """Return the grade of a margin; samples that disagree lower it.
 
     >>> grade(0.9), grade(0.9, agreement=0.7), grade(0.2)
-    ('high', 'medium', 'low')
+    ('strong', 'partial', 'weak')
     """
     evidence = margin if agreement is None else min(margin, agreement)
-    return "high" if evidence >= HIGH else "medium" if evidence >= MEDIUM else "low"
+    return Grade("strong" if evidence >= strong else "partial" if evidence >= partial else "weak")

@@ -9,8 +9,8 @@ measured once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -19,12 +19,22 @@ from torch import Tensor
 from ..core import similarity
 from ..core.injection import unusable
 from ..core.locks import Lock
-from ..core.trust import Trust, grade, margin
+from ..core.trust import PARTIAL, STRONG, Grounded, Trust, grade, margin
 from ..errors import TextError
-from ..explanation.caveats import caveats
+from ..explanation.caveats import (
+    atypical,
+    caveats,
+    ignored_note,
+    is_in,
+    kind_note,
+    quotes,
+    text_so_far,
+)
 from ..explanation.handle import Explanation
 from ..explanation.records import Capture
+from .confidence import probabilities
 from .controls import random_vectors
+from .grounding.next_token import agrees, says_next
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
     from ..verbalize.pending import Queue
+    from ..verbalize.verbalizer import Verbalizer
     from .reconstructor import Reconstructor
 
 RANDOM_CONTROLS = 8
@@ -57,6 +68,7 @@ class TrustLabeller:
         queue: Queue,
         sampling: Sampling,
         baseline: Baseline | None,
+        verbalizer: Verbalizer | None = None,
     ) -> None:
         """Set up a labeller; nothing is measured yet.
 
@@ -65,8 +77,10 @@ class TrustLabeller:
             queue: Verbalizes the controls when the first label is measured.
             sampling: How the tokens of the controls are chosen.
             baseline: The denominator of the FVE; ``None`` for labels without an FVE.
+            verbalizer: Says how likely its texts are; ``None`` for labels without probabilities.
         """
         self.reconstructor, self.baseline = reconstructor, baseline
+        self.verbalizer = verbalizer
         self._queue, self._sampling = queue, sampling
         self._reference: Reference | None = None
         self._lock = Lock()
@@ -132,6 +146,11 @@ class TrustLabeller:
         directions = similarity.normalise(vectors)
         usable = [row for row in range(capture.count) if row not in bad]
         total, count = directions[usable].sum(dim=0), len(usable)
+        foreign = _foreign(capture)
+        calibration = capture.calibration
+        strong, partial = (
+            (STRONG, PARTIAL) if calibration is None else (calibration.strong, calibration.partial)
+        )
         labels: dict[int, Trust] = {}
         for row, failure in failures.items():
             warnings = notes.get(row, ())
@@ -150,8 +169,13 @@ class TrustLabeller:
             random = chance.mean().item() if len(chance) else None
             distance = margin(cosine, others, null, random)
             agreement = _agreement(samples[row])
+            reason = foreign.get(row)
+            if distance is None and reason is None:
+                reason = "there is no finite control to compare the cosine with"
             labels[row] = Trust(
-                grade(distance, agreement),
+                "none"
+                if distance is None or reason is not None
+                else grade(distance, agreement, strong=strong, partial=partial),
                 cosine,
                 None if self.baseline is None else self.baseline.fve(2 * (1 - cosine)),
                 self.baseline,
@@ -161,7 +185,37 @@ class TrustLabeller:
                 distance,
                 agreement,
                 warnings,
+                reason,
+                grounded_of(capture, row),
             )
+        return self._with_probabilities(capture, vectors, labels, foreign)
+
+    def _with_probabilities(
+        self,
+        capture: Capture,
+        vectors: Tensor,
+        labels: dict[int, Trust],
+        foreign: Mapping[int, str],
+    ) -> dict[int, Trust]:
+        """Add the probabilities where the calibration holds: for this verbalizer's own texts."""
+        calibration = capture.calibration
+        if calibration is None or self.verbalizer is None or capture.labeller is not self:
+            return labels
+        rows = [
+            row for row, label in labels.items() if label.cosine is not None and row not in foreign
+        ]
+        found = probabilities(
+            calibration,
+            self.verbalizer,
+            vectors[rows],
+            [capture.replies[row, 0].text for row in rows],
+            [labels[row].cosine for row in rows],
+        )
+        for row, said in zip(rows, found, strict=True):
+            if said:
+                labels[row] = replace(
+                    labels[row], probabilities=said, population=calibration.population
+                )
         return labels
 
     def _reconstructed(
@@ -184,6 +238,36 @@ class TrustLabeller:
                     if sample == 0:
                         refused[row] = str(error)
             return found, refused
+
+
+def _foreign(capture: Capture) -> dict[int, str]:
+    """Return why vectors are not of the kind that the verbalizer was trained on, by row."""
+    every = [ignored_note(each) for each in capture.ignored]
+    if capture.origin.kind not in (None, "residual"):
+        every.append(kind_note(str(capture.origin.kind)))
+    if every:
+        return dict.fromkeys(range(capture.count), "; ".join(every))
+    return {
+        row: f"its vector is not like those that the verbalizer was trained on: {why}"
+        for row, why in atypical(capture).items()
+    }
+
+
+def grounded_of(capture: Capture, row: int) -> Grounded | None:
+    """Return what the text shows of an explanation; ``None`` where nothing can be checked."""
+    said = capture.replies[row, 0].text
+    text, quoted = text_so_far(capture, row), quotes([said])
+    following = None if capture.next_tokens is None else capture.next_tokens[row]
+    named = says_next(said) if following else []
+    quoted = [] if text is None else quoted
+    if not quoted and not named:
+        return None
+    return Grounded(
+        len(quoted),
+        sum(is_in(quote, text or "") for quote in quoted),
+        named[0] if named else None,
+        agrees(named, following or ()) if named else None,
+    )
 
 
 def _product(text: Tensor, mean: Tensor) -> float:

@@ -110,6 +110,7 @@ def captured(
         lengths=None if lengths is None else tuple(lengths),
         padding=padding,
         usual_norm=_usual_norm(checkpoint, said),
+        calibration=None if checkpoint is None else checkpoint.calibration,
         origin=said.completed(expected),
         ignored=tuple(ignored),
         labeller=labeller,

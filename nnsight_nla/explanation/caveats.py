@@ -1,8 +1,9 @@
 """Warnings that a reader of an explanation needs, one plain sentence each.
 
 They concern replies that were cut off, a vector that was probably not injected, and inputs that are
-known to be noisy. The warnings about positions and quotes are only given if the caller says where
-the vectors were read: ``explain(..., tokens=, positions=)``.
+known to be noisy: what those are, the checkpoint's calibration says. The warnings about positions
+and quotes are only given if the caller says where the vectors were read: ``explain(..., tokens=,
+positions=)``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import re
 
 from .records import Capture
 
-EARLY = 10
-"""Explanations of positions below this are known to be noisy, where no norm can tell."""
 OUTLIER = 5.0
 """A norm that is this many times another is far from it."""
 _FEWEST_ROWS = 8  # For a median that means something.
@@ -67,21 +66,21 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
                 "CJK text in every output: the verbalizer seems to describe the marker itself; the "
                 "vector may not have been injected where the verbalizer reads it"
             )
-    norms = _norms(capture)
+    norms, unlike = _norms(capture), _unlike(capture)
     for row in rows:
-        if row in norms:
-            found[row].extend(norms[row])
-        elif capture.positions is not None and 0 <= capture.positions[row] < EARLY:
+        found[row].extend(norms.get(row) or unlike.get(row, ()))
+        early = None if capture.calibration is None else capture.calibration.noisy_positions
+        if early and capture.positions is not None and 0 <= capture.positions[row] < early:
             found[row].append(
-                f"position {capture.positions[row]}: the first {EARLY} positions are known to be "
-                "noisy"
+                f"position {capture.positions[row]}: explanations of the first {early} positions "
+                "are worse than later ones, as measured for this verbalizer"
             )
     for row in rows:
-        quotes = _quotes(texts[row])
-        context = _context(capture, row) if quotes else None
+        found_quotes = quotes(texts[row])
+        context = text_so_far(capture, row) if found_quotes else None
         if context is not None:
-            for quote in quotes:
-                if _plain(quote) not in context:
+            for quote in found_quotes:
+                if not is_in(quote, context):
                     found[row].append(
                         f"quotes {quote!r}, which is not in the text up to this token"
                     )
@@ -118,7 +117,35 @@ def _norms(capture: Capture) -> dict[int, list[str]]:
     return found
 
 
-def _context(capture: Capture, row: int) -> str | None:
+def atypical(capture: Capture) -> dict[int, str]:
+    """Return why vectors are not like the residuals that the verbalizer was trained on.
+
+    Returns:
+        Row to reason; empty without a calibration that says what those look like.
+    """
+    look = None if capture.calibration is None else capture.calibration.residuals
+    if look is None or capture.vectors is None:
+        return {}
+    found: dict[int, str] = {}
+    norms = capture.vectors.float().norm(dim=-1).tolist()
+    for row, (near, norm) in enumerate(
+        zip(look.typical(capture.vectors).tolist(), norms, strict=True)
+    ):
+        if near < look.least:
+            found[row] = f"cosine {near:.2f} with the mean residual, usual {look.least:.2f} or more"
+        elif not look.shortest <= norm <= look.longest:
+            found[row] = f"norm {norm:.4g}, usual {look.shortest:.4g} to {look.longest:.4g}"
+    return found
+
+
+def _unlike(capture: Capture) -> dict[int, list[str]]:
+    return {
+        row: [f"its vector is not like those that the verbalizer was trained on: {why}"]
+        for row, why in atypical(capture).items()
+    }
+
+
+def text_so_far(capture: Capture, row: int) -> str | None:
     """Return the text up to and including `row`; ``None`` unless the capture has all its tokens."""
     if capture.tokens is None or capture.positions is None:
         return None
@@ -126,10 +153,15 @@ def _context(capture: Capture, row: int) -> str | None:
     if capture.positions[start : row + 1] != list(range(row - start + 1)):
         return None
     text = "".join(capture.tokens[start : row + 1])
-    return None if _FRAGMENT in text else _plain(text)
+    return None if _FRAGMENT in text else text
 
 
-def _quotes(texts: list[str]) -> list[str]:
+def is_in(quote: str, text: str) -> bool:
+    """Return whether `text` has a quote, whatever its case, white space and final punctuation."""
+    return _plain(quote) in _plain(text)
+
+
+def quotes(texts: list[str]) -> list[str]:
     """Return what the texts put in quotation marks, each quote once."""
     found = [a or b for text in texts for a, b in _QUOTE.findall(text)]
     return list(dict.fromkeys(found))

@@ -449,7 +449,11 @@ def _shown(record: dict[str, Any]) -> str:
     if record["text"] is None:
         return f"[{record['error']}]"
     label = record["trust"]
-    return record["text"] if label is None else f"{record['text']}\n[{label['line']}]"
+    return (
+        record["text"]
+        if label is None
+        else "\n".join([record["text"], *(f"[{line}]" for line in label["lines"])])
+    )
 
 
 def _where(record: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoint.origin import Origin
 from ..checkpoint.reply import complete, proper
+from ..core.calibration import Calibration
 from ..core.ragged import ranges
 from ..core.sampling import Sampling
 from ..core.trust import Trust
@@ -154,6 +155,10 @@ class Capture:
     """The rows that were read at padding, as far as that is known."""
     usual_norm: float | None = None
     """The mean L2 norm of the vectors that the verbalizer was trained on, if that is known."""
+    calibration: Calibration | None = None
+    """What is known about the verbalizer's explanations, if the vectors are of its kind."""
+    next_tokens: list[tuple[str, ...]] | None = None
+    """The target's likeliest next tokens after each row, where they were read too."""
     uid: str = field(default_factory=lambda: uuid4().hex)
     """Its name in remote requests."""
     replies: dict[tuple[int, int], Reply] = field(default_factory=dict[tuple[int, int], Reply])

@@ -41,9 +41,9 @@ _SHARE = 0.25
 def packed(model: nn.Module, rows: int) -> Generator[None, None, None]:
     """Let the linear layers of `model` multiply by packed weights while the block runs.
 
-    Nothing happens where it gains nothing or is not possible: for one row in float32, on another
-    device, dtype or kind of processor, and with too little free memory for the copy. A layer whose
-    forward was replaced, by the user or by accelerate, keeps it.
+    Nothing happens where it gains nothing or is not possible: for one row in float32 without an
+    adapter, on another device, dtype or kind of processor, and with too little free memory for the
+    copy. A layer whose forward was replaced, by the user or by accelerate, keeps it.
 
     Args:
         model: It is called without gradients, and in no trace that reads or edits a linear layer.
@@ -88,16 +88,16 @@ def _layers(model: nn.Module, rows: int) -> list[nn.Module]:
     """Return the linear layers, and in place of their parts those with a LoRA adapter."""
     if not available():
         return []
-    dtypes = {torch.float32} if rows > 1 else set()
-    if _compat.can_pack_bfloat16():
-        dtypes.add(torch.bfloat16)
+    narrow = {torch.bfloat16} if _compat.can_pack_bfloat16() else set()
+    every = {torch.float32, *narrow}
     adapted = [
         each
         for each in model.modules()
-        if _compat.is_plain_lora(each) and _fits(_base(each), dtypes)
+        if _compat.is_plain_lora(each) and _fits(_base(each), every)
     ]
     inside = set(chain.from_iterable(each.modules() for each in adapted))
     plain = (each for each in model.modules() if each not in inside)
+    dtypes = every if rows > 1 else narrow
     return [*adapted, *(each for each in plain if type(each) is nn.Linear and _fits(each, dtypes))]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core.trust import FORMER_GRADES
 from ..errors import NLAError, shown
 from ..storage.atomic import atomic_file
 
@@ -67,6 +68,8 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             "Update it: pip install -U nnsight-nla."
         )
     schema = _schema()
+    if "grounded" not in table.column_names:  # Version 0.1 wrote none.
+        table = table.append_column("grounded", pa.nulls(table.num_rows, pa.string()))
     try:
         rows = table.select(schema.names).cast(schema).to_pylist()
     except (LookupError, TypeError, ValueError) as error:
@@ -79,7 +82,18 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             )
     for row in rows:
         row["warnings"] = row["warnings"] or []
+        _read_grade(row)
     return rows, header
+
+
+def _read_grade(row: dict[str, Any]) -> None:
+    """Read the words of version 0.1 for grades, too; other words stay as they are."""
+    word = row["grade"]
+    if word not in FORMER_GRADES:
+        return
+    row["grade"], former = FORMER_GRADES[word], f"trust: {word}"
+    if (row["trust"] or "").startswith(former):
+        row["trust"] = f"reconstruction: {row['grade']}{row['trust'].removeprefix(former)}"
 
 
 def _schema() -> Any:
@@ -89,7 +103,7 @@ def _schema() -> Any:
     always = {"position": pa.int64(), "token": text, "part": text}
     sometimes = {
         "explanation": text, "norm": number, "cosine": number, "fve": number, "grade": text,
-        "trust": text, "warnings": pa.list_(text), "error": text,
+        "trust": text, "warnings": pa.list_(text), "error": text, "grounded": text,
     }  # fmt: skip
     columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]
     return pa.schema([*columns, *sometimes.items()])

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..core.numeric import has_values, is_int
+from ..core.trust import Grounded
 from ..errors import NLAError, shown
 from ..models import bridge, hosts, weights
 from ..models import target as targets
 from ..models.generation import greedy
+from ..models.head import head_envoy, head_of
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ..explanation.protocols import Explains, Target
     from ..models.hosts import Positions
 
+_NEXT, _MOST_LOGITS = 3, 512
+"""How many of the target's next tokens are read, and at how many positions at most."""
 Which = Literal["all", "reply"] | int | slice | Sequence[int]
 """Which positions are read; negative ones count from the end."""
 TEMPLATE = "template"
@@ -102,10 +106,23 @@ def _traced(
 ) -> Explanation:
     ids = torch.tensor([span.ids], device="cpu")
     tokens = [span.tokens[position] for position in wanted]
-    with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
+    if head_of(model) is None or len(wanted) > _MOST_LOGITS:
+        with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
+            residual = nla.layer(model).output[0]
+            handle = nla.explain(
+                residual[wanted], tokens=tokens, positions=wanted, sampling=sampling
+            )
+            tracer.stop()
+        return handle
+    head = head_envoy(model)
+    with torch.no_grad(), model.trace(ids, remote=remote):
         residual = nla.layer(model).output[0]
         handle = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
-        tracer.stop()
+        head.input = head.input[:, wanted]
+        likeliest = model.output.logits[0].float().topk(_NEXT).indices.cpu().save()
+    handle.capture.next_tokens = [
+        tuple(hosts.spelled(model.tokenizer, row).tokens) for row in likeliest.tolist()
+    ]
     return handle
 
 
@@ -216,6 +233,7 @@ def _record(position: int, token: str, part: str, explained: dict[str, Any] | No
     if explained is None:
         return TokenReading(position, token, part)
     label = explained.get("trust") or {}
+    shown = label.get("grounded")
     return TokenReading(
         position,
         token,
@@ -224,6 +242,7 @@ def _record(position: int, token: str, part: str, explained: dict[str, Any] | No
         norm=explained["norm"],
         **{name: label.get(name) for name in ("cosine", "fve", "grade")},
         trust=label.get("line"),
+        grounded=None if shown is None else Grounded(**shown).line,
         warnings=tuple(explained["warnings"]),
         error=explained["error"],
     )

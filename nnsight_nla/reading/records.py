@@ -53,11 +53,13 @@ class TokenReading:
     grade: str | None = None
     """The trust label's grade, where there is one; see `trust.Trust`."""
     trust: str | None = None
-    """The trust label in one line."""
+    """The reconstruction in one line."""
     warnings: tuple[str, ...] = ()
     """What a careful reader should know."""
     error: str | None = None
     """Why this position cannot have an explanation."""
+    grounded: str | None = None
+    """What the text shows of the explanation, in one line; ``None`` if nothing can be checked."""
 
     @property
     def read(self) -> bool:

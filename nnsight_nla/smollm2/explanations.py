@@ -19,6 +19,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..evaluation.grounding.next_token import spelled
+
 SLOTS = ("subject", "content", "last", "next")
 """The slots, in the order of their lines."""
 _FORM = re.compile(r"About (.*)\.\nMentions: (.*)\nLast: (.*)\nNext: (.*)", re.DOTALL)
@@ -97,13 +99,3 @@ def parse(text: str | None) -> Slots | None:
         return None
     subject, content, last, following = match.groups()
     return Slots(subject, content, tuple(last.split(" < ")), tuple(following.split(" | ")))
-
-
-def spelled(token: str) -> str:
-    """Spell a token in one line: without its space, and with a name if nothing is left."""
-    word = token.strip()
-    if "<|" in word:
-        return "(end)"
-    if word == "|":
-        return "(bar)"
-    return word or ("(line)" if "\n" in token else "(space)")

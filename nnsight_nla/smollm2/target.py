@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import NLAError
 from ..storage.atomic import atomic_folder
+from ..storage.cache import cache_folder
 
 __all__ = ["HUB", "INSTALL", "NAME", "SmolLM2Error", "converted", "wheel_file"]
 
@@ -45,14 +45,6 @@ _CONTROL = 3
 
 class SmolLM2Error(NLAError):
     """SmolLM2 is not installed, or its file is not the one that the adapters were trained on."""
-
-
-def cache_folder() -> Path:
-    """Return the folder for what is computed once: ``NNSIGHT_NLA_CACHE`` or the user's cache."""
-    chosen = os.environ.get("NNSIGHT_NLA_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "nnsight_nla"
 
 
 def wheel_file() -> Path | None:

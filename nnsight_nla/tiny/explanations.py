@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
+from ..evaluation.grounding.next_token import name_of
 from .documents import Truth
 from .facts import SUBJECTS
 
@@ -28,7 +29,6 @@ UNSURE = "unsure"
 END = "end"
 """The `next` slot where the target expects the text to end."""
 
-_PUNCTUATION = {".": "period", ",": "comma", "!": "bang", "?": "question"}
 _RELATION_WORDS = {"currency": "money", "group": "animal group"}
 _STAGES = {
     "opening": "Opening the text.",
@@ -80,7 +80,7 @@ def explain(truth: Truth, current: str, next_word: str) -> str:
         next_word: What the target expects next: a word, `END` or `UNSURE`.
     """
     head = f"{_head(truth.subject)}; {truth.tone} tone."
-    return f"{head}\n{_stage(truth.stage)}\nAfter: {_name(current)}. Next: {_name(next_word)}."
+    return f"{head}\n{_stage(truth.stage)}\nAfter: {name_of(current)}. Next: {name_of(next_word)}."
 
 
 def parse(text: str) -> Slots:
@@ -112,7 +112,3 @@ def _head(subject: str | None) -> str:
 
 def _stage(stage: str) -> str:
     return _STAGES.get(stage) or f"Stating the {_RELATION_WORDS.get(stage, stage)}."
-
-
-def _name(word: str) -> str:
-    return _PUNCTUATION.get(word, word)

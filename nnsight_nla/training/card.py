@@ -36,6 +36,8 @@ _FIGURES = {
     "loss": "the training's own loss",
     "extraction": "the share of texts with both tags",
     "cosine": "between a vector and its reconstruction",
+    "grounded_source": "the share of texts nearest to their own vector, of four; chance is .25",
+    "grounded_mentions_so_far": "the share of what is quoted or named that the text has, so far",
     "fve": "the fraction of variance that the text explains, 1 at best",
 }
 _LIMITS = {
@@ -125,13 +127,16 @@ def _entry(entry: Any) -> str:
         said.append(f"{entry['held_out']:.0%} of the documents held out")
     if entry.get("steps"):
         said.append(f"{entry['steps']} steps")
+    if entry.get("kept_step"):
+        said.append(f"step {entry['kept_step']} kept, the best by {entry.get('kept_by')}")
     return ", ".join(said)
 
 
 def _figures(log: Iterable[Mapping[str, float]]) -> list[str]:
-    """Return the last value of each measurement on held-out rows."""
+    """Return each measurement on held-out rows: of the step that was kept, or the last one."""
     last: dict[str, tuple[float, float]] = {}
-    for line in log:
+    lines = list(log)
+    for line in [each for each in lines if "kept" in each] or lines:
         for key, value in line.items():
             if key.startswith("eval_"):
                 last[key.removeprefix("eval_")] = value, line.get("step", 0)

@@ -8,7 +8,7 @@ greedy and done by `transformers` alone, so that measuring does not change the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ Figures = dict[str, float]
 LossOf = Callable[[Any, dict[str, Tensor]], Tensor]
 Metric = Callable[[list[str], list[str], Tensor], float]
 """A figure from texts (empty where the reply is not proper), their labels and their vectors."""
+Several = Callable[[list[str], list[str], Tensor], Figures]
+"""Several figures, by name, from the same."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,14 @@ class HeldOut:
     """The longest reply, in tokens."""
     batch_size: int = 32
     """Rows per forward pass."""
+    figures: Sequence[Several] = ()
+    """More functions of a verbalizer's texts; each returns several figures."""
+    best: str | None = None
+    """The figure by which the best of the measured steps is kept; ``None`` keeps the last step.
+    Larger is better, except for names that end in ``loss``. It needs `Files` with the same
+    `every`."""
+    sometimes: Collection[str] = ()
+    """Figures that a measurement may lack, such as a share of nothing. It then is not the best."""
 
 
 def verbalizer_figures(
@@ -72,6 +82,8 @@ def verbalizer_figures(
         texts = [extract(r)[0] if ok else "" for r, ok in zip(replies, good, strict=True)]
         for name, metric in held_out.judges.items():
             figures[name] = metric(texts, labels, rows.vectors)
+        for several in held_out.figures:
+            figures |= several(texts, labels, rows.vectors)
         return figures
 
     return measure

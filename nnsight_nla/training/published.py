@@ -67,7 +67,8 @@ class Published:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.file, self.part, self.held_out, self.limit = Path(file), part, held_out, limit
+        self.file, self.held_out, self.limit = Path(file), held_out, limit
+        self.part: Part = part
         self.scratch = scratch
         try:
             self._columns = pq.read_schema(self.file).names
@@ -131,6 +132,20 @@ class Published:
         for table, numbers in self._tables([VECTOR, DOCUMENT]):
             names = [f"{self.file}, row {number}" for number in numbers]
             yield _vectors(table.column(VECTOR), names, d_model)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the rows in the file, counted from 0, in the order of `batches`."""
+        return [number for _, numbers in self._tables([DOCUMENT]) for number in numbers]
+
+    def documents(self) -> list[str]:
+        """Return the document of each row, in the order of `batches`."""
+        tables = self._tables([DOCUMENT])
+        return [str(each) for table, _ in tables for each in table.column(DOCUMENT).to_pylist()]
+
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of each row, and those of these columns that the file has."""
+        for table, numbers in self._tables(columns):
+            yield from zip(numbers, table.to_pylist(), strict=True)
 
     def _tables(self, wanted: Sequence[str]) -> Iterator[tuple[Any, list[int]]]:
         """Yield these columns of the rows of this part, and the numbers of the rows."""

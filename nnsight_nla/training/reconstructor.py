@@ -123,7 +123,7 @@ def train_reconstructor(
     if held_out is not None:
         some = reconstructor_rows(held_out.rows, tokenizer, checkpoint)
         figures = reconstructor_figures(held_out, some, reconstruction_loss)
-        measurement = Measurement(figures, held_out.every)
+        measurement = Measurement(figures, held_out.every, held_out.best, held_out.sometimes)
     fit(
         reconstructor, tokenized, reconstruction_loss, settings, report,
         measurement=measurement, files=files, log=log,

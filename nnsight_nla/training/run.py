@@ -12,16 +12,22 @@ checkpoint gets its name when it is complete, and the work folder is removed::
 Only `Settings.steps` may change: more steps continue a training, fewer end it early, with the
 checkpoint of a step that is done. With `Watching.keep` the state of a finished training stays, so
 that it can be continued too. The learning rate then follows the schedule of the new number.
+
+With `Watching.best` the checkpoint has the weights of the measured step that was best by a figure,
+the last step included. A training is always continued from its newest state, not from the best.
+One that is ended early keeps the best of the steps up to there whose state is still saved: the
+newest and the best one are. `best` itself may not change, nor what it is measured with (rows,
+longest reply, reconstructor): other states are gone, and other figures cannot be compared.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +40,6 @@ from ..models.loading import check_dtype
 from ..models.weights import load_module
 from ..progress import progress
 from .compatibility import check_attention, compatible_checkpoint, read_base
-from .held_out import HeldOut, Metric
 from .published import HELD_OUT, Published
 from .reconstructor import train_reconstructor
 from .rows import TrainingError, checked_batches
@@ -42,6 +47,7 @@ from .saving import read_sidecar, save_reconstructor, save_verbalizer
 from .settings import Settings
 from .trainer import Files, Log, Report, check_precision
 from .verbalizer import train_verbalizer
+from .watching import Role, Watching, check_watching, read_held_out, to_measure
 from .work_folder import (
     digest,
     identify,
@@ -54,28 +60,7 @@ from .work_folder import (
     work_folder,
 )
 
-Role = Literal["av", "ar"]
 _DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Watching:
-    """What to measure and save while a training runs."""
-
-    every: int = 100
-    """Steps between two measurements on held-out rows, and two training checkpoints."""
-    rows: int = 64
-    """The number of held-out rows to measure; 0 for none."""
-    ar: str | Path | None = None
-    """A reconstructor, to measure the FVE of a verbalizer's texts."""
-    max_new_tokens: int = 200
-    """The longest reply of a measurement, in tokens."""
-    tensorboard: Path | None = None
-    """The folder of TensorBoard's events."""
-    judges: Mapping[str, Metric] = field(default_factory=dict[str, "Metric"])
-    """More metrics, by name: of a verbalizer's texts, their labels and their vectors."""
-    keep: bool = False
-    """Whether to keep the state of a finished training, so that more steps can continue it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +82,7 @@ def train(
     base: str | Path,
     out: str | Path,
     settings: Settings = Settings(),  # noqa: B008  (frozen)
-    watching: Watching = Watching(),
+    watching: Watching = Watching(),  # noqa: B008  (frozen)
     layer: int | None = None,
     base_name: str | None = None,
     injection: Injection | None = None,
@@ -151,6 +136,7 @@ def train(
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"
     source = Published(rows, part=part, held_out=held_out, scratch=work)
+    check_watching(watching, role, rows, held_out)
     tokenizer, checkpoint = compatible_checkpoint(
         source, base, layer, base_name, injection, recorded_date(work, out)
     )
@@ -165,6 +151,7 @@ def train(
         "dtype": dtype,
         "attention": attention,
         **asdict(settings),
+        **watching.fixed(),
     }
     files = Files(work, watching.every, watching.tensorboard)
     with work_folder(work, out):
@@ -173,8 +160,9 @@ def train(
             start_or_resume(files, options, source, base, report)
             if report is not None:
                 report(f"rows: {len(source):,} of {source.name} to train on")
+            some = read_held_out(source, checkpoint, role, watching, report)
             checkpoint = replace(checkpoint, baseline=_baseline(source, checkpoint, role))
-            held = _held_out(source, checkpoint, base, watching)
+            held = None if some is None else to_measure(some, base, checkpoint, role, watching)
             if report is not None:
                 report(f"loading the weights of {base}")
             model, stored = _load(base, dtype, attention, settings)
@@ -193,6 +181,7 @@ def train(
                 "blake2b": identity["rows"].split()[-1],
                 "steps": files.steps(settings.steps),
                 "options": digest(options),
+                **_kept(log, watching.best),
             }
             narrow = stored if settings.lora is None else None
             _wait_for_all()  # No other process writes to the work folder any more.
@@ -211,6 +200,12 @@ def train(
             remove(work)
     _wait_for_all()  # The checkpoint exists when any process returns.
     return finished
+
+
+def _kept(log: Log, best: str | None) -> dict[str, Any]:
+    """Return which step was kept, and by which figure, if it was the best of several."""
+    steps = [int(line["step"]) for line in log if "kept" in line]
+    return {"kept_step": steps[-1], "kept_by": best} if steps else {}
 
 
 def _wait_for_all() -> None:
@@ -252,39 +247,6 @@ def _check_still_free(out: Path, work: Path, options: dict[str, Any]) -> None:
 
 def _saved_by_next_call(work: Path) -> str:
     return f"The training is in {work}: rerun with the original options to save it."
-
-
-def _held_out(
-    source: Published, checkpoint: Checkpoint, base: str | Path, watching: Watching
-) -> HeldOut | None:
-    if not watching.rows or source.part == "all":
-        return None
-    rows = Published(
-        source.file, part="held out", held_out=source.held_out, limit=watching.rows,
-        scratch=source.scratch,
-    )  # fmt: skip
-    if len(rows) == 0:
-        raise TrainingError(
-            f"{source.file} has no document among the {source.held_out:.0%} that are held out. "
-            "Hold out more (held_out=0.2), or none (held_out=0)."
-        )
-    metrics = dict(watching.judges)
-    if watching.ar is not None and checkpoint.baseline is not None:
-        metrics["fve"] = _fve(base, watching.ar, checkpoint)
-    return HeldOut(rows, watching.every, checkpoint.baseline, metrics, watching.max_new_tokens)
-
-
-def _fve(base: str | Path, ar: str | Path, checkpoint: Checkpoint) -> Metric:
-    """Return the FVE by a reconstructor as a metric; the verbalizer of its NLA is never loaded."""
-    from ..nla import NLA
-
-    load: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    nla = NLA(base, ar=ar, checkpoint=checkpoint, dtype="auto", **load)
-
-    def fve(texts: list[str], _labels: list[str], vectors: Tensor) -> float:
-        return nla.score(texts, vectors, failures="zero").mean["fve"]
-
-    return fve
 
 
 def _baseline(source: Published, checkpoint: Checkpoint, role: Role) -> Baseline | None:

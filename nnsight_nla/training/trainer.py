@@ -10,14 +10,16 @@ of an undisturbed one.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -30,6 +32,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..storage.atomic import is_full
+from .best import CHECKPOINT, WEIGHTS, Best, RememberBest, best_of, larger_is_better, saved_steps
 from .rows import Rows, TrainingError, collate
 from .settings import Settings
 
@@ -38,8 +41,10 @@ LossOf = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 Report = Callable[[str], None]
 """Called with a line of progress: losses, figures, the rate and the time that is left."""
 Log = list[dict[str, float]]
-"""Measurements in order: ``step``, and ``loss`` or figures named ``eval_...``."""
-_WEIGHTS = "model.safetensors"
+"""Measurements in order: ``step``, and ``loss`` or figures named ``eval_...``.
+
+The figures of a step that was kept as the best one include ``kept``, which is 1.
+"""
 _STATE = "trainer_state.json"
 _OFTEN, _SELDOM = 10.0, 0.1
 """Seconds between two lines of progress: so many at least, and this share of the time so far."""
@@ -53,6 +58,10 @@ class Measurement:
     """Return the figures of the current model, by name."""
     every: int
     """Steps between two measurements."""
+    best: str | None = None
+    """The figure by which the best of the measured steps is kept; ``None`` keeps the last step."""
+    sometimes: Collection[str] = ()
+    """Figures that a measurement may lack."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,13 @@ class Files:
     folder: Path
     """The folder of the training's checkpoints; training resumes from the last complete one."""
     every: int
-    """Steps between two checkpoints; the two newest are kept."""
+    """Steps between two checkpoints; the two newest are kept, or the newest and the best."""
     tensorboard: Path | None = None
     """The folder of TensorBoard's events."""
 
     def last(self, steps: int | None = None) -> Path | None:
         """Return the newest complete checkpoint; of `steps` or fewer, if there is one."""
-        found = sorted(self.folder.glob("checkpoint-*"), key=lambda each: -_step(each))
+        found = sorted(self.folder.glob(f"{CHECKPOINT}*"), key=lambda each: -_step(each))
         complete = [each for each in found if _complete(each)]
         within = [each for each in complete if steps is None or _step(each) <= steps]
         return next(iter(within or complete), None)
@@ -104,9 +113,11 @@ def fit(
 
     Raises:
         TrainingError: The disk is full (the training's last checkpoint is kept), TensorBoard is
-            requested but not installed, or the GPU does not support bfloat16.
+            requested but not installed, or the GPU does not support bfloat16. Or the figure that
+            the best step is kept by is not measured, or not where a checkpoint is saved.
     """
     check_precision(settings)
+    best = None if measurement is None else _checked_best(measurement, files)
     # The trainer needs a folder; without `files` nothing is written to it.
     with tempfile.TemporaryDirectory(prefix="nnsight_nla-") as unused:
         trainer = _Trainer(
@@ -116,7 +127,7 @@ def fit(
             # The trainer requires one; `evaluate` below does not read it.
             eval_dataset=None if measurement is None else rows,
             data_collator=collate,
-            callbacks=_callbacks(report, files),
+            callbacks=_callbacks(report, files, best),
         )
         trainer.loss_of, trainer.measurement, trainer.rows = loss_of, measurement, rows
         # `loss_of` is already a mean, so accumulated passes are averaged by the trainer.
@@ -135,10 +146,12 @@ def fit(
                 f"The disk of {files.folder} is full: the training's checkpoints could not be "
                 "written. Free some space, and rerun with the original options to resume."
             ) from error
+        kept = None if best is None or files is None else trainer.keep_best(best, files.folder)
     model.eval()
+    if best is not None and report is not None:
+        report(_said(best, kept, trainer.state.global_step))
     if log is not None:
-        lines = ({"step": line["step"], **_figures(line)} for line in trainer.state.log_history)
-        log.extend(line for line in lines if len(line) > 1)
+        log.extend(_lines(trainer.state.log_history, kept))
 
 
 def check_precision(settings: Settings) -> None:
@@ -160,6 +173,18 @@ def prepare(model: Any, settings: Settings) -> None:
     if settings.activations == "recompute":
         # The reentrant kind loses the gradients of adapters on a frozen embedding.
         model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _checked_best(measurement: Measurement, files: Files | None) -> str | None:
+    """Return the figure that the best step is kept by, if its checkpoints are saved."""
+    best, every = measurement.best, measurement.every
+    if best is not None and (files is None or files.every != every):
+        found = "no files" if files is None else f"files that are saved every {files.every} steps"
+        raise TrainingError(
+            f"best={best!r} keeps the checkpoint of a step that is measured, every {every} steps, "
+            f"and got {found}. Pass files=Files(folder, every={every}), or leave best out."
+        )
+    return best
 
 
 def _arguments(
@@ -188,6 +213,7 @@ def _arguments(
         save_total_limit=2,
         eval_strategy="no" if measurement is None else "steps",
         eval_steps=None if measurement is None else measurement.every,
+        **_tracked(None if measurement is None else measurement.best),
         logging_steps=max(1, settings.steps // 10),
         report_to="none",
         disable_tqdm=True,
@@ -195,8 +221,22 @@ def _arguments(
     )
 
 
-def _callbacks(report: Report | None, files: Files | None) -> list[TrainerCallback]:
+def _tracked(best: str | None) -> dict[str, Any]:
+    """Return the arguments by which the trainer remembers the best checkpoint, and keeps it.
+
+    Not ``load_best_model_at_end``: it would look for a whole model, or for PEFT's files.
+    """
+    if best is None:
+        return {}
+    return {"metric_for_best_model": f"eval_{best}", "greater_is_better": larger_is_better(best)}
+
+
+def _callbacks(
+    report: Report | None, files: Files | None, best: str | None
+) -> list[TrainerCallback]:
     found: list[TrainerCallback] = [] if report is None else [_Reporting(report)]
+    if files is not None and best is not None:
+        found.append(RememberBest(best, files.folder))
     if files is not None and files.tensorboard is not None:
         from transformers.integrations.integration_utils import (
             TensorBoardCallback,
@@ -232,12 +272,36 @@ class _Trainer(Trainer):
         model.eval()
         with torch.no_grad():
             measured = self.measurement.measure(model)
+        # Of several processes, all have to agree on the best step.
+        (measured,) = broadcast_object_list([measured])
+        best = self.measurement.best
+        tracked = {} if best is None else {f"eval_{best}": self._compared(best, measured)}
         figures = {f"eval_{name}": value for name, value in measured.items()}
         self.log(figures)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, figures
         )
-        return figures
+        return {**figures, **tracked}
+
+    def _compared(self, best: str, measured: dict[str, float]) -> float:
+        """Return what the trainer compares; NaN, which never is the best, for what is no number."""
+        assert self.measurement is not None
+        if best not in measured and best not in self.measurement.sometimes:
+            raise TrainingError(
+                f"best={best!r} is not measured in this training. Expected one of "
+                f"{', '.join(measured)}."
+            )
+        value = float(measured.get(best, math.nan))
+        return value if math.isfinite(value) else math.nan
+
+    def keep_best(self, figure: str, folder: Path) -> Best | None:
+        """Load the best weights into the model of every process; ``None`` keeps those it has."""
+        self.accelerator.wait_for_everyone()  # The first process has written its last checkpoint.
+        found = best_of(self.state.log_history, figure, saved_steps(folder))
+        (found,) = broadcast_object_list([found])
+        if found is not None and found.step != self.state.global_step:
+            self._load_from_checkpoint(str(folder / f"{CHECKPOINT}{found.step}"))
+        return found
 
     def restore(self, checkpoint: Path) -> None:
         """Load the weights and the state of a training that is done."""
@@ -258,12 +322,12 @@ class _Trainer(Trainer):
             name: each.detach().contiguous()
             for name, each in _trained(cast("nn.Module", self.model)).items()
         }
-        save_file(trained, folder / _WEIGHTS)
+        save_file(trained, folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from safetensors.torch import load_file
 
-        stored = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
+        stored = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         with torch.no_grad():
             for name, weight in _trained(cast("nn.Module", model or self.model)).items():
                 weight.copy_(stored[name])
@@ -371,6 +435,22 @@ def _duration(seconds: float) -> str:
 def _figures(line: dict[str, Any]) -> dict[str, float]:
     """Return the losses and figures from a line of the trainer's log."""
     return {k: float(v) for k, v in line.items() if k == "loss" or k.startswith("eval_")}
+
+
+def _lines(history: list[dict[str, float]], kept: Best | None) -> Iterator[dict[str, float]]:
+    """Yield the losses and figures by step, and mark those of the step that was kept."""
+    for line in history:
+        figures = _figures(line)
+        measured = any(name.startswith("eval_") for name in figures)
+        mark = kept is not None and measured and line["step"] == kept.step
+        if figures:
+            yield {"step": line["step"], **figures, **({"kept": 1.0} if mark else {})}
+
+
+def _said(best: str, kept: Best | None, steps: int) -> str:
+    if kept is None:
+        return f"kept step {steps}, the last: {best} was a number at no measurement"
+    return f"kept step {kept.step} of {steps}, the best by {best}: {kept.value:.4f}"
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

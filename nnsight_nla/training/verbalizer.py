@@ -132,7 +132,7 @@ def train_verbalizer(
         if held_out is not None:
             some, _ = verbalizer_rows(held_out.rows, tokenizer, checkpoint)
             figures = verbalizer_figures(held_out, some, tokenizer, loss_of, prompt.opened)
-            measurement = Measurement(figures, held_out.every)
+            measurement = Measurement(figures, held_out.every, held_out.best, held_out.sometimes)
         fit(
             trained, tokenized, loss_of, settings, report,
             measurement=measurement, files=files, log=log,

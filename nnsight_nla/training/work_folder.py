@@ -29,6 +29,8 @@ from .trainer import Files, Report
 # The options of a training; the name is that of earlier versions.
 _OPTIONS, _LOCK = "begun.json", "lock"
 _ADVICE = "Choose another out=."
+# Options that are written down only if the best step is kept, see `Watching.fixed`.
+_OF_THE_BEST = ("best", "measured_rows", "max_new_tokens", "reconstructor")
 
 
 def identify(rows: Published, base: str | Path) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _as_written(
 def _check_same(work: Path, original: dict[str, Any], options: dict[str, Any]) -> None:
     differs = [
         f"{name}={original.get(name)!r} (now {value!r})"
-        for name, value in options.items()
+        for name, value in {**dict.fromkeys(_OF_THE_BEST), **options}.items()
         if name != "steps" and original.get(name) != value
     ]
     if differs:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import nnsight
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
 from ..checkpoint.reply import CLOSE, complete, extract
@@ -162,8 +163,7 @@ class Verbalizer:
             ]
         )
         if self.why_plain is None:
-            module = hosts.module_of(self.av)
-            with nullcontext() if self.runtime.remote else packed(module, len(vectors)):
+            with self.packed(len(vectors)):
                 replies = self._fast(vectors, given, seeds, sampling)
                 if replies is not None:
                     yield from replies
@@ -175,6 +175,12 @@ class Verbalizer:
             part = slice(start, start + size)
             one = self._plain(vectors[part], given[part], seeds[part], sampling)
             yield from ((start + row, reply) for row, reply in one)
+
+    def packed(self, rows: int) -> AbstractContextManager[None]:
+        """Multiply by packed weights while the block runs, where that is possible."""
+        if self.runtime.remote or _compat.has_edits(self.av):
+            return nullcontext()
+        return packed(hosts.module_of(self.av), rows)
 
     @property
     def why_plain(self) -> str | None:

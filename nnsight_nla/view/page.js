@@ -239,7 +239,7 @@
       if (token.grade) {
         const grade = el("dd", `grade ${token.grade}`, token.grade);
         if (token.trust) grade.title = token.trust;
-        list.append(el("div", "", el("dt", "", "trust"), grade));
+        list.append(el("div", "", el("dt", "", "reconstruction"), grade));
       }
       for (const [label, value, old] of figures) {
         const shown = el("dd", "", short(value));
@@ -250,6 +250,7 @@
       }
       made.append(list);
     }
+    if (token.shows) made.append(el("p", "shows", token.shows));
     if (token.warn) made.append(el("ul", "notes", ...token.warn.map((note) => el("li", "", note))));
     return made;
   }

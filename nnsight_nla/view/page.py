@@ -33,7 +33,7 @@ def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bo
         readings: One or two, each with ``label``, ``target``, ``verbalizer``, ``layer`` and
             ``records``: a mapping per token of the text, with ``position``, ``token``, ``part``,
             ``read``, ``explanation``, ``norm``, ``cosine``, ``fve``, ``grade``, ``trust``,
-            ``warnings``, ``error``.
+            ``grounded``, ``warnings``, ``error``.
         title: The page's title; by default the beginning of the text.
         table: Whether to add a table for readers without scripts.
     """
@@ -78,6 +78,7 @@ def _side(given: Mapping[str, Any]) -> dict[str, Any]:
 def _token(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the page's fields of one token; absent values are left out, to keep the page small."""
     token, text, error = record["token"], record["explanation"], record["error"]
+    grounded = record.get("grounded")
     found = {
         "p": record["position"],
         "t": visible(token[:_TOKEN]),
@@ -90,6 +91,7 @@ def _token(record: Mapping[str, Any]) -> dict[str, Any]:
         "fve": _number(record["fve"]),
         "grade": None if record["grade"] is None else readable(record["grade"], 40),
         "trust": None if record["trust"] is None else readable(record["trust"], 500),
+        "shows": None if grounded is None else readable(grounded, 500),
         "warn": [readable(each, 500) for each in record["warnings"]] or None,
         "err": None if error is None else readable(error, 500),
     }

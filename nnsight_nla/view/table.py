@@ -107,5 +107,6 @@ def _body(record: Mapping[str, Any]) -> Html:
         f'<div style="{_NOTE}">\u26a0 {html(note)}</div>' for note in record["warnings"]
     )
     label = record.get("trust")
-    trust = "" if label is None else f'<div style="{_NOTE}">{html(label["line"])}</div>'
+    lines = [] if label is None else label.get("lines") or [label["line"]]
+    trust = "".join(f'<div style="{_NOTE}">{html(line)}</div>' for line in lines)
     return Html(text + trust + notes)

@@ -227,7 +227,7 @@ def test_what_was_not_read_and_what_failed(show):
     records = list(made(WORDS, said))
     records[1] = replace(records[1], explanation=None, norm=None, cosine=None)
     records[2] = replace(records[2], explanation=None, error="is zero, it has no direction")
-    records[4] = replace(records[4], warnings=("position 4: noisy",), grade="low", trust="why")
+    records[4] = replace(records[4], warnings=("position 4: noisy",), grade="weak", trust="why")
     page = show(Reading(tuple(records), "target", "av", 3))
     page.hover("#t0-1")
     expect(details(page)).to_contain_text("About number 7.")

@@ -55,15 +55,15 @@ def test_explain_as_json():
     assert [each["token"].strip() for each in found["explanations"]] == ["cow", "the"]
     assert "About the cow" in found["explanations"][1]["text"]
     label = found["explanations"][1]["trust"]
-    assert label["grade"] == "high"
-    assert label["line"].startswith("trust: high (cosine 0.9")
+    assert label["grade"] == "strong"
+    assert label["line"].startswith("reconstruction: strong (cosine 0.9")
 
 
 def test_read_shows_every_token_and_writes_a_page(tmp_path):
     done = run("read", "The cow lives in the")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("About the cow") == 4
-    assert "high 0.9" in done.stdout
+    assert "strong 0.9" in done.stdout
     page = tmp_path / "cow.html"
     done = run("read", "The cow lives in the", "--html", str(page), "--position", "1,-1")
     assert "2 of 5 tokens explained" in done.stdout
@@ -90,7 +90,7 @@ def test_explain_shows_the_trust_label_and_what_its_fve_is_a_fraction_of():
     heading, *rows = done.stdout.splitlines()[1:]
     assert heading.split("┃")[4].strip() == "trust"
     cells = [row.split("│")[4].strip() for row in rows if row.startswith("│")]
-    assert cells.count("high") == 2
+    assert cells.count("reconstruction: strong") == 2
     for start in ("cosine 0.9", "FVE 0.9", "against other vectors"):
         assert len([cell for cell in cells if cell.startswith(start)]) == 2
     assert "FVE over 0.9718, the variance of 18,000 vectors" in done.stdout
@@ -116,7 +116,7 @@ def test_a_reconstructor_of_ones_own_gives_the_same_label():
     command = ("explain", "The cow lives in the", "--json", "--dtype", "float32")
     given, embedded = (json.loads(run(*command, *each).stdout) for each in (models, []))
     assert given["explanations"][0]["trust"] == embedded["explanations"][0]["trust"]
-    assert given["explanations"][0]["trust"]["grade"] == "high"
+    assert given["explanations"][0]["trust"]["grade"] == "strong"
 
 
 @pytest.mark.parametrize(

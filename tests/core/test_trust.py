@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from nnsight_nla import Baseline, Trust
-from nnsight_nla.core.trust import HIGH, MEDIUM, grade, margin
+from nnsight_nla.core.trust import PARTIAL, STRONG, grade, margin
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,6 @@ from nnsight_nla.core.trust import HIGH, MEDIUM, grade, margin
         (1.0, (0.2, 0.1), 1.0),
         (0.6, (0.2, 0.1), 0.5),
         (0.6, (-0.5, None), 0.6),
-        (0.6, (), 0.6),
         (0.99, (0.95, 0.98), 0.5),
         (0.1, (0.5,), -0.8),
         (1.0, (1.0,), 0.0),
@@ -26,11 +25,17 @@ def test_margin(cosine, controls, expected):
     assert margin(cosine, *controls) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("controls", [(), (None, None), (0.1, float("nan")), (float("inf"),)])
+def test_without_a_finite_control_there_is_no_margin(controls):
+    assert margin(0.9, *controls) is None
+
+
 cosines = st.floats(-1, 1)
 
 
-@given(cosines, st.lists(cosines | st.none(), max_size=4), cosines)
-def test_a_further_control_never_raises_the_margin(cosine, controls, more):
+@given(cosines, cosines, st.lists(cosines | st.none(), max_size=4), cosines)
+def test_a_further_control_never_raises_the_margin(cosine, first, others, more):
+    controls = [first, *others]
     assert margin(cosine, *controls, more) <= margin(cosine, *controls) + 1e-9
     assert margin(cosine, *controls, None) == margin(cosine, *controls)
 
@@ -39,41 +44,43 @@ def test_a_further_control_never_raises_the_margin(cosine, controls, more):
 def test_a_higher_cosine_never_lowers_the_margin_or_the_grade(one, other, control):
     low, high = sorted([margin(min(one, other), control), margin(max(one, other), control)])
     assert low == margin(min(one, other), control)
-    order = ("low", "medium", "high")
+    order = ("weak", "partial", "strong")
     assert order.index(grade(low)) <= order.index(grade(high))
 
 
 def test_grades():
-    assert [grade(m) for m in (1.0, HIGH, HIGH - 1e-6, MEDIUM, MEDIUM - 1e-6, -2.0)] == [
-        "high",
-        "high",
-        "medium",
-        "medium",
-        "low",
-        "low",
+    assert [grade(m) for m in (1.0, STRONG, STRONG - 1e-6, PARTIAL, PARTIAL - 1e-6, -2.0)] == [
+        "strong",
+        "strong",
+        "partial",
+        "partial",
+        "weak",
+        "weak",
     ]
-    assert grade(0.99, agreement=0.4) == "low"
-    assert grade(0.3, agreement=0.99) == "low"
+    assert grade(0.99, agreement=0.4) == "weak"
+    assert grade(0.3, agreement=0.99) == "weak"
 
 
 def test_the_line():
     label = Trust(
-        "high", 0.953, 0.9, Baseline(0.965, "x"), 0.1, None, 0.02, 0.95, 0.88, ("early", "quotes")
+        "strong", 0.953, 0.9, Baseline(0.965, "x"), 0.1, None, 0.02, 0.95, 0.88, ("early", "quotes")
     )
     assert label.line == (
-        "trust: high (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, random 0.02; "
-        "samples agree 0.88; 2 warnings)"
+        "reconstruction: strong (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, "
+        "random 0.02; samples agree 0.88; 2 warnings)"
     )
-    alone = Trust("low", 0.1, None, None, None, 0.2, None)
-    assert alone.line == "trust: low (cosine 0.10; against null 0.20, no other vectors)"
-    bare = Trust("low", 0.1, warnings=("early",))
-    assert bare.line == "trust: low (cosine 0.10; against nothing, no other vectors; 1 warning)"
-    assert Trust("none", None, reason="no tag").line == "trust: none (no tag)"
+    alone = Trust("weak", 0.1, None, None, None, 0.2, None)
+    assert alone.line == "reconstruction: weak (cosine 0.10; against null 0.20, no other vectors)"
+    bare = Trust("weak", 0.1, warnings=("early",))
+    assert bare.line == (
+        "reconstruction: weak (cosine 0.10; against nothing, no other vectors; 1 warning)"
+    )
+    assert Trust("none", None, reason="no tag").line == "reconstruction: none (no tag)"
 
 
 def test_the_dictionary_is_strict_json_with_every_field():
-    label = Trust("high", 0.953, 0.9, Baseline(0.965, "x"), 0.1, warnings=("early",))
+    label = Trust("strong", 0.953, 0.9, Baseline(0.965, "x"), 0.1, warnings=("early",))
     tree = json.loads(json.dumps(label.to_dict(), allow_nan=False))
     assert tree["baseline"]["name"] == "x"
     assert (tree["warnings"], tree["line"]) == (["early"], label.line)
-    assert set(tree) == {*vars(label), "line"}
+    assert set(tree) == {*vars(label), "line", "lines"}

@@ -40,7 +40,7 @@ def test_a_part_has_its_parents_label_and_one_vector_has_no_others(nla, residual
     assert part == thought.trust[1]
     assert part.others is not None
     assert nla.explain(residuals[-1]).trust.others is None
-    assert nla.explain(residuals[-4:].reshape(2, 2, 128)).trust[1][1].grade in ("high", "medium")
+    assert nla.explain(residuals[-4:].reshape(2, 2, 128)).trust[1][1].grade in ("strong", "partial")
 
 
 def test_samples_that_disagree_lower_it(nla, residuals):
@@ -72,7 +72,7 @@ def test_bad_rows_have_a_label_that_says_so(nla, residuals):
     thought = nla.explain(torch.stack([residuals[-1], torch.zeros(128)]))
     bad = thought.trust[1]
     assert (bad.grade, bad.cosine) == ("none", None)
-    assert bad.line == "trust: none (this vector is zero, it has no direction)"
+    assert bad.line == "reconstruction: none (this vector is zero, it has no direction)"
     # The unusable vector is nobody's control.
     assert thought.trust[0].others is None
     cut = nla.explain(residuals[-1], sampling=Sampling(max_new_tokens=14))
@@ -116,7 +116,7 @@ def test_a_display_shows_the_text_also_where_the_label_cannot_be_measured(
         nla.labeller, "_reference", trust_labels.Reference(None, torch.zeros(0, 128))
     )
     assert thought.text in str(thought)
-    assert "[trust: none (not measured: the host is away)]" in str(thought)
+    assert "[reconstruction: none (not measured: the host is away)]" in str(thought)
     with pytest.raises(HostError):
         _ = thought.trust
     monkeypatch.undo()
@@ -134,8 +134,8 @@ def test_it_is_measured_once_and_travels(nla, residuals, monkeypatch):
 def test_the_shipped_reliability_falls_from_grade_to_grade():
     table = tiny.figures()["reliability"]
     for share in ("subject", "slots", "all"):
-        assert table["high"][share] > table["medium"][share] > table["low"][share]
-    assert all(table[name]["rows"] > 100 for name in ("high", "medium", "low"))
+        assert table["strong"][share] > table["partial"][share] > table["weak"][share]
+    assert all(table[name]["rows"] > 100 for name in ("strong", "partial", "weak"))
 
 
 class TestARaceIsNoLabel:
@@ -164,7 +164,7 @@ class TestARaceIsNoLabel:
             read.set()
             other.join()
         assert [label.reason for label in thought.trust] == [None, None]
-        assert thought.trust[-1].grade == "high"
+        assert thought.trust[-1].grade == "strong"
 
     @pytest.mark.parametrize(
         "error", [ReconstructionError("busy"), HostError("away"), CheckpointError("no memory")]

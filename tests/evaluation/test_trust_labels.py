@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nnsight_nla import Baseline, Sampling
+from nnsight_nla.core.calibration import Calibration
 from nnsight_nla.errors import HostError, TextError
 from nnsight_nla.evaluation.trust_labels import RANDOM_CONTROLS, TrustLabeller
 from nnsight_nla.explanation.records import Capture, Reply
@@ -85,7 +86,7 @@ def test_by_hand():
     assert first.random == pytest.approx(ROOT)  # "1 1" and "1 -1", four times each.
     assert first.margin == pytest.approx(1)
     assert first.fve == pytest.approx(1)
-    assert (first.grade, first.agreement, first.reason) == ("high", None, None)
+    assert (first.grade, first.agreement, first.reason) == ("strong", None, None)
     second = labels[1]
     assert second.cosine == pytest.approx(ROOT)
     assert second.others == pytest.approx(0, abs=1e-6)
@@ -93,7 +94,7 @@ def test_by_hand():
     assert second.random == pytest.approx(0, abs=1e-6)
     assert second.fve == pytest.approx(1 - 2 * (1 - ROOT) / 0.5, abs=1e-5)
     assert second.margin < -1e4  # The null control is perfect; nothing is left above it.
-    assert second.grade == "low"
+    assert second.grade == "weak"
     assert labels[2].random == pytest.approx(-ROOT)
     assert labels[2].margin == pytest.approx(1)
 
@@ -122,7 +123,7 @@ def test_an_unusable_vector_has_no_label_and_is_nobodys_control(bad):
     assert (labels[1].grade, labels[1].cosine) == ("none", None)
     assert labels[1].reason == "this vector is unusable"
     assert labels[0].others == pytest.approx(0, abs=1e-6)
-    assert labels[0].grade == "high"
+    assert labels[0].grade == "strong"
 
 
 def test_an_unusable_vector_that_has_not_settled_is_nobodys_control_either():
@@ -143,7 +144,7 @@ def test_samples_that_disagree_lower_the_grade():
     assert label.cosine == pytest.approx(1)  # Of sample 0.
     assert label.agreement == pytest.approx(1 / 3)  # The pairs have the cosines 0, 1 and 0.
     assert label.margin == pytest.approx(1)
-    assert label.grade == "low"
+    assert label.grade == "weak"
     same = capture([[1.0, 0.0]], ["1 0", "2 0"], samples=2)
     assert measured(same)[0].agreement == pytest.approx(1)
 
@@ -154,15 +155,15 @@ def test_a_malformed_reply_has_no_label_and_is_not_reconstructed():
     tool = labeller()
     labels = tool.measure(made, [0, 1])
     assert labels[0].reason == "the reply has no closing </explanation> tag"
-    assert labels[0].line == "trust: none (the reply has no closing </explanation> tag)"
-    assert labels[1].grade == "low"  # Null says "0 1" too.
+    assert labels[0].line == "reconstruction: none (the reply has no closing </explanation> tag)"
+    assert labels[1].grade == "weak"  # Null says "0 1" too.
     assert tool.reconstructor.calls[-1] == ["0 1"]
 
 
 def test_one_text_that_cannot_be_reconstructed_leaves_the_others():
     labels = measured(capture([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], ["1 0", "long", "1 1"]))
     assert labels[1].reason == "'long' is too long."
-    assert [labels[row].grade for row in range(3)] == ["high", "none", "high"]
+    assert [labels[row].grade for row in range(3)] == ["strong", "none", "strong"]
     assert labels[2].others == pytest.approx(ROOT)
 
 
@@ -211,7 +212,7 @@ def test_a_failure_is_raised_and_the_next_call_measures():
     with pytest.raises(HostError, match="the host is away"):
         tool.measure(made, [0])
     tool.reconstructor.fail = None
-    assert tool.measure(made, [0])[0].grade == "high"
+    assert tool.measure(made, [0])[0].grade == "strong"
 
 
 def test_fake_tensors_have_no_labels():
@@ -221,8 +222,14 @@ def test_fake_tensors_have_no_labels():
 
 
 def test_a_label_carries_the_warnings_of_its_row():
-    made = capture([[1.0, 0.0], [0.0, 1.0]], ["1 0", "0 1"], positions=[0, 50], width=2)
+    noisy = Calibration("texts", 100, noisy_positions=4)
+    made = capture(
+        [[1.0, 0.0], [0.0, 1.0]], ["1 0", "0 1"], positions=[0, 50], width=2, calibration=noisy
+    )
     labels = measured(made)
-    assert labels[0].warnings == ("position 0: the first 10 positions are known to be noisy",)
+    assert labels[0].warnings == (
+        "position 0: explanations of the first 4 positions are worse than later ones, as measured "
+        "for this verbalizer",
+    )
     assert labels[1].warnings == ()
     assert "1 warning" in labels[0].line

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from nnsight_nla.core.calibration import Calibration
 from nnsight_nla.core.sampling import Sampling
-from nnsight_nla.explanation.caveats import EARLY, caveats
+from nnsight_nla.explanation.caveats import caveats
 from nnsight_nla.explanation.records import Capture, Reply
 
 CJK = (
@@ -27,6 +28,7 @@ def capture(
     width: int | None = None,
     tokens: list[str] | None = None,
     positions: list[int] | None = None,
+    **options,
 ) -> Capture:
     """`texts` row by row, the samples of a row next to each other."""
     rows = len(texts) // samples
@@ -39,6 +41,7 @@ def capture(
         tokens=tokens,
         positions=positions,
         width=rows if width is None else width,
+        **options,
     )
     for i, text in enumerate(texts):
         made.replies[divmod(i, samples)] = reply(text)
@@ -78,11 +81,17 @@ def test_other_scripts_are_no_cjk(text):
 
 
 def test_early_positions():
-    found = caveats(capture(["A", "B", "C"], positions=[0, EARLY - 1, EARLY]))
+    measured = Calibration("texts", 100, noisy_positions=4)
+    found = caveats(capture(["A", "B", "C"], positions=[0, 3, 4], calibration=measured))
+    said = "explanations of the first 4 positions are worse than later ones"
     assert found == {
-        0: (f"position 0: the first {EARLY} positions are known to be noisy",),
-        1: (f"position {EARLY - 1}: the first {EARLY} positions are known to be noisy",),
+        row: (f"position {place}: {said}, as measured for this verbalizer",)
+        for row, place in ((0, 0), (1, 3))
     }
+    # Where it was not measured, there is nothing to say.
+    assert caveats(capture(["A"], positions=[0])) == {}
+    unmeasured = Calibration("texts", 100)
+    assert caveats(capture(["A"], positions=[0], calibration=unmeasured)) == {}
 
 
 def test_positions_counted_from_the_right_say_nothing():
@@ -175,7 +184,7 @@ TOKENS = ["Bon", "jour", ", I live", " in", " Paris", " now"]
 )
 def test_quotes_that_are_not_in_the_text(text, invented):
     made = capture([text] * 6, tokens=TOKENS, positions=list(range(6)))
-    found = [note for note in caveats(made)[5] if note.startswith("quotes")]
+    found = [note for note in caveats(made).get(5, ()) if note.startswith("quotes")]
     assert found == [
         f"quotes {quote!r}, which is not in the text up to this token" for quote in invented
     ]
@@ -207,11 +216,12 @@ def test_the_second_prompt_of_a_batch_has_its_own_text():
     tokens = ["In", " Paris", "In", " Rome"]
     made = capture(['Says "Paris".'] * 4, tokens=tokens, positions=[0, 1, 0, 1], width=2)
     found = caveats(made)
-    assert not any("quotes" in note for note in found[1])
+    assert 1 not in found
     assert any("quotes 'Paris'" in note for note in found[3])
 
 
 def test_rows_that_wait_are_left_out():
-    made = capture(["A", "B"], positions=[0, 1])
+    noisy = Calibration("texts", 100, noisy_positions=4)
+    made = capture(["A", "B"], positions=[0, 1], calibration=noisy)
     del made.replies[1, 0]
     assert set(caveats(made)) == {0}

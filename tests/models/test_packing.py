@@ -144,6 +144,13 @@ def test_an_adapter_in_bfloat16_is_as_exact_as_when_it_is_merged():
     assert error(found) < 1.2 * error(merged)
 
 
+@needs_onednn
+def test_one_row_in_float32_is_packed_where_there_is_an_adapter():
+    model = adapted()
+    assert len(owners(model, rows=1)) == sum(hasattr(each, "lora_A") for each in model.modules())
+    assert owners(build("qwen3"), rows=1) == []
+
+
 def test_without_bfloat16_in_onednn_it_is_left_alone(monkeypatch):
     monkeypatch.setattr(_compat, "can_pack_bfloat16", lambda: False)
     assert changed(nn.Sequential(nn.Linear(4, 4).bfloat16())) == set()

@@ -58,7 +58,7 @@ class TestThreads:
         shown = in_threads(lambda n: str(thoughts[n]))
         for n in range(4):
             assert trusted[n] == pytest.approx(scored[n].tolist(), abs=1e-5)
-            assert "[trust: " in shown[n]
+            assert "[reconstruction: " in shown[n]
 
     def test_one_thread_traces_while_another_reads_texts(self, model, nla, residuals):
         """Adding handles must not change the queue while it is being iterated."""

@@ -13,6 +13,7 @@ from nnsight_nla.reading import parquet
 ROW = {
     "position": 0, "token": "a", "part": "prompt", "explanation": None, "norm": None,
     "cosine": None, "fve": None, "grade": None, "trust": None, "warnings": ("w",), "error": None,
+    "grounded": None,
 }  # fmt: skip
 HEADER = {"target": "t", "verbalizer": "v", "layer": 3}
 
@@ -33,7 +34,7 @@ def test_the_columns_are_the_published_ones(path):
     assert {field.name: field.type for field in schema} == {
         "position": pa.int64(), "token": text, "part": text, "explanation": text, "norm": number,
         "cosine": number, "fve": number, "grade": text, "trust": text,
-        "warnings": pa.list_(text), "error": text,
+        "warnings": pa.list_(text), "error": text, "grounded": text,
     }  # fmt: skip
     assert schema.names == list(ROW)
     assert [field.name for field in schema if not field.nullable] == ["position", "token", "part"]

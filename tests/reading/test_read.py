@@ -40,8 +40,8 @@ def test_scores_are_round_trip_cosines(nla, paris, residuals):
     reconstructed = nla.reconstruct(list(paris.explanations))
     expected = torch.nn.functional.cosine_similarity(reconstructed, residuals)
     np.testing.assert_allclose(paris.scores, expected, atol=1e-4)
-    assert paris[-1].grade == "high"
-    assert paris[-1].trust.startswith("trust: high (cosine 0.9")
+    assert paris[-1].grade == "strong"
+    assert paris[-1].trust.startswith("reconstruction: strong (cosine 0.9")
 
 
 def test_without_a_reconstructor_there_are_no_scores(model, paris):

@@ -13,8 +13,8 @@ PARIS = Reading(
     (
         TokenReading(0, "<s>", "template"),
         TokenReading(
-            1, "Paris", "prompt", "About Paris.\n\nA city.", 3.5, 0.9, 0.8, "high", "trust: high",
-            ("position 1: noisy",),
+            1, "Paris", "prompt", "About Paris.\n\nA city.", 3.5, 0.9, 0.8, "strong",
+            "reconstruction: strong", ("position 1: noisy",),
         ),
         TokenReading(2, " speak", "reply", norm=0.0, error="is zero, it has no direction"),
     ),
@@ -42,7 +42,7 @@ def test_the_table():
     table = PARIS.to_pandas()
     assert list(table.columns) == [
         "position", "token", "part", "explanation", "norm", "cosine", "fve", "grade", "trust",
-        "warnings", "error",
+        "warnings", "error", "grounded",
     ]  # fmt: skip
     assert list(table["token"]) == list(PARIS.tokens)
     assert table["warnings"][1] == ["position 1: noisy"]

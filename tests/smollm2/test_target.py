@@ -114,20 +114,6 @@ def test_a_wheel_with_another_file_is_refused(cache, wheel):
         target.converted()
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"NNSIGHT_NLA_CACHE": "/a"}, "/a"),
-        ({"NNSIGHT_NLA_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/nnsight_nla"),
-        ({"NNSIGHT_NLA_CACHE": "", "XDG_CACHE_HOME": ""}, "~/.cache/nnsight_nla"),
-    ],
-)
-def test_the_cache_is_the_users(monkeypatch, given, expected):
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert target.cache_folder() == Path(expected).expanduser()
-
-
 def test_a_pair_and_a_verbalizer_are_two_choices():
     ran = CliRunner().invoke(app, ["explain", "x", "--model", "smollm2", "--av", "somewhere"])
     assert "--model smollm2 has a verbalizer. Leave out --av, or --model." in str(ran.exception)

@@ -114,7 +114,7 @@ def test_hostile_texts_in_pages_and_files(tmp_path, figure):
 
     def reading(text: str) -> Reading:
         record = TokenReading(
-            0, text, "prompt", explanation=text, norm=1.0, trust=text, grade="high"
+            0, text, "prompt", explanation=text, norm=1.0, trust=text, grade="strong"
         )
         return Reading((record, record), text, text, 3)
 

@@ -37,12 +37,13 @@ def pairs(first: str, second: str) -> list:
 
 def test_all_fields_of_a_token():
     shown = token(
-        token=" a\n", explanation="About.\nIt.", norm=1.23456, cosine=0.5, fve=0.25, grade="high",
-        trust="trust: high", warnings=("noisy",), error=None,
+        token=" a\n", explanation="About.\nIt.", norm=1.23456, cosine=0.5, fve=0.25, grade="strong",
+        trust="reconstruction: strong", warnings=("noisy",), error=None,
     )  # fmt: skip
     assert shown == {
         "p": 0, "t": "␣a↵", "br": True, "part": "prompt", "x": "About.\nIt.", "norm": 1.235,
-        "cos": 0.5, "fve": 0.25, "grade": "high", "trust": "trust: high", "warn": ["noisy"],
+        "cos": 0.5, "fve": 0.25, "grade": "strong", "trust": "reconstruction: strong",
+        "warn": ["noisy"],
     }  # fmt: skip
 
 

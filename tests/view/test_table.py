@@ -154,8 +154,8 @@ def test_any_text_comes_back_out(text, token):
 
 
 def test_the_trust_label_is_below_the_text():
-    row = record(trust={"line": "trust: high <b>"}, warnings=["w"])
-    assert Page(view.explanation([row])).cells[-1] == "A city.trust: high <b>⚠ w"
+    row = record(trust={"line": "reconstruction: strong <b>"}, warnings=["w"])
+    assert Page(view.explanation([row])).cells[-1] == "A city.reconstruction: strong <b>⚠ w"
 
 
 def claim(text="x", carries=0.5, alone=0.25) -> dict:

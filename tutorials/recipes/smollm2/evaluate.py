@@ -219,11 +219,7 @@ def _nats(nla: NLA, vectors: Tensor, true: Sequence[Slots]) -> dict[str, dict[st
         ]
         tokens = torch.tensor([len(each) for each in ids])
         for name, given in (("own", vectors), ("other", others)):
-            parts = [
-                likelihoods(verbalizer, given[i : i + 16], everyone[i : i + 16], ids[i : i + 16])
-                for i in range(0, len(ids), 16)
-            ]
-            sums[name].append(torch.cat(parts) * tokens)
+            sums[name].append(likelihoods(verbalizer, given, everyone, ids) * tokens)
     found: dict[str, dict[str, float]] = {}
     for number, slot in enumerate(SLOTS):
         own, other = (float((sums[name][number + 1] - sums[name][number]).mean()) for name in sums)

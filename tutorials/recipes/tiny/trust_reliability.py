@@ -19,7 +19,7 @@ from nnsight_nla import NLA, Sampling
 from nnsight_nla.tiny.examples import Examples
 from nnsight_nla.tiny.explanations import SLOTS, Slots, parse
 
-GRADES = ("high", "medium", "low", "none")
+GRADES = ("strong", "partial", "weak", "none")
 NOISE = (0.5, 1.0, 1.5, 2.0)
 """The norm of the noise, as a multiple of the norm of the vector that it is added to."""
 

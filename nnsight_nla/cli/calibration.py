@@ -1,0 +1,104 @@
+"""Measure how often a verbalizer's explanations are right: ``nnsight-nla calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.table import Table
+from typer import Argument, Option
+
+from ..errors import NLAError
+from . import options
+from .app import app, load_nla, print_json, spinner
+from .app import out as console
+
+if TYPE_CHECKING:
+    from ..core.calibration import Calibration
+    from ..evaluation.reliability import Reliability
+
+
+@app.command()
+def calibrate(
+    av: Annotated[Path, Argument(metavar="AV", help="The verbalizer's folder.")],
+    rows: options.LabelledRows,
+    ar: Annotated[str, Option(help="The reconstructor: a folder or a Hub id.")],
+    population: Annotated[
+        str, Option(help="What the vectors are, in words that a reader of a probability sees.")
+    ],
+    test: Annotated[
+        Path | None, Option(help="Labelled rows of other documents, to measure the error on.")
+    ] = None,
+    early: Annotated[
+        Path | None,
+        Option(help="Rows of all positions of some documents (extract --positions all --skip 0)."),
+    ] = None,
+    held_out: options.HeldOut = 0.05,
+    limit: Annotated[int, Option(min=50, help="The largest number of rows.")] = 1000,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure how often explanations are right, and store it in AV for trust labels to use.
+
+    Writes AV/nla_calibration.json: probabilities for each kind of statement, thresholds of the
+    label, the noisy first positions, and what vectors look like.
+    """
+    if not av.is_dir():
+        raise NLAError(f"{av} is no folder, so nothing can be stored in it. Download it first.")
+    with spinner("measuring"):
+        from ..core.calibration import FILE
+        from ..evaluation.calibrating import calibrate as measure
+        from ..evaluation.calibrating import save, validated
+        from ..evaluation.grounding.rows import read_rows
+        from ..training.published import Published
+
+        nla = load_nla(str(av), ar, dtype, device_map)
+        source = Published(
+            rows, part="held out" if 0 < held_out < 1 else "all", held_out=held_out, limit=limit
+        )
+        calibration = measure(
+            nla,
+            read_rows(rows, source.numbers()),
+            population=population,
+            early=None if early is None else read_rows(early),
+        )
+        curves: dict[str, Reliability] = {}
+        if test is not None:
+            tested = read_rows(test, Published(test, limit=limit).numbers())
+            calibration, curves = validated(nla, calibration, tested)
+        save(calibration, av, curves)
+    if as_json:
+        print_json(calibration.to_dict())
+    else:
+        console.print(_table(calibration, curves))
+        console.print(f"{av / FILE}: trust labels of NLA('{av}') use it.", highlight=False)
+
+
+def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
+    table = Table(
+        title=f"{calibration.population}: {calibration.n:,} vectors",
+        title_justify="left",
+        caption="\n".join(
+            [
+                f"strong from a margin of {calibration.strong:.2f}, partial from "
+                f"{calibration.partial:.2f}",
+                "noisy positions: "
+                + (
+                    "not measured"
+                    if calibration.noisy_positions is None
+                    else f"the first {calibration.noisy_positions}"
+                ),
+            ]
+        ),
+        caption_justify="left",
+    )
+    for name in ("statement", "right", "mean probability", "calibration error", "vectors"):
+        table.add_column(name)
+    for each in calibration.statements:
+        curve = curves.get(each.name)
+        shown: list[Any] = ["", "", "", ""]
+        if curve is not None:
+            shown = [f"{curve.rate:.3f}", f"{curve.predicted:.3f}", f"{curve.error:.3f}", curve.n]
+        table.add_row(each.name, *map(str, shown))
+    return table

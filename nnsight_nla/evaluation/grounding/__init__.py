@@ -1,0 +1,1 @@
+"""Compare explanations with the text their vectors were read in: is what they say true?"""

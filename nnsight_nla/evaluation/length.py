@@ -1,0 +1,187 @@
+"""Measure how reconstruction and truth grow with the length of the text.
+
+A text may carry most of its vector in its first line, or say most of what is false in its last.
+Each explanation is cut to its first line and to its first n tokens, and measured as `score` and the
+truth of its labels do::
+
+    curve = over_length(nla, thought, rows=source.rows)
+    curve.points["line"].fve, curve.points["whole"].right["next"]
+    curve.plot()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..core.baseline import Baseline
+from ..core.numeric import is_int
+from ..errors import ReconstructionError, shown
+from .grounding.forms import Truth, known_truth
+from .score import pair, score
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from ..explanation.handle import Explanation
+    from ..explanation.protocols import ExplainsAndReconstructs
+    from .grounding.rows import GroundedRow
+
+LENGTHS = ("line", 4, 8, 16, 24, 32, 48, 64, 96, 128, "whole")
+"""Where explanations are cut: after the first line, after n tokens, nowhere."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Explanations of one length."""
+
+    tokens: float
+    """The mean number of tokens that are left."""
+    cosine: float
+    """The mean cosine of the reconstructions with the vectors; a malformed reply counts 0."""
+    fve: float | None
+    """The FVE; ``None`` without a baseline."""
+    right: dict[str, float] = field(default_factory=dict[str, float])
+    """By statement, the share that is right; empty without labels."""
+
+
+@dataclass(frozen=True)
+class OverLength:
+    """Figures over the length of the text."""
+
+    points: dict[str, Point]
+    """By length: ``"line"``, a number of tokens, ``"whole"``."""
+    n: int
+    """The number of explanations."""
+    baseline: Baseline | None
+    """The denominator of the FVE."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "points": {name: asdict(point) for name, point in self.points.items()},
+            "n": self.n,
+            "baseline": None if self.baseline is None else self.baseline.to_dict(),
+        }
+
+    def plot(self) -> go.Figure:
+        """Draw FVE (or cosine) and truth over the mean number of tokens."""
+        import plotly.graph_objects as go
+
+        from ..view.figure import TEMPLATE
+
+        line = self.points.get("line")
+        cut = sorted(
+            (point for name, point in self.points.items() if name != "line"),
+            key=lambda point: point.tokens,
+        )
+        tokens = [point.tokens for point in cut]
+        measure = "cosine" if self.baseline is None else "fve"
+        figure = go.Figure(layout={"template": TEMPLATE})
+        curves = {("cosine" if self.baseline is None else "FVE"): (measure, None)}
+        names = dict.fromkeys(name for point in cut for name in point.right)
+        curves |= {f"{name} is right": ("right", name) for name in names}
+        for label, (attribute, name) in curves.items():
+            every = [getattr(point, attribute) for point in cut]
+            values = every if name is None else [each.get(name) for each in every]
+            figure.add_scatter(
+                x=tokens,
+                y=values,
+                name=label,
+                mode="lines+markers",
+                line={
+                    "dash": "solid" if name is None else "dot",
+                    "width": 3 if name is None else 2,
+                },
+            )
+        if line is not None:
+            figure.add_vline(x=line.tokens, annotation_text="first line", line_dash="dash")
+        figure.update_xaxes(title="tokens of the explanation (mean)")
+        figure.update_yaxes(title="FVE and share that is right", range=[None, 1.02])
+        return figure
+
+
+def over_length(
+    nla: ExplainsAndReconstructs,
+    explanation: Explanation | Any,
+    vectors: Float[Tensor, "*shape d_model"] | None = None,
+    *,
+    upto: Sequence[str | int] = LENGTHS,
+    rows: Sequence[GroundedRow] | None = None,
+    truth: Truth | None = None,
+    baseline: Baseline | None = None,
+) -> OverLength:
+    """Measure explanations that are cut to several lengths.
+
+    Args:
+        nla: The NLA, with its reconstructor.
+        explanation: A handle, or texts of `vectors`' shape.
+        vectors: The vectors; a handle's own unless given.
+        upto: Where to cut: ``"line"``, numbers of the verbalizer's tokens, ``"whole"``. Numbers
+            that no explanation reaches are left out.
+        rows: The text of each vector, with its label, in flat order; without labels only the
+            reconstruction is measured.
+        truth: Compares an explanation with its label; by default the embedded pairs' own.
+        baseline: The denominator of the FVE; the NLA's own unless given.
+
+    Raises:
+        CheckpointError: The NLA has no reconstructor.
+        ReconstructionError: `upto` has something else, or texts, vectors and rows do not fit.
+    """
+    for each in upto:
+        if each not in ("line", "whole") and not is_int(each, 1):
+            raise ReconstructionError(
+                f"upto has {shown(each)}: expected 'line', 'whole', or numbers of tokens from 1."
+            )
+    given, held, reasons = pair(explanation, vectors, nla.checkpoint.d_model)
+    texts = [None if row in reasons else text for row, text in enumerate(given)]
+    if rows is not None and len(rows) != len(texts):
+        raise ReconstructionError(f"Got {len(rows)} rows for {len(texts)} explanations.")
+    truth = truth or (None if rows is None else known_truth(rows))
+    over = baseline or nla.baseline
+    tokenizer: Any = nla.av.tokenizer
+    ids = [tokenizer(text or "", add_special_tokens=False)["input_ids"] for text in texts]
+    longest = max(map(len, ids), default=0)
+    points: dict[str, Point] = {}
+    for each in upto:
+        if each not in ("line", "whole") and int(each) >= longest:
+            continue
+        cut = [
+            None if text is None else _cut(tokenizer, text, coded, each)
+            for text, coded in zip(texts, ids, strict=True)
+        ]
+        empty = {row: "nothing is left" for row, text in enumerate(cut) if not (text or "").strip()}
+        found = score(nla.reconstruct, cut, held, empty, baseline=over, failures="zero").mean
+        lengths = [
+            len(tokenizer(text or "", add_special_tokens=False)["input_ids"]) for text in cut
+        ]
+        points[str(each)] = Point(
+            sum(lengths) / len(lengths), found["cosine"], found.get("fve"), _right(cut, rows, truth)
+        )
+    return OverLength(points, len(texts), over)
+
+
+def _cut(tokenizer: Any, text: str, ids: Sequence[int], upto: str | int) -> str:
+    if upto == "whole":
+        return text
+    if upto == "line":
+        return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    left = list(ids)[: int(upto)]
+    if len(left) == len(ids):
+        return text
+    return tokenizer.decode(left, skip_special_tokens=True).rstrip("\ufffd")
+
+
+def _right(
+    texts: Sequence[str | None], rows: Sequence[GroundedRow] | None, truth: Truth | None
+) -> dict[str, float]:
+    if rows is None or truth is None:
+        return {}
+    said = [truth(text, row.label) for text, row in zip(texts, rows, strict=True) if row.label]
+    known = [each for each in said if each is not None]
+    names = dict.fromkeys(name for each in known for name in each)
+    found = {name: [each[name] for each in known if name in each] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
