@@ -66,17 +66,20 @@ class Grade(str):
         return super().__new__(cls, found)
 
     def __eq__(self, other: object) -> bool:
+        return self._is(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self._is(other)
+
+    def _is(self, other: object) -> bool:
         if isinstance(other, str) and other in FORMER_GRADES:
             python_warnings.warn(
                 f"The grade {other!r} is called {FORMER_GRADES[other]!r} now.",
                 DeprecationWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             return str.__eq__(self, FORMER_GRADES[other])
-        return str.__eq__(self, other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+        return isinstance(other, str) and str.__eq__(self, other)
 
     __hash__ = str.__hash__
 
@@ -189,9 +192,10 @@ class Trust:
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the label as plain data."""
+        """Return the label as plain data, with ``None`` for what is not a finite number."""
+        values = asdict(self).items()
         return {
-            **asdict(self),
+            **{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values},
             "grade": str(self.grade),
             "warnings": list(self.warnings),
             "probabilities": dict(self.probabilities),

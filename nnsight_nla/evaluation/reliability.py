@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 BINS = 10
@@ -51,24 +52,25 @@ def reliability(
     >>> round(found.error, 3), [each.rate for each in found.bins]
     (0.05, [0.2, 1.0])
     """
-    pairs = sorted(zip(predicted, right, strict=True))
+    by: dict[float, list[bool]] = {}
+    for p, came_true in zip(predicted, right, strict=True):
+        by.setdefault(p, []).append(came_true)
+    # Equal predictions may lie in two bins, and none of these may get the ones that came true.
+    rates = {p: fmean(found) for p, found in by.items()}
+    pairs = [(p, rates[p]) for p in sorted(by) for _ in by[p]]
     if not pairs:
         return None
     count = min(bins, len(pairs))
     edges = [round(i * len(pairs) / count) for i in range(count + 1)]
     found = [
-        Bin(_mean([p for p, _ in part]), _mean([float(y) for _, y in part]), len(part))
+        Bin(fmean([p for p, _ in part]), fmean([y for _, y in part]), len(part))
         for part in (pairs[a:b] for a, b in pairwise(edges))
     ]
     error = sum(each.n * abs(each.rate - each.predicted) for each in found) / len(pairs)
     return Reliability(
         tuple(found),
         error,
-        _mean([float(y) for _, y in pairs]),
-        _mean([p for p, _ in pairs]),
+        fmean([y for _, y in pairs]),
+        fmean([p for p, _ in pairs]),
         len(pairs),
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -75,5 +75,10 @@ def load(weights: str | Path = _WEIGHTS) -> tuple[TransformersModel, NLA]:
 
 
 def figures() -> dict[str, Any]:
-    """Return the measured figures of the shipped pair, as nested mappings of numbers."""
-    return json.loads((_FOLDER / "figures.json").read_text("utf-8"))
+    """Return the measured figures of the shipped pair, as nested mappings of numbers.
+
+    Those on truth and calibration are under ``truth``.
+    """
+    names = ("figures.json", "calibration.json")
+    found, truth = (json.loads((_FOLDER / name).read_text("utf-8")) for name in names)
+    return {**found, "truth": truth}

@@ -71,8 +71,8 @@ def match(
         if not text:
             right.append(False)
             continue
-        values = {other: next(found) for other in others or ()}
-        right.append(max(values, key=lambda other: values[other]) == own)
+        values: dict[int, float] = {other: next(found) for other in others or ()}
+        right.append(max(values, key=values.__getitem__) == own)
     return share(right, CHANCE[kind])
 
 

@@ -188,6 +188,8 @@ def document_of(record: dict[str, Any], number: int) -> str:
 
 def _records(file: Any, wanted: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield these rows with their numbers, reading only the row groups that have them."""
+    import pyarrow as pa
+
     columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
     start = 0
     for group in range(file.metadata.num_row_groups):
@@ -195,7 +197,7 @@ def _records(file: Any, wanted: set[int]) -> Iterator[tuple[int, dict[str, Any]]
         if not wanted.isdisjoint(range(start, end)):
             for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns):
                 places = [i for i in range(batch.num_rows) if start + i in wanted]
-                chosen = batch.take(places)
+                chosen = batch.take(pa.array(places, pa.int64()))  # An empty list has no type.
                 vectors = chosen.column(VECTOR)
                 vectors = getattr(vectors, "storage", vectors)  # An extension's, such as a tensor.
                 records = chosen.drop_columns([VECTOR]).to_pylist()

@@ -70,7 +70,7 @@ def measure(nla: NLA, work: Path) -> dict[str, Any]:
     sources |= {name: texts[name] for name in ("shuffled", "random", "null")}
     made = _reconstructed(nla, sources)
     near = {name: float(cosine(each, vectors).mean()) for name, each in made.items()}
-    groups = [_group(row["doc_id"]) for row in rows]
+    groups = [group_of(row["doc_id"]) for row in rows]
     return {
         "rows": len(rows),
         "documents": len({row["doc_id"] for row in rows}),
@@ -92,7 +92,7 @@ def _vectors(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
-def _group(document: str) -> str:
+def group_of(document: str) -> str:
     """Return which kind of held-out source a document is of."""
     kind, source, _ = document.split("/")
     if kind in PACKAGES:
@@ -239,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, nla = smollm2.load(*given)
         figures = measure(nla, options.work)
         figures["interventions"] = intervention_rates(model, nla)
+        # The probes depend on the rows alone; see `probes`.
+        figures["probes"] = smollm2.figures().get("probes", {})
         FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     TABLES.write_text(page(smollm2.figures()), encoding="utf-8")
     sys.stdout.write(TABLES.read_text("utf-8"))
