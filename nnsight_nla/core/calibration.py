@@ -51,6 +51,9 @@ class Statement:
     """How often it is right in the population."""
     error: float | None = None
     """The expected calibration error there."""
+    all_of: tuple[str, ...] = ()
+    """The other statements that it stands for: it is right if they all are. Its ``log_odds`` are
+    those of the product of their probabilities, which a model corrects where they go together."""
 
     def span(self, text: str) -> tuple[int, int] | None:
         r"""Return where in an explanation it is stated, ``None`` if it is not.
@@ -184,6 +187,11 @@ class Calibration:
                 and all(map(_is_number, weights.values())),
                 "weights", weights, f"numbers for intercept, {', '.join(FEATURES)}",
             )  # fmt: skip
+            all_of = each.get("all_of") or []
+            check(
+                isinstance(all_of, list) and all(isinstance(name, str) for name in all_of),
+                "all_of", all_of, "a list of statements",
+            )  # fmt: skip
             statements.append(
                 Statement(
                     each["name"],
@@ -191,6 +199,7 @@ class Calibration:
                     weights,
                     each.get("rate"),
                     each.get("error"),
+                    tuple(all_of),
                 )
             )
         look = given.get("residuals")

@@ -37,7 +37,7 @@ from ..errors import NLAError
 from ..explanation.handle import Explanation
 from ..storage.atomic import atomic_file
 from ..verbalize.verbalizer import Verbalizer
-from .confidence import features
+from .confidence import features, log_odds, said
 from .grounding.forms import Form, form_of, truth_of
 from .reliability import Reliability, reliability
 
@@ -84,11 +84,14 @@ def calibrate(
     if len(source) < 50:
         raise NLAError(f"source has {len(source)} rows; a calibration needs 50 or more.")
     form = form or form_of(source.rows)
-    statements = [Statement(WHOLE, None, {})] if form else []
-    statements += [Statement(each.name, (each.after, *each.until), {}) for each in form or ()]
+    statements = [Statement(each.name, (each.after, *each.until), {}) for each in form or ()]
     residuals = _residuals(source)
     told = _told(nla, source, statements, residuals, form)
-    fitted = [_fitted(each, told) for each in statements]
+    fitted = [each for each in (_fitted(each, told) for each in statements) if each is not None]
+    needed = tuple(line.name for line in form or () if line.needed)
+    if needed and set(needed) <= {each.name for each in fitted}:
+        whole = _fitted(Statement(WHOLE, None, {}, all_of=needed), told, fitted)
+        fitted = [*([] if whole is None else [whole]), *fitted]
     margins = sorted(each.margin for each in told.labels if each.margin is not None)
     if not margins:
         raise NLAError(
@@ -98,7 +101,7 @@ def calibrate(
     return Calibration(
         population=population,
         n=len(source),
-        statements=tuple(each for each in fitted if each is not None),
+        statements=tuple(fitted),
         strong=min(STRONG, _quantile(margins, _STRONG)),
         partial=min(PARTIAL, _quantile(margins, _PARTIAL)),
         noisy_positions=None if early is None else noisy_positions(nla, early),
@@ -132,7 +135,7 @@ def validated(
     curves: dict[str, Reliability] = {}
     found: list[Statement] = []
     for each in calibration.statements:
-        predicted, right = told.predictions(each)
+        predicted, right = told.predictions(calibration.statements, each.name)
         curve = reliability(predicted, right)
         if curve is not None:
             curves[each.name] = curve
@@ -210,11 +213,17 @@ class _Told:
             if right is not None and statement.name in right and statement.name in row
         ]
 
-    def predictions(self, statement: Statement) -> tuple[list[float], list[bool]]:
-        """Return what a statement's model predicts, and whether it came true."""
-        pairs = [(statement.probability(row), right) for row, right in self.of(statement)]
-        known = [(p, right) for p, right in pairs if p is not None]
-        return [p for p, _ in known], [right for _, right in known]
+    def predictions(
+        self, statements: Sequence[Statement], name: str
+    ) -> tuple[list[float], list[bool]]:
+        """Return the probabilities of one of the statements, and whether it was right."""
+        known = [
+            (said(statements, row).get(name), right[name])
+            for row, right in zip(self.features, self.right, strict=True)
+            if right is not None and name in right
+        ]
+        pairs = [(p, right) for p, right in known if p is not None]
+        return [p for p, _ in pairs], [right for _, right in pairs]
 
 
 def _told(
@@ -243,10 +252,10 @@ def _told(
     right: list[dict[str, bool] | None] = []
     for row in good:
         label = source.rows[row].label
-        said = None if truth is None or label is None else truth(texts[row], label)
-        if said is not None:
-            said = {**said, WHOLE: all(said[name] for name in needed)}
-        right.append(said)
+        known = None if truth is None or label is None else truth(texts[row], label)
+        if known is not None:
+            known = {**known, WHOLE: all(known[name] for name in needed)}
+        right.append(known)
     return _Told([labels[row] for row in good], found, right)
 
 
@@ -255,27 +264,30 @@ def _labels(told: Explanation) -> list[Trust]:
     return list(found)
 
 
-def _fitted(statement: Statement, told: _Told) -> Statement | None:
+def _fitted(
+    statement: Statement, told: _Told, others: Sequence[Statement] = ()
+) -> Statement | None:
     """Return the simplest model that is calibrated; ``None`` for a statement that is not made.
 
     If the verbalizer's own probability is calibrated already, it stays as it is: a correction that
     is fitted on some sources holds on others only as far as they are alike.
+
+    Args:
+        statement: The statement, without a model.
+        told: Explanations whose truth is known.
+        others: The models of the statements that it stands for.
     """
     own = replace(statement, weights={"intercept": 0.0, "log_odds": 1.0})
-    curve = reliability(*told.predictions(own))
+    predicted, right = told.predictions([*others, own], own.name)
+    curve = reliability(predicted, right)
     if curve is None:
         return None
-    if curve.error <= _CALIBRATED:
+    if curve.error <= _CALIBRATED or len(set(right)) < 2:
         return own
-    pairs = [(row["log_odds"], right) for row, right in told.of(statement)]
-    known = [(odds, right) for odds, right in pairs if odds is not None]
-    if len({right for _, right in known}) < 2:
-        return None
-    x = torch.tensor([[1.0, odds] for odds, _ in known]).double()
-    y = torch.tensor([float(right) for _, right in known]).double()
-    intercept, slope = _logistic(x, y).tolist()
+    x = torch.tensor([[1.0, log_odds(each)] for each in predicted]).double()
+    intercept, slope = _logistic(x, torch.tensor(right).double()).tolist()
     fitted = replace(statement, weights={"intercept": intercept, "log_odds": slope})
-    better = reliability(*told.predictions(fitted))
+    better = reliability(*told.predictions([*others, fitted], fitted.name))
     return fitted if better is not None and better.error < curve.error else own
 
 

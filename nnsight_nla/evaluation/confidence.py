@@ -8,7 +8,7 @@ typical the vector is. `nnsight-nla calibrate` fits a logistic model to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,11 +56,41 @@ def probabilities(
     rows = features(
         calibration.statements, calibration.residuals, verbalizer, vectors, texts, cosines
     )
-    found: list[dict[str, float]] = []
-    for row in rows:
-        said = {each.name: each.probability(row[each.name]) for each in calibration.statements}
-        found.append({name: value for name, value in said.items() if value is not None})
-    return found
+    return [said(calibration.statements, row) for row in rows]
+
+
+def said(statements: Sequence[Statement], row: Mapping[str, Features]) -> dict[str, float]:
+    """Return the probability of each statement from its features; unknown ones are left out.
+
+    >>> word = Statement("word", None, {"log_odds": 1.0})
+    >>> both = Statement("both", None, {"log_odds": 1.0}, all_of=("word", "word"))
+    >>> found = said([both, word], {"word": {"log_odds": 0.0}})
+    >>> round(found["both"], 3), found["word"]
+    (0.25, 0.5)
+    """
+    found = {each.name: each.probability(row[each.name]) for each in statements if not each.all_of}
+    for each in statements:
+        if each.all_of:
+            parts = [found.get(name) for name in each.all_of]
+            known = [part for part in parts if part is not None]
+            whole = len(known) == len(parts)
+            found[each.name] = (
+                each.probability({"log_odds": log_odds(math.prod(known))}) if whole else None
+            )
+    ordered = {each.name: found[each.name] for each in statements}
+    return {name: value for name, value in ordered.items() if value is not None}
+
+
+def log_odds(probability: float) -> float:
+    """Return the log-odds of a probability, within what a likelihood can tell.
+
+    >>> log_odds(0.5), log_odds(0.0), log_odds(1.0)
+    (0.0, -12.0, 12.0)
+    """
+    if probability <= 0 or probability >= 1:
+        return math.copysign(_MOST_ODDS, probability - 0.5)
+    odds = math.log(probability) - math.log1p(-probability)
+    return max(-_MOST_ODDS, min(_MOST_ODDS, odds))
 
 
 def features(
@@ -93,6 +123,7 @@ def features(
             {
                 each.name: {**common, "log_odds": _log_odds(each, text, said, spans, likely)}
                 for each in statements
+                if not each.all_of
             }
         )
     return found

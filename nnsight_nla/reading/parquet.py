@@ -88,10 +88,8 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 def _read_grade(row: dict[str, Any]) -> None:
     """Read the words of version 0.1 for grades, too; other words stay as they are."""
-    word = row["grade"]
-    if word not in FORMER_GRADES:
-        return
-    row["grade"], former = FORMER_GRADES[word], f"trust: {word}"
+    word, former = row["grade"], f"trust: {row['grade']}"
+    row["grade"] = FORMER_GRADES.get(word, word)
     if (row["trust"] or "").startswith(former):
         row["trust"] = f"reconstruction: {row['grade']}{row['trust'].removeprefix(former)}"
 

@@ -237,7 +237,7 @@ def test_what_was_not_read_and_what_failed(show):
     expect(details(page)).to_contain_text("No text: this vector is zero")
     page.hover("#t0-4")
     expect(details(page)).to_contain_text("position 4: noisy")
-    expect(details(page)).to_contain_text("trustlow")
+    expect(details(page)).to_contain_text("reconstructionweak")
     page.click("#t0-0")
     page.locator("#text0").focus()
     page.keyboard.press("ArrowRight")  # over the one that was not read

@@ -100,9 +100,9 @@ def test_a_judge_says_what_it_takes_and_is_asked(rows, server):
     assert {body["model"] for body in asked} == {"m"}
     # The answers are kept: nothing is asked twice.
     count = len(asked)
-    again = json.loads(
-        run(*command(rows, "--judge", url, "--judge-model", "m", "--json")).stdout
-    )["checkpoints"]
+    again = json.loads(run(*command(rows, "--judge", url, "--judge-model", "m", "--json")).stdout)[
+        "checkpoints"
+    ]
     assert len(asked) == count
     (figures,) = again.values()
     assert figures["grounded"]["judge"]["claims"]["precision"]["value"] == 1.0

@@ -44,8 +44,9 @@ def test_probabilities_are_calibrated_on_other_documents(tested):
     calibration, curves = tested
     assert set(curves) == {each.name for each in calibration.statements} == STATEMENTS
     for name, curve in curves.items():
-        # The target's own threshold decides on "unsure", which no logistic model follows.
-        assert curve.error <= (0.12 if name == "next" else 0.05), name
+        # The target's own threshold decides on "unsure", which no logistic model follows; and the
+        # whole is right where all of them are.
+        assert curve.error <= {"next": 0.12, "whole": 0.08}.get(name, 0.05), name
         assert 0.4 < curve.rate < 0.95
         assert curve.predicted == pytest.approx(curve.rate, abs=0.05)
         # It tells right ones from wrong ones, which a constant would not.

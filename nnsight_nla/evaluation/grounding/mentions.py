@@ -14,8 +14,10 @@ _QUOTE = re.compile(
     '"([^"\n]{2,200})"|\u201c([^\u201d\n]{2,200})\u201d|\u00ab([^\u00bb\n]{2,200})\u00bb'
     "|(?<!\\w)'([^'\n]{2,200})'(?!\\w)|`([^`\n]{2,200})`"
 )
+# Capital letters of any script: word characters that are no digits, underscores or lower case.
+_CAPITAL = "(?:[A-Z]|(?=[^\\W\\d_a-z])(?=[\u00c0-\u00de\u0391-\u03a9\u0410-\u042f])\\w)"
 # Capitalised words in a row, where the first does not begin a sentence or a line.
-_NAME = re.compile(r"(?<=[\w,;:)] )(?:[A-Z][\w'-]*[a-z][\w'-]*)(?: [A-Z][\w'-]*)*")
+_NAME = re.compile(rf"(?<=[\w,;:)] ){_CAPITAL}[\w'-]+(?: {_CAPITAL}[\w'-]*)*")
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
 
 
@@ -27,7 +29,7 @@ def mentions(text: str) -> list[str]:
     """
     found = [next(filter(None, groups)) for groups in _QUOTE.findall(text)]
     rest = _QUOTE.sub(" ", text)
-    found += _NAME.findall(rest)
+    found += [name for name in _NAME.findall(rest) if not name.split()[0].isupper()]
     found += _NUMBER.findall(rest)
     return [each for each in dict.fromkeys(found) if _plain(each)]
 

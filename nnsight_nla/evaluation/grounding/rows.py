@@ -144,7 +144,7 @@ def read_rows(file: str | Path, numbers: Sequence[int] | None = None) -> Grounde
     import pyarrow.parquet as pq
 
     try:
-        reader = pq.ParquetFile(file, memory_map=True)
+        reader = pq.ParquetFile(file)
     except (OSError, pa.ArrowInvalid) as error:
         first = str(error).splitlines()[0]
         raise NLAError(f"{file} cannot be read as Parquet: {first}") from error

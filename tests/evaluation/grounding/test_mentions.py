@@ -26,7 +26,7 @@ ROW = GroundedRow("a", "Anna's bees, 12.5 of “them”,\n fly  home", ", says �
         ("on 2024-05-01 at 12:30, 1,000.5 of 3", ["2024-05-01", "12:30", "1,000.5", "3"]),
         ('he said "Rome', []),
         ("a CNN I", []),
-        ("in Москва and 東京", []),
+        ("in Москва and 東京", ["Москва"]),
         ("٣ of them", ["٣"]),
     ],
 )
