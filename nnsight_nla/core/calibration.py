@@ -53,7 +53,7 @@ class Statement:
     """The expected calibration error there."""
     all_of: tuple[str, ...] = ()
     """The other statements that it stands for: it is right if they all are. Its ``log_odds`` are
-    those of the product of their probabilities, which a model corrects where they go together."""
+    those of the product of the probabilities of the ones that are made."""
 
     def span(self, text: str) -> tuple[int, int] | None:
         r"""Return where in an explanation it is stated, ``None`` if it is not.

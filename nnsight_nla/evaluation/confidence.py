@@ -71,12 +71,11 @@ def said(statements: Sequence[Statement], row: Mapping[str, Features]) -> dict[s
     found = {each.name: each.probability(row[each.name]) for each in statements if not each.all_of}
     for each in statements:
         if each.all_of:
+            # Of those that the explanation makes.
             parts = [found.get(name) for name in each.all_of]
             known = [part for part in parts if part is not None]
-            whole = len(known) == len(parts)
-            found[each.name] = (
-                each.probability({"log_odds": log_odds(math.prod(known))}) if whole else None
-            )
+            odds = log_odds(math.prod(known)) if known else None
+            found[each.name] = each.probability({"log_odds": odds})
     ordered = {each.name: found[each.name] for each in statements}
     return {name: value for name, value in ordered.items() if value is not None}
 
