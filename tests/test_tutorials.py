@@ -17,6 +17,7 @@ ORDER = [
     "a_first_explanation",
     "reading_a_prompt",
     "how_far_to_trust_it",
+    "is_it_true",
     "steering_by_an_edited_explanation",
     "patching_with_explanations",
     "a_closed_loop",
@@ -34,9 +35,10 @@ LEADING = [
     "patching_with_explanations",
 ]
 """The tutorials that begin on SmolLM2, and go on where the truth is known."""
-SWITCHED = [name for name in SERIES if name not in ("remote", "train", *LEADING)]
+SWITCHED = [name for name in SERIES if name not in ("remote", "train", "is_it_true", *LEADING)]
 """The tutorials on the small pair, with a cell that switches to SmolLM2 or to Qwen3-8B.
-The remote one has its own switch (host and names), and the last one trains on the small target."""
+The remote one has its own switch (host and names), `is_it_true` is about SmolLM2's own labels, and
+the last one trains on the small target."""
 
 WHERE = """\
 Everything runs offline on the pair that ships with the package: a small target, its verbalizer and

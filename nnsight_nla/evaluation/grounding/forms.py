@@ -47,8 +47,9 @@ class Line:
         if start < 0:
             return None
         start += len(self.after)
+        text += "\n"  # Where a text is cut off, its last line ends.
         ends = [end for end in (text.find(each, start) for each in self.until) if end >= 0]
-        return text[start : min(ends, default=len(text))]
+        return text[start : min(ends, default=len(text) - 1)]
 
     def right(self, text: str | None, label: str) -> bool:
         """Return whether an explanation, which may be cut off, states what its label states."""

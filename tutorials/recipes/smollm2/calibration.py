@@ -21,14 +21,23 @@ from torch import Tensor
 
 from nnsight_nla import NLA, Sampling, smollm2
 from nnsight_nla.core.trust import GRADES
-from nnsight_nla.evaluation import GroundedRows, from_records, grounded, over_length, read_rows
+from nnsight_nla.evaluation import (
+    GroundedRow,
+    GroundedRows,
+    from_records,
+    grounded,
+    over_length,
+    read_rows,
+)
 from nnsight_nla.evaluation.calibrating import calibrate, save, validated
 from nnsight_nla.evaluation.grounding.agreement import auc
 from nnsight_nla.evaluation.grounding.forms import known_truth
 from nnsight_nla.evaluation.grounding.measure import spread
+from nnsight_nla.smollm2.explanations import explanation, truth
 from nnsight_nla.training.published import Published
 
 from .out_of_distribution import vectors
+from .sources import subject_of
 
 FIGURES = Path(smollm2.__file__).parent / "calibration.json"
 POPULATION = (
@@ -39,6 +48,7 @@ HELD_OUT = 0.02
 ROWS, GROUNDED_ROWS, SAMPLED = 1000, 300, 200
 EARLY_DOCUMENTS, EARLY_POSITIONS = 24, 48
 SAMPLES = 4
+SEVERAL, SEVERAL_DOCUMENTS, FIRST = 6, 100, 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "predictors": predictors(nla, other),
         "grades": grades(model, nla, other),
-        "grounded": grounded(nla, read_rows(held), limit=GROUNDED_ROWS),
+        "grounded": grounded(nla, several_positions(model, nla, other), limit=GROUNDED_ROWS),
         "over_length": lengths(nla, other),
     }
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -76,6 +86,37 @@ def _held_out(file: Path) -> GroundedRows:
     """Return one vector of each of 1,000 documents, as `evaluate` measures."""
     every = read_rows(file)
     return every.take(range(0, len(every), max(1, len(every) // ROWS))[:ROWS])
+
+
+def several_positions(model: Any, nla: NLA, source: GroundedRows) -> GroundedRows:
+    """Read six positions of each of some documents, for position match."""
+    long: list[tuple[GroundedRow, list[int]]] = []
+    for numbers in source.by_document.values():
+        row = source.rows[numbers[-1]]
+        ids = model.tokenizer(row.text + row.rest)["input_ids"]
+        if len(ids) >= SEVERAL * FIRST:
+            long.append((row, ids))
+    records: list[dict[str, Any]] = []
+    for row, ids in long[:: max(1, len(long) // SEVERAL_DOCUMENTS)][:SEVERAL_DOCUMENTS]:
+        with torch.no_grad(), model.trace(torch.tensor([ids])):
+            residual = nla.layer(model).output[0].detach().float().save()
+            likeliest = model.lm_head.output[0].topk(3).indices.save()
+        for turn in range(SEVERAL):
+            position = FIRST + turn * (len(ids) - 1 - FIRST) // (SEVERAL - 1)
+            text = model.tokenizer.decode(ids[: position + 1])
+            following = [model.tokenizer.decode([i]) for i in likeliest[position].tolist()]
+            slots = truth(subject_of(row.document), text, following)
+            records.append(
+                {
+                    "activation_vector": residual[position].tolist(),
+                    "detokenized_text_truncated": text,
+                    "doc_id": row.document,
+                    "position": position,
+                    "next_tokens": following,
+                    "api_explanation": None if slots is None else explanation(slots),
+                }
+            )
+    return from_records(records, f"{source.name}, {SEVERAL} positions of each document")
 
 
 def early_rows(model: Any, nla: NLA, source: GroundedRows) -> GroundedRows:

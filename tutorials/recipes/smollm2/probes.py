@@ -1,6 +1,6 @@
-"""Ask how much of the subject a residual holds: train a network to name it, at several blocks.
+"""Ask how much of the subject a vector holds: train a network to name it.
 
-    python -m tutorials.recipes.smollm2.probes WORK     a quarter of an hour; adds to the figures
+    python -m tutorials.recipes.smollm2.probes WORK     two minutes; adds to the figures
 
 The verbalizer names the subject by reading one vector. A two-layer network that is trained on the
 same rows, for nothing else, shows how much of it can be read there at all.
@@ -14,60 +14,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from nnsight_nla.smollm2 import target
+from nnsight_nla.evaluation import read_rows
 
 from .evaluate import FIGURES, group_of
 from .sources import subject_of
 
-BLOCKS = (8, 12, 16, 20, 23, 26)
-EPOCHS, RATE, DECAY, HIDDEN = 8, 1e-3, 0.75, 1024
+EPOCHS, RATE, DECAY, HIDDEN = 12, 1e-3, 0.75, 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the probes and add them to the shipped figures."""
+    """Measure the network and add it to the shipped figures."""
     parser = argparse.ArgumentParser(prog="python -m tutorials.recipes.smollm2.probes")
     parser.add_argument("work", type=Path, help="the folder that build made")
     work: Path = parser.parse_args(arguments).work
-    train, train_documents = read(work / "train.rows.parquet")
-    held, held_documents = read(work / "held_out.rows.parquet")
+    train, held = (read_rows(work / f"{part}.rows.parquet") for part in ("train", "held_out"))
     figures = json.loads(FIGURES.read_text("utf-8"))
-    figures["probes"] = {
-        str(block): probe(train[block], train_documents, held[block], held_documents)
-        for block in BLOCKS
-    }
+    figures["network"] = probe(
+        train.vectors,
+        [row.document for row in train.rows],
+        held.vectors,
+        [row.document for row in held.rows],
+    )
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(json.dumps(figures["probes"], indent=1) + "\n")
-
-
-def read(file: Path) -> tuple[dict[int, Tensor], list[str]]:
-    """Read all blocks at the rows' positions; return a vector per row and its document."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = target.converted()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    rows = pq.read_table(file, columns=["doc_id", "detokenized_text_truncated"]).to_pylist()
-    texts: dict[str, list[str]] = {}
-    for row in rows:
-        texts.setdefault(row["doc_id"], []).append(row["detokenized_text_truncated"])
-    found: dict[int, list[Tensor]] = {block: [] for block in BLOCKS}
-    documents: list[str] = []
-    for document, prefixes in sorted(texts.items()):
-        prefixes.sort(key=len)
-        ids = tokenizer(prefixes[-1], return_tensors="pt")["input_ids"]
-        with torch.inference_mode():
-            states = model.model(ids, output_hidden_states=True).hidden_states
-        for prefix in prefixes:
-            place = len(tokenizer(prefix)["input_ids"]) - 1
-            if place < ids.shape[1]:
-                documents.append(document)
-                for block in BLOCKS:
-                    found[block].append(states[block + 1][0, place].float())
-    return {block: torch.stack(each) for block, each in found.items()}, documents
+    sys.stdout.write(json.dumps(figures["network"], indent=1) + "\n")
 
 
 def probe(

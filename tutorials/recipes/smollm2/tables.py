@@ -41,16 +41,11 @@ def page(figures: Mapping[str, Any]) -> str:
         f"How often the subject is right: {by_source}. A linear probe on the same training rows "
         f"names the subject in {probe['subject']:.3f}, and in {probe['subject, known ones']:.3f} "
         "of the rows whose subject it was trained on.",
-        "How much of the subject can be read at all: the share that a two-layer network names, "
-        "which was trained on the same rows for nothing else, at several blocks "
-        "(``python -m tutorials.recipes.smollm2.probes``). At block "
-        f"{figures['layer']} the verbalizer names as many of the subjects that both know, and some "
-        "that no label had. The answer to a question is at the last position from block 23 on, so "
-        "that is the block that is read.",
-        _table(
-            ("Block", *next(iter(figures["probes"].values()))),
-            [(block, *shares.values()) for block, shares in figures["probes"].items()],
-        ),
+        "How much of the subject can be read at all: a two-layer network that was trained on the "
+        "same rows for nothing else (``python -m tutorials.recipes.smollm2.probes``) names "
+        + "; ".join(f"{name}, {value:.3f}" for name, value in figures["network"].items())
+        + ". The verbalizer names as many of the subjects that both know, and some that no label "
+        "had.",
         _table(
             ("Reconstructed from", "FVE", "cosine"),
             [
