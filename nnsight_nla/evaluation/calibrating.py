@@ -284,8 +284,10 @@ def _fitted(
         return None
     if curve.error <= _CALIBRATED or len(set(right)) < 2:
         return own
-    x = torch.tensor([[1.0, log_odds(each)] for each in predicted]).double()
-    intercept, slope = _logistic(x, torch.tensor(right).double()).tolist()
+    odds = [[1.0, log_odds(each)] for each in predicted]
+    x = torch.tensor(odds, dtype=torch.float64, device="cpu")
+    y = torch.tensor(right, dtype=torch.float64, device="cpu")
+    intercept, slope = _logistic(x, y).tolist()
     fitted = replace(statement, weights={"intercept": intercept, "log_odds": slope})
     better = reliability(*told.predictions([*others, fitted], fitted.name))
     return fitted if better is not None and better.error < curve.error else own
@@ -293,9 +295,9 @@ def _fitted(
 
 def _logistic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the coefficients of a logistic regression, with a slight ridge, by Newton's steps."""
-    ridge = _RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
+    ridge = _RIDGE * torch.eye(x.shape[1], dtype=x.dtype, device="cpu")
     ridge[0, 0] = 0.0
-    weights = torch.zeros(x.shape[1], dtype=x.dtype)
+    weights = torch.zeros(x.shape[1], dtype=x.dtype, device="cpu")
     for _ in range(50):
         p = (x @ weights).sigmoid()
         slope = x.T @ (p - y) / len(y) + ridge @ weights

@@ -139,8 +139,7 @@ def _log_odds(
     if spans is not None:
         begin = len(said) - len(CLOSE) - 1 - len(text)  # See `wrap`.
         first, last = begin + part[0], begin + part[1]
-        inside = [start < last and end > first for start, end in spans]
-        nats = likely[torch.tensor(inside, dtype=torch.bool)]
+        nats = likely[[i for i, (start, end) in enumerate(spans) if start < last and end > first]]
     total = float(nats.double().sum())
     if not len(nats) or not math.isfinite(total):
         return None

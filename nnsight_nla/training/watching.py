@@ -194,7 +194,9 @@ def _texts(
     measure = by_text(texts)
     labels = [row.label or "" for row in texts]
     # A verbalizer that writes like its labels has their figures.
-    return measure, tuple(measure(labels, labels, torch.zeros(0)))
+    return measure, tuple(
+        measure(labels, labels, torch.zeros(0, dtype=torch.float32, device="cpu"))
+    )
 
 
 def _check_best(watching: Watching, role: Role, found: HeldOutRows, *, fve: bool) -> None:

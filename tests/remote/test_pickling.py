@@ -114,6 +114,7 @@ def test_a_request_carries_no_path_of_this_machine(tmp_path):
 
     folder = tmp_path / "private folder"
     copied(tiny.paths()["av"], folder)
+    (folder / "nla_calibration.json").unlink()  # It is of the checkpoint before the edit.
     edit_sidecar(folder, lambda tree: tree["extraction"].update(base_model=f"{folder}/the-base"))
     nla = NLA(folder)
     assert "private folder" in nla.checkpoint.base_model

@@ -87,8 +87,10 @@ class LocalJudge:
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         pads = [[settings.pad_token_id] * n for n in padding]
-        ids = torch.tensor([pad + row for pad, row in zip(pads, rows, strict=True)])
-        mask = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
+        filled = [pad + row for pad, row in zip(pads, rows, strict=True)]
+        ids = torch.tensor(filled, dtype=torch.long, device="cpu")
+        real = [[0] * n + [1] * (longest - n) for n in padding]
+        mask = torch.tensor(real, dtype=torch.long, device="cpu")
         with torch.no_grad():
             made = module.generate(
                 input_ids=ids.to(module.device),

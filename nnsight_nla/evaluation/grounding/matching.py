@@ -61,7 +61,7 @@ def match(
     found = iter(
         scores(
             [text for text, _ in pairs],
-            source.vectors[torch.tensor([other for _, other in pairs], dtype=torch.long)],
+            source.vectors[[other for _, other in pairs]],
         ).tolist()
         if pairs
         else []

@@ -25,8 +25,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ...core.numeric import is_int
 from ...core.similarity import cosine
 from ...errors import NLAError, shown
@@ -79,7 +77,7 @@ def grounded(
     if limit is not None and not is_int(limit, 1):
         raise NLAError(f"limit is {shown(limit)}, expected a number of rows from 1, or None.")
     numbers = spread(source, limit)
-    told = nla.explain(source.vectors[torch.tensor(numbers, dtype=torch.long)])
+    told = nla.explain(source.vectors[numbers])
     nla.resolve(told)
     found, malformed = told.extracted()
     texts = [None if row in malformed else text for row, text in enumerate(found)]
