@@ -144,7 +144,9 @@ class Calibration:
         return {"version": VERSION, **asdict(self)}
 
     def __repr__(self) -> str:
-        return f"<Calibration of {len(self.statements)} statements on {self.n:,} vectors>"
+        count = len(self.statements)
+        plural = "" if count == 1 else "s"
+        return f"<Calibration of {count} statement{plural} on {self.n:,} vectors>"
 
     def __str__(self) -> str:
         lines = [

@@ -310,7 +310,7 @@ class Explanation:
         """
         from .. import view
 
-        table = view.explanation(self._records(), numbered=bool(self.shape))
+        table = view.explanation(self._records(), page=True)
         receipt = self._capture.queue.receipt(self._capture)
         page = view.document(title, table, view.facts(receipt.facts()))
         with atomic_file(Path(path)) as file:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FORMAT = Format("nnsight_nla.explanation", 1, "an explanation", "handle.to_parquet(path)")
 VECTOR = "activation_vector"  # As in the published data sets.
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
+_KNOWN = ("token", "position", "next_token")
+"""The columns that are there if the caller of ``explain()`` said so."""
 _FINISH = ("tag", "eos", "length")
 
 
@@ -57,7 +59,7 @@ def write(handle: Explanation, records: Sequence[dict[str, Any]], path: Path) ->
             **record,
             "label": None if label is None else json.dumps(label, allow_nan=False),
             "trust": None if label is None else label["line"],
-            "next_tokens": None if following is None else list(following[row]),
+            "next_token": None if following is None else list(following[row]),
         }
         if reply is not None:
             made |= {"raw": reply.raw, "opened": reply.opened, "new_tokens": reply.new_tokens}
@@ -73,6 +75,7 @@ def write(handle: Explanation, records: Sequence[dict[str, Any]], path: Path) ->
         "samples": held,
         "dtype": str(vectors.dtype).removeprefix("torch."),
         "null": capture.null,
+        "known": [name for name in _KNOWN if getattr(capture, f"{name}s") is not None],
         "ignored": list(capture.ignored),
         "origin": origin,
         "receipt": asdict(capture.queue.receipt(capture)),
@@ -125,9 +128,7 @@ def _handle(
         receipt,
     )
     firsts = rows[::samples]
-    tokens = [row["token"] for row in firsts]
-    positions = [row["position"] for row in firsts]
-    following = [row["next_tokens"] for row in firsts]
+    tokens, positions, following = (_known(firsts, note, name) for name in _KNOWN)
     capture = Capture(
         queue,
         vectors[::samples].clone(),
@@ -135,11 +136,11 @@ def _handle(
         samples,
         sampling,
         null=bool(note["null"]),
-        tokens=None if None in tokens or not rows else tokens,
-        positions=None if None in positions or not rows else positions,
+        tokens=tokens,
+        positions=positions,
         width=shape[-1] if shape else 1,
         lengths=lengths,
-        next_tokens=None if None in following or not rows else list(map(tuple, following)),
+        next_tokens=None if following is None else list(map(tuple, following)),
         origin=origin,
         ignored=tuple(map(str, note["ignored"])),
         stored_warnings={
@@ -158,6 +159,15 @@ def _handle(
         if each["label"] is not None:
             capture.trust[row] = Trust.from_dict(json.loads(each["label"]))
     return Explanation.of(capture, shape)
+
+
+def _known(rows: list[dict[str, Any]], note: dict[str, Any], name: str) -> list[Any] | None:
+    if name not in note["known"]:
+        return None
+    found = [row[name] for row in rows]
+    if None in found:
+        raise ValueError(f"row {found.index(None)} has no {name}")
+    return found
 
 
 def _reply(row: dict[str, Any]) -> Reply:
@@ -222,6 +232,6 @@ def _columns() -> Any:
             ("injection_cosine", number), ("reconstruction_cosine", number), ("fve", number),
             ("grade", text), ("trust", text), ("grounded", text), ("warnings", pa.list_(text)),
             ("error", text), ("raw", text), ("opened", text), ("new_tokens", whole),
-            ("next_tokens", pa.list_(text)), ("label", text),
+            ("next_token", pa.list_(text)), ("label", text),
         ]
     )  # fmt: skip

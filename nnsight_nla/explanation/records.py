@@ -169,7 +169,7 @@ class Receipt(HasFormer):
 
 
 def _named(verbalizer: str) -> str:
-    """Return a model's name; of a local folder, the end of its path, which may be shown to others."""
+    """Return a model's name; of a local folder, the end of its path, as others may see it."""
     path = PurePath(verbalizer)
     return "/".join(path.parts[-2:]) if path.is_absolute() else verbalizer
 

@@ -175,9 +175,9 @@ def test_to_dict_is_plain_data(nla, grid):
 
 def test_the_receipt_is_nested_like_the_text(nla, grid):
     receipt = grid.receipt
-    assert np.shape(receipt.norm_before) == np.shape(receipt.cosine) == (2, 3)
+    assert np.shape(receipt.norm_before) == np.shape(receipt.injection_cosine) == (2, 3)
     assert receipt.marker_position == nla.prompt.marker_position
-    assert isinstance(grid[0, 0].receipt.cosine, float)
+    assert isinstance(grid[0, 0].receipt.injection_cosine, float)
     assert "sampling" in vars(receipt)
 
 
