@@ -84,20 +84,17 @@ def table(
         names: Old names to new ones.
         columns: The columns; by default the keys of the records.
     """
-    made = _frame()(list(map(dict, records)), columns=columns)
-    object.__setattr__(made, "_former", dict(names))
-    return made
+    return _frame(tuple(names.items()))(list(map(dict, records)), columns=columns)
 
 
 @functools.cache
-def _frame() -> Any:
+def _frame(names: tuple[tuple[str, str], ...]) -> Any:
     """Return the class of these tables; pandas is imported when the first is made."""
     import pandas as pd
 
-    class Frame(pd.DataFrame):
-        _metadata = ["_former"]  # noqa: RUF012 (pandas wants a list)
-        _former: Mapping[str, str] = {}
+    former = dict(names)
 
+    class Frame(pd.DataFrame):
         @property
         def _constructor(self) -> Any:
             return pd.DataFrame
@@ -109,21 +106,26 @@ def _frame() -> Any:
                 return super().__getitem__(list(map(self._today, key)))
             return super().__getitem__(key)
 
-        def __getattr__(self, name: str) -> Any:
-            if name in type(self)._metadata:
-                return {}
-            return super().__getattr__(self._today(name))
-
         def __reduce_ex__(self, protocol: Any) -> Any:
             return (_plain, (pd.DataFrame(self),))
 
         def _today(self, name: Any) -> Any:
-            new = self._former.get(name) if isinstance(name, str) else None
+            new = former.get(name) if isinstance(name, str) else None
             if new is None or name in self.columns:
                 return name
             warn(f"The column {name!r}", f"{new!r}", stacklevel=4)
             return new
 
+    def attribute(old: str) -> property:
+        def take(self: Any) -> Any:
+            if old not in self.columns and former[old] not in self.columns:
+                raise AttributeError(old)
+            return pd.DataFrame.__getitem__(self, self._today(old))
+
+        return property(take)
+
+    for old in former:
+        setattr(Frame, old, attribute(old))
     Frame.__name__ = Frame.__qualname__ = "DataFrame"
     return Frame
 
