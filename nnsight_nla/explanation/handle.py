@@ -7,6 +7,7 @@ verbalized in full batches::
 
     thought = nla.explain(residual[:, -1])      # shape (batch,), nothing generated yet
     thought[0].text                             # generates every pending text, returns one
+    thought.to_parquet("thought.parquet")       # Explanation.from_parquet needs no model
 
 * A `Capture` holds the vectors of one ``explain()`` call, and a `Reply` for each row once settled.
 * An `Explanation` is a view of a capture: an array of row numbers in the handle's shape. Parts
