@@ -26,6 +26,8 @@ from .manifest import check_same, differences, parse_shard
 from .parquet import open_parquet
 
 KEY = b"nnsight_nla.bulk"
+FORMER = {"score": "reconstruction_cosine"}
+"""What columns of a run were called until 0.1, as in the chunks of one that is resumed."""
 
 
 def write_finished(
@@ -65,7 +67,8 @@ def write_finished(
         with writer:
             for parts in chunks:
                 counts.append(0)
-                for table in filter(len, parts):
+                for made in filter(len, parts):
+                    table = made.rename_columns(_today(made.column_names, schema.names))
                     counts[-1] += len(table)
                     if "error" in schema.names:
                         errors += len(table) - table["error"].null_count
@@ -209,6 +212,10 @@ def merge(inputs: Sequence[str | Path], output: str | Path) -> tuple[int, int]:
         check_same(read_note(output)["manifest"], first, output)
     _check_shards(shards, first)
     schema = open_parquet(shards[1][0]).schema_arrow
+    if first["made_by"] == "nnsight-nla run":
+        names = _today(schema.names, list(FORMER.values()))
+        renamed = zip(schema, names, strict=True)
+        schema = pa.schema([column.with_name(name) for column, name in renamed])
     errors = 0 if "error" in schema.names else sum(note["errors"] for _, note in shards.values())
     chunks = _interleaved([shards[number] for number in sorted(shards)])
     sidecar = read_sidecar(shards[1][0])
@@ -262,6 +269,14 @@ def _of_rows(groups: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
         table = next(groups)
         rows -= len(table)
         yield table
+
+
+def _today(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Return the names of columns, with today's for a former one that another file needs."""
+    return [
+        FORMER[name] if FORMER.get(name) in wanted and FORMER[name] not in names else name
+        for name in names
+    ]
 
 
 def _canonical(column: pa.Field) -> pa.Field:

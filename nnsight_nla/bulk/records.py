@@ -39,7 +39,7 @@ def schema(d_model: int, *, vectors: bool) -> pa.Schema:
         pa.field("text", pa.string()),
         pa.field("snippets", pa.list_(pa.string())),
         pa.field("finish", pa.string()),
-        pa.field("score", pa.float32()),
+        pa.field("reconstruction_cosine", pa.float32()),
         pa.field("warnings", pa.list_(pa.string())),
         pa.field("error", pa.string()),
         pa.field("seed", pa.int64(), nullable=False),
@@ -113,7 +113,8 @@ def add_scores(records: Sequence[dict[str, Any]], reconstruct: Reconstruct) -> N
     vectors = _reconstructed([record["text"] for record in told], reconstruct)
     for record, vector in zip(told, vectors, strict=True):
         if vector is not None:
-            record["score"] = cosine(vector, torch.from_numpy(record[VECTOR])).item()
+            near = cosine(vector, torch.from_numpy(record[VECTOR])).item()
+            record["reconstruction_cosine"] = near
 
 
 def _reconstructed(texts: list[str], reconstruct: Reconstruct) -> list[torch.Tensor | None]:

@@ -78,7 +78,8 @@ def run(
         max_tokens: Read at most this many tokens of a text.
         samples: Texts per vector; above 1 only with a temperature above 0.
         sampling: How tokens are chosen; default: the NLA's own.
-        score: Reconstruct every text and record the cosine, if there is a reconstructor.
+        score: Reconstruct every text and record the cosine with its vector, as
+            ``reconstruction_cosine``, if there is a reconstructor.
         vectors: Write the vectors into the file too.
         batch_size: Vectors per verbalizer batch; default: the NLA's own. It is recorded, and a
             call that resumes uses the same one (it sets ``nla.batch_size``).

@@ -79,10 +79,10 @@ def sweep_table(sweep: Sweep) -> Table:
 def explanation_table(thoughts: Explanation) -> Table:
     """Format the explanations of a few vectors, with their trust labels if there are any."""
     records = thoughts.to_dict()["explanations"]
-    labels = [record["trust"] for record in records]
+    labels = [record["label"] for record in records]
     columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
     over = [Baseline(**label["baseline"]) for label in labels if label and label["baseline"]]
-    caption = Text(f"FVE over {over[0]}") if over else None
+    caption = Text(f"FVE ({over[0].in_words()})") if over else None
     table = Table(*columns, caption=caption, caption_justify="left")
     for record, label in zip(records, labels, strict=True):
         table.add_row(
@@ -111,7 +111,7 @@ def reading_table(reading: Reading) -> Table:
     for record in reading:
         if record.read:
             said = record.explanation or f"no text: this vector {record.error}"
-            trust = [Text(_trust(record.grade, record.cosine))] if scored else []
+            trust = [Text(_trust(record.grade, record.reconstruction_cosine))] if scored else []
             token = Text(repr(record.token))
             table.add_row(str(record.position), token, _one_line(said), *trust)
     return table

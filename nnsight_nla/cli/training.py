@@ -258,11 +258,11 @@ def _table(figures: dict[str, dict[str, Any]], rows: str) -> Table:
     from ..core.baseline import Baseline
 
     columns = list(figures.values())
-    over = {str(Baseline(**each["baseline"])) for each in columns if each["baseline"]}
+    over = {Baseline(**each["baseline"]).in_words() for each in columns if each["baseline"]}
     table = Table(
         title=f"{columns[0]['rows']} held-out rows of {rows}",
         title_justify="left",
-        caption="\n".join(f"FVE over {each}" for each in sorted(over)) or "no FVE without --ar",
+        caption="\n".join(f"FVE ({each})" for each in sorted(over)) or "no FVE without --ar",
         caption_justify="left",
     )
     for name in ("figure", *figures):

@@ -154,9 +154,26 @@ class Baseline:
         """Return the fields as plain data, without those that are ``None``."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def __str__(self) -> str:
+    def in_words(self, *, digits: int = 4, short: bool = False) -> str:
+        """Return it as it stands in parentheses after an FVE.
+
+        Args:
+            digits: How many digits of the value.
+            short: Leave out the data set's name, if the number of vectors is known.
+
+        >>> Baseline(0.5, "two axes", n=2).in_words(digits=2)
+        'denominator 0.50: the variance of 2 vectors: two axes'
+        """
+        named = "" if short and self.n is not None else f": {self.name}"
+        return f"denominator {self.value:.{digits}f}: the {self._measure}{named}"
+
+    @property
+    def _measure(self) -> str:
         of = "" if self.n is None else f" of {self.n:,} vectors"
-        return f"{self.value:.4f}, the {_LABELS[self.definition]}{of}: {self.name}"
+        return f"{_LABELS[self.definition]}{of}"
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f}, the {self._measure}: {self.name}"
 
 
 def check_baseline(given: object) -> Baseline | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, shown
@@ -97,7 +98,7 @@ class Statement:
 class Residuals:
     """What the residuals that a verbalizer was trained on look like."""
 
-    mean: tuple[float, ...]
+    mean: tuple[float, ...] = field(repr=False)
     """The mean of the normalised vectors, one number per entry."""
     least: float
     """The cosine with `mean` that 99 in 100 of them exceed."""
@@ -141,6 +142,27 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {"version": VERSION, **asdict(self)}
+
+    def __repr__(self) -> str:
+        count = len(self.statements)
+        plural = "" if count == 1 else "s"
+        return f"<Calibration of {count} statement{plural} on {self.n:,} vectors>"
+
+    def __str__(self) -> str:
+        lines = [
+            f"calibration, measured on {self.n:,} vectors: {self.population}",
+            f"  strong from a margin of {self.strong:.2f}, partial from {self.partial:.2f}",
+        ]
+        if self.noisy_positions:
+            lines.append(f"  the first {self.noisy_positions} positions are noisy")
+        for each in self.statements:
+            rate = "" if each.rate is None else f", right {each.rate:.2f}"
+            error = "" if each.error is None else f", calibration error {each.error:.3f}"
+            lines.append(f"  statement {each.name!r}{rate}{error}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     @staticmethod
     def from_dict(given: Any, file: str = "calibration") -> Calibration:

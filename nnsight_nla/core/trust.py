@@ -27,9 +27,13 @@ import math
 import warnings as python_warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from html import escape
+from typing import Any, cast
 
+from ..errors import NLAError
 from .baseline import Baseline
+from .former import warn
+from .numeric import is_real
 
 STRONG, PARTIAL = 0.85, 0.5
 """The lowest margin of these grades, for checkpoints without a calibration. They were chosen on the
@@ -109,6 +113,9 @@ class Grounded:
             parts.append(f"next {self.says_next!r} {among} among the target's likeliest tokens")
         return f"grounded: {'; '.join(parts)}"
 
+    def __str__(self) -> str:
+        return self.line
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -168,7 +175,8 @@ class Trust:
         parts = [] if self.reason is None else [self.reason]
         parts.append(f"cosine {self.cosine:.2f}")
         if self.fve is not None and self.baseline is not None:
-            parts.append(f"FVE {self.fve:.2f} over {self.baseline.value:.3f}")
+            over = self.baseline.in_words(digits=3, short=True)
+            parts.append(f"FVE {self.fve:.2f} ({over})")
         controls = {"other vectors": self.others, "null": self.null, "random": self.random}
         against = [f"{name} {value:.2f}" for name, value in controls.items() if value is not None]
         alone = "" if self.others is not None else ", no other vectors"
@@ -202,6 +210,90 @@ class Trust:
             "line": self.line,
             "lines": list(self.lines),
         }
+
+    @staticmethod
+    def from_dict(given: Mapping[str, Any]) -> Trust:
+        """Return the label that `to_dict` made; fields of later versions are left out.
+
+        Raises:
+            ValueError: A field is missing or has another type.
+        """
+        known = {name: given[name] for name in Trust.__dataclass_fields__ if name in given}
+        baseline, grounded = known.get("baseline"), known.get("grounded")
+        try:
+            known |= {
+                "baseline": None if baseline is None else Baseline(**baseline),
+                "grounded": None if grounded is None else Grounded(**grounded),
+                "warnings": _texts(known.get("warnings", [])),
+                "probabilities": _numbers(known.get("probabilities", {})),
+            }
+            for name in ("cosine", "fve", "others", "null", "random", "margin", "agreement"):
+                _number_or_none(known.get(name))
+            for name in ("reason", "population"):
+                _text_or_none(known.get(name))
+            return Trust(**known)
+        except (TypeError, NLAError) as error:
+            raise ValueError(f"its label is not one: {error}") from error
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def __repr__(self) -> str:
+        return f"<Trust {'; '.join(self.lines)}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<div>{escape(line)}</div>" for line in self.lines)
+
+
+class Line(str):
+    """The label of an explanation as it stands in a table: its reconstruction in one line.
+
+    Until 0.1 a table had the label's fields in this place; ``line["grade"]`` works and warns. The
+    `Trust` itself is the handle's: ``thought.trust``.
+
+    >>> Line("reconstruction: strong (...)", {"grade": "strong"})
+    'reconstruction: strong (...)'
+    """
+
+    _label: Mapping[str, Any]
+
+    def __new__(cls, text: str, label: Mapping[str, Any] | None = None) -> Line:
+        """Return the line of a label, given as `Trust.to_dict` returns it."""
+        made = super().__new__(cls, text)
+        made._label = label or {}
+        return made
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        warn(f"trust[{key!r}] of a table", f"label[{key!r}], in to_dict(), and handle.trust.{key}")
+        return self._label[key]
+
+
+def _texts(given: object) -> tuple[str, ...]:
+    listed = cast("list[Any]", given if isinstance(given, list) else [None])
+    for each in listed:
+        if not isinstance(each, str):
+            raise TypeError(f"{given!r} is no list of texts")
+    return tuple(listed)
+
+
+def _numbers(given: object) -> dict[str, float]:
+    held = cast("dict[str, Any]", given if isinstance(given, dict) else {"": None})
+    for each in held.values():
+        if not is_real(each):
+            raise TypeError(f"{given!r} has no numbers")
+    return held
+
+
+def _number_or_none(given: object) -> None:
+    if given is not None and not is_real(given):
+        raise TypeError(f"{given!r} is no number")
+
+
+def _text_or_none(given: object) -> None:
+    if not isinstance(given, str | None):
+        raise TypeError(f"{given!r} is no text")
 
 
 def margin(cosine: float, *controls: float | None) -> float | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Reconstruct = Callable[[list[str]], Float[Tensor, "texts d_model"]]
 
 _FOR_TEXTS = " For texts: nnsight_nla.evaluation.difference.difference(before, after)."
+_LINES, _WIDEST = 20, 60
 _SHOWN = ("change", "cosine", "text_distance")
 
 
@@ -62,7 +63,21 @@ class Comparison:
         return pd.DataFrame(records).astype(dict.fromkeys((*_SHOWN, "effect"), "Float64"))
 
     def __repr__(self) -> str:
-        return f"<Comparison shape={self.shape}>"
+        if not self.shape:
+            return f"<Comparison {_figures(self.rows[0])}>"
+        changed = sum(1 for row in self.rows if row.change)
+        texts = f"{changed} of {len(self.rows)} texts differ"
+        return f"<Comparison shape={self.shape}, {texts}>"
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for at, row in zip(np.ndindex(*self.shape), self.rows, strict=True):
+            if len(lines) == _LINES:
+                lines.append(f"... and {len(self.rows) - _LINES} more; .to_pandas() has all")
+                break
+            where = f"{', '.join(map(str, at))}: " if at else ""
+            lines.append(f"{where}{_figures(row)}{_words(row)}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = [
@@ -182,6 +197,27 @@ def _vectors(
 
 def _flat(handle: Explanation) -> Tensor:
     return handle.vectors.float().cpu().reshape(-1, handle.vectors.shape[-1])
+
+
+def _figures(row: Difference) -> str:
+    """Return the figures of one pair in a line."""
+    if row.change is None:
+        return row.error or "no text"
+    parts = [f"{row.change:.0%} of the words differ"]
+    for name, value in (("cosine", row.cosine), ("text distance", row.text_distance)):
+        if value is not None:
+            parts.append(f"{name} {value:.2f}")
+    return ", ".join([*parts, *filter(None, [row.error])])
+
+
+def _words(row: Difference) -> str:
+    """Return the words of one pair that differ, cut to what a line can show."""
+    sides = (" / ".join(side) for side in (row.removed, row.added))
+    removed, added = (
+        text if len(text) <= _WIDEST else f"{text[:_WIDEST]}\u2026"
+        for text in (" ".join(each.split()) for each in sides)
+    )
+    return f": {removed or '(nothing)'} \u2192 {added or '(nothing)'}" if removed or added else ""
 
 
 def _number(value: float | None) -> str:

@@ -7,7 +7,7 @@ there were::
 
     score = nla.score(thought)                      # a failed row raises
     score = nla.score(thought, failures="zero")     # ... or counts as a cosine of 0
-    print(score)    # cosine 0.978, MSE 0.044, FVE 0.954 over 0.9638, the variance of ...
+    print(score)    # cosine 0.978, MSE 0.044, FVE 0.954 (denominator 0.9638: ...)
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import similarity
+from ..core import former, similarity
 from ..core.baseline import Baseline
+from ..core.former import FormerKeys
 from ..core.injection import unusable
 from ..errors import ReconstructionError, shown
 from ..explanation.arguments import check_vectors, flat_texts
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from jaxtyping import Float
 
+_COLUMN = {"cosine": "reconstruction_cosine"}
+"""What the column was called until 0.1."""
 Failures = Literal["raise", "zero", "skip", "keep"]
 """How a row whose explanation could not be extracted counts.
 
@@ -69,9 +72,15 @@ class Score:
         Raises:
             ReconstructionError: Every row was left out.
         """
+        found = self._mean()
+        if not found:
+            raise ReconstructionError("There is no row to average: all were left out.")
+        return found
+
+    def _mean(self) -> dict[str, float]:
         counted = self.cosine.isfinite()
         if not bool(counted.any()):
-            raise ReconstructionError("There is no row to average: all were left out.")
+            return {}
         columns = {"cosine": self.cosine, "mse": self.mse, "fve": self.fve}
         return {
             name: values[counted].mean().item()
@@ -81,8 +90,9 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, with ``None`` where a row was left out."""
+        mean = {_COLUMN.get(name, name): value for name, value in self._mean().items()}
         return {
-            "mean": self.mean if bool(self.cosine.isfinite().any()) else None,
+            "mean": FormerKeys(mean, _COLUMN) if mean else None,
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
             "failures": self.failures,
             "failed": [list(index) for index in self.failed],
@@ -91,12 +101,11 @@ class Score:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row per vector; a row that was left out is ``<NA>``, never NaN."""
-        import pandas as pd
-
-        columns = ["index", "cosine", "mse", "fve", "failed", "baseline"]
-        table = pd.DataFrame(self._records(), columns=columns)
-        numbers = dict.fromkeys(("cosine", "mse", "fve"), "Float64")
-        return table.astype(numbers)
+        columns = ["index", "reconstruction_cosine", "mse", "fve", "failed", "baseline"]
+        table = former.table(self._records(), _COLUMN, columns)
+        for name in ("reconstruction_cosine", "mse", "fve"):
+            table[name] = table[name].astype("Float64")
+        return table
 
     def __str__(self) -> str:
         rows = self.cosine.numel()
@@ -108,7 +117,7 @@ class Score:
         mean = self.mean
         parts = [f"cosine {mean['cosine']:.3f}", f"MSE {mean['mse']:.3f}"]
         if self.baseline is not None:
-            parts.append(f"FVE {mean['fve']:.3f} over {self.baseline}")
+            parts.append(f"FVE {mean['fve']:.3f} ({self.baseline.in_words()})")
         return f"{', '.join(parts)}; {counted}"
 
     def __repr__(self) -> str:
@@ -120,14 +129,17 @@ class Score:
         fves = [None] * self.cosine.numel() if self.fve is None else self.fve.flatten().tolist()
         cosines, mses = self.cosine.flatten().tolist(), self.mse.flatten().tolist()
         return [
-            {
-                "index": list(index),
-                "cosine": _known(cosine),
-                "mse": _known(mse),
-                "fve": _known(fve),
-                "failed": index in failed,
-                "baseline": over,
-            }
+            FormerKeys(
+                {
+                    "index": list(index),
+                    "reconstruction_cosine": _known(cosine),
+                    "mse": _known(mse),
+                    "fve": _known(fve),
+                    "failed": index in failed,
+                    "baseline": over,
+                },
+                _COLUMN,
+            )
             for index, cosine, mse, fve in zip(
                 np.ndindex(*self.shape), cosines, mses, fves, strict=True
             )

@@ -38,6 +38,8 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
     Returns:
         Row to sentences; rows without a warning are left out.
     """
+    if capture.stored_warnings is not None:
+        return capture.stored_warnings
     rows = sorted({row for row, _ in capture.replies})
     found: dict[int, list[str]] = {row: [] for row in rows}
     texts: dict[int, list[str]] = {row: [] for row in rows}

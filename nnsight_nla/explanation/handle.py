@@ -7,6 +7,7 @@ verbalized in full batches::
 
     thought = nla.explain(residual[:, -1])      # shape (batch,), nothing generated yet
     thought[0].text                             # generates every pending text, returns one
+    thought.to_parquet("thought.parquet")       # Explanation.from_parquet needs no model
 
 * A `Capture` holds the vectors of one ``explain()`` call, and a `Reply` for each row once settled.
 * An `Explanation` is a view of a capture: an array of row numbers in the handle's shape. Parts
@@ -20,6 +21,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import nnsight
@@ -28,10 +30,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reply import snippets
+from ..core import former
+from ..core.former import FormerKeys
 from ..core.nesting import nested
 from ..core.ragged import ranges
-from ..core.trust import Trust
+from ..core.trust import Line, Trust
 from ..errors import InjectionError, NLAError, VerbalizationError, shown
+from ..storage.atomic import atomic_file
 from .caveats import caveats
 from .records import Capture, Reply
 
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+FORMER = {"cosine": "injection_cosine"}
+"""What columns were called until 0.1."""
 
 
 class Explanation:
@@ -223,11 +230,14 @@ class Explanation:
             self._capture.queue.receipt(self._capture),
             norm_before=self._values(lambda row: self._reply(row).norm_before),
             norm_after=self._values(lambda row: self._reply(row).norm_after),
-            cosine=self._values(lambda row: self._reply(row).cosine),
+            injection_cosine=self._values(lambda row: self._reply(row).injection_cosine),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON: the receipt, and a record per vector and sample."""
+        """Return plain data for JSON: the receipt, and a record per vector and sample.
+
+        A record is a row of `to_pandas`, and ``label``, the whole trust label; see `Trust.to_dict`.
+        """
         records = self._records()
         receipt = vars(self._capture.queue.receipt(self._capture))
         receipt = {key: value for key, value in receipt.items() if value is not None}
@@ -241,10 +251,72 @@ class Explanation:
         }
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a table with a row per vector and sample; a vector with an error has no text."""
-        import pandas as pd
+        """Return a table with a row per vector and sample; a vector with an error has no text.
 
-        return pd.DataFrame(self._records())
+        ``injection_cosine`` checks the injection (1 up to rounding); ``reconstruction_cosine`` and
+        ``fve`` compare the vector with the reconstruction of the text of sample 0. ``grade`` is the
+        trust label's, ``trust`` its line, as text; the `Trust` itself is `trust`.
+        """
+        records = [
+            {name: value for name, value in record.items() if name != "label"}
+            for record in self._records()
+        ]
+        return former.table(records, FORMER)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write everything but the model, for `from_parquet` or any other reader of parquet.
+
+        The rows are those of `to_pandas`, with their vectors. Pending texts are generated first.
+
+        Args:
+            path: The file; a file that is there is replaced when the new one is complete.
+
+        Raises:
+            NLAError: The disk is full, or the file cannot be written.
+        """
+        from . import parquet
+
+        self._resolve()
+        parquet.write(self, self._records(), Path(path))
+
+    @staticmethod
+    def from_parquet(path: str | Path) -> Explanation:
+        """Read a file that `to_parquet` wrote; no model is needed.
+
+        The handle has its texts, vectors, labels, warnings, errors and receipt. To do more with the
+        vectors, hand them to an NLA: ``nla.explain(handle.vectors)``, ``nla.score(handle)``.
+
+        Args:
+            path: The file.
+
+        Raises:
+            NLAError: The file does not hold explanations, or those of a later version.
+        """
+        from . import parquet
+
+        return parquet.read(Path(path))
+
+    def to_html(self, path: str | Path, *, title: str = "Explanations") -> Path:
+        """Write a page with the explanations: one file for any browser, which runs no script.
+
+        Args:
+            path: The file; a file that is there is replaced when the new one is complete.
+            title: The page's title.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            NLAError: The disk is full, or the file cannot be written.
+        """
+        from .. import view
+
+        table = view.explanation(self._records(), page=True)
+        receipt = self._capture.queue.receipt(self._capture)
+        page = view.document(title, table, view.facts(receipt.facts()))
+        with atomic_file(Path(path)) as file:
+            file.write(page.encode())
+        return Path(path)
 
     def _records(self) -> list[dict[str, Any]]:
         self._resolve()
@@ -254,25 +326,42 @@ class Explanation:
         labels = self._labels()
         records: list[dict[str, Any]] = []
         for index, row in self._indexed():
+            trust = labels.get(row)
+            label = None if trust is None else trust.to_dict()
             for sample in range(capture.samples):
                 reply = capture.replies.get((row, sample))
+                scored = label if label is not None and sample == 0 else {}
                 records.append(
-                    {
-                        "index": list(index),
-                        "token": capture.tokens[row] if capture.tokens else None,
-                        "position": capture.positions[row] if capture.positions else None,
-                        "sample": sample,
-                        "text": reply.text if reply else None,
-                        "snippets": list(snippets(reply.text)) if reply else [],
-                        "finish": reply.finish if reply else None,
-                        "norm": norms[row],
-                        "marker_norm_before": reply.norm_before if reply else None,
-                        "marker_norm_after": reply.norm_after if reply else None,
-                        "cosine": reply.cosine if reply and not capture.null else None,
-                        "warnings": list(notes.get(row, ())),
-                        "trust": labels[row].to_dict() if row in labels else None,
-                        "error": capture.errors.get(row),
-                    }
+                    FormerKeys(
+                        {
+                            "index": list(index),
+                            "token": capture.tokens[row] if capture.tokens else None,
+                            "position": capture.positions[row] if capture.positions else None,
+                            "sample": sample,
+                            "text": reply.text if reply else None,
+                            "snippets": list(snippets(reply.text)) if reply else [],
+                            "finish": reply.finish if reply else None,
+                            "norm": norms[row],
+                            "marker_norm_before": reply.norm_before if reply else None,
+                            "marker_norm_after": reply.norm_after if reply else None,
+                            "injection_cosine": (
+                                reply.injection_cosine if reply and not capture.null else None
+                            ),
+                            "reconstruction_cosine": scored.get("cosine"),
+                            "fve": scored.get("fve"),
+                            "grade": None if trust is None else str(trust.grade),
+                            "trust": None if trust is None else Line(trust.line, label),
+                            "grounded": (
+                                None
+                                if trust is None or trust.grounded is None
+                                else trust.grounded.line
+                            ),
+                            "warnings": list(notes.get(row, ())),
+                            "error": capture.errors.get(row),
+                            "label": label,
+                        },
+                        FORMER,
+                    )
                 )
         return records
 
@@ -448,7 +537,7 @@ def _named(index: Sequence[int]) -> str:
 def _shown(record: dict[str, Any]) -> str:
     if record["text"] is None:
         return f"[{record['error']}]"
-    label = record["trust"]
+    label = record["label"]
     return (
         record["text"]
         if label is None

@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..checkpoint.origin import Origin
 from ..checkpoint.reply import complete, proper
 from ..core.calibration import Calibration
+from ..core.former import Former, HasFormer
 from ..core.ragged import ranges
 from ..core.sampling import Sampling
 from ..core.trust import Trust
@@ -67,7 +69,7 @@ class Labeller(Protocol):
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reply(HasFormer):
     """What the verbalizer wrote for one vector, and how."""
 
     raw: str
@@ -82,10 +84,11 @@ class Reply:
     """The L2 norm of the residual at the marker as the model computed it."""
     norm_after: float
     """The same after the vector was injected."""
-    cosine: float
+    injection_cosine: float
     """Between what was added (or written in its place) and the vector; NaN for the null control."""
     opened: str = ""
     """The beginning of the explanation that was in the prompt, such as its opening tag."""
+    cosine = Former("injection_cosine")
 
     @property
     def problem(self) -> str | None:
@@ -94,7 +97,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class Receipt(HasFormer):
     """How an explanation was made, so that it can be checked and repeated."""
 
     verbalizer: str
@@ -123,8 +126,74 @@ class Receipt:
     """The L2 norm of the residual at the marker before injection; nested as `Explanation.text`."""
     norm_after: Nested[float] | None = None
     """The same after injection."""
-    cosine: Nested[float] | None = None
-    """Between what was added (or written in its place) and the vector: 1 up to rounding."""
+    injection_cosine: Nested[float] | None = None
+    """Between what was added (or written in its place) and the vector: 1 up to rounding. It checks
+    the injection, and says nothing about the text."""
+    cosine = Former("injection_cosine")
+
+    def __repr__(self) -> str:
+        how = "nothing injected" if self.operation == "none" else f"{self.operation} at {self.site}"
+        return f"<Receipt of {_named(self.verbalizer)}: {how}, marker at {self.marker_position}>"
+
+    def __str__(self) -> str:
+        facts = self.facts()
+        width = max(map(len, facts))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+
+    def _repr_html_(self) -> str:
+        from .. import view
+
+        return view.facts(self.facts())
+
+    def facts(self) -> dict[str, str]:
+        """Return what a reader checks, a few words each."""
+        chosen = self.sampling
+        how = "greedy" if chosen.greedy else f"temperature {chosen.temperature:g}"
+        if not chosen.greedy:
+            how += f", top_p {chosen.top_p:g}, top_k {chosen.top_k}, seed {chosen.seed}"
+        scale = "" if self.scale is None else f", scale {self.scale:g}"
+        facts = {
+            "verbalizer": f"{_named(self.verbalizer)} ({self.dtype})",
+            "vector": self.layer_convention,
+            "injection": f"{self.operation}, {self.site}, marker at position "
+            f"{self.marker_position}{scale}",
+            "norm before": _range(self.norm_before),
+            "norm after": _range(self.norm_after),
+            "injection cosine": _range(self.injection_cosine, digits=4),
+            "sampling": f"{how}, at most {chosen.max_new_tokens} tokens",
+            "prompt": _short(self.prompt_hash)
+            + ("" if self.prompt_date is None else f", with the date {self.prompt_date}"),
+            "sidecar": _short(self.sidecar_hash),
+        }
+        return {name: value for name, value in facts.items() if value}
+
+
+def _named(verbalizer: str) -> str:
+    """Return a model's name; of a local folder, the end of its path, as others may see it."""
+    path = PurePath(verbalizer)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else verbalizer
+
+
+def _short(digest: str | None) -> str:
+    return "" if digest is None else f"{digest[:12]}\u2026 (SHA-256)"
+
+
+def _range(values: Nested[float] | None, digits: int = 3) -> str:
+    """Return one number, or the least and the largest of several."""
+    flat = list(_flat(values))
+    if not flat:
+        return ""
+    low, high = min(flat), max(flat)
+    shown = f"{low:.{digits}g}"
+    return shown if len(flat) == 1 else f"{shown} to {high:.{digits}g}, {len(flat)} vectors"
+
+
+def _flat(values: Nested[float] | None) -> Iterator[float]:
+    if isinstance(values, list):
+        for each in values:
+            yield from _flat(each)
+    elif values is not None:
+        yield values
 
 
 @dataclass(eq=False)
@@ -171,6 +240,8 @@ class Capture:
     """What the vectors are, as the caller says or as the verbalizer takes them."""
     ignored: tuple[str, ...] = ()
     """How that differs from what the verbalizer reads, where the caller insisted."""
+    stored_warnings: dict[int, tuple[str, ...]] | None = None
+    """Row to its warnings, where they come from a file; otherwise they are worked out."""
     labeller: Labeller | None = None
     """Measures the trust labels; ``None`` without a reconstructor."""
 

@@ -5,16 +5,17 @@ The names of the models and the layer are JSON in the schema's metadata.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.trust import FORMER_GRADES
-from ..errors import NLAError, shown
-from ..storage.atomic import atomic_file
+from ..storage.rows import Format
 
-FORMAT, VERSION = "nnsight_nla.reading", 1
+FORMAT = Format("nnsight_nla.reading", 2, "a reading", "nla.read(model, prompt).to_parquet(path)")
+_FORMER = {"cosine": "reconstruction_cosine"}  # Version 1 of the file called it so.
+_OVER = re.compile(r"(FVE \S+) over ([\d.]+)")
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, Any]) -> None:
@@ -23,63 +24,25 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], header: Mapping[str, An
     Raises:
         NLAError: The disk is full, the file cannot be written, or a text is not valid Unicode.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    note = json.dumps({"format": FORMAT, "version": VERSION, **header})
-    schema = _schema().with_metadata({FORMAT: note})
-    try:
-        table = pa.Table.from_pylist(list(rows), schema=schema)
-    except UnicodeEncodeError as error:
-        raise NLAError(
-            f"{path} cannot hold the text {shown(error.object)}: it has a lone surrogate. Repair "
-            "it: text.encode('utf-8', 'replace').decode()."
-        ) from error
-    with atomic_file(path) as file:
-        pq.write_table(table, file)
+    FORMAT.write(path, FORMAT.table(path, list(map(dict, rows)), _schema()), header)
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows and the header that `write` wrote.
 
     Raises:
-        NLAError: The file does not hold a reading, or one of another version.
+        NLAError: The file does not hold a reading, or one of a later version.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise NLAError(f"{path} is not a parquet file: {error}") from error
-    try:
-        header = json.loads((table.schema.metadata or {}).get(FORMAT.encode(), b"{}"))
-    except ValueError:
-        header = {}
-    if not isinstance(header, dict) or header.pop("format", None) != FORMAT:
-        raise NLAError(
-            f"{path} does not hold a reading (columns: {', '.join(table.column_names)}). Write one "
-            "with nla.read(model, prompt).to_parquet(path)."
-        )
-    version = header.pop("version", None)
-    if version != VERSION:
-        raise NLAError(
-            f"{path} is a reading of version {version}, this package reads version {VERSION}. "
-            "Update it: pip install -U nnsight-nla."
-        )
-    schema = _schema()
+    table, header = FORMAT.read(path)
+    table = table.rename_columns([_FORMER.get(name, name) for name in table.column_names])
     if "grounded" not in table.column_names:  # Version 0.1 wrote none.
         table = table.append_column("grounded", pa.nulls(table.num_rows, pa.string()))
-    try:
-        rows = table.select(schema.names).cast(schema).to_pylist()
-    except (LookupError, TypeError, ValueError) as error:
-        raise NLAError(f"{path} is not as a reading is written: {str(error)[:100]}") from error
+    rows = FORMAT.select(path, table, _schema()).to_pylist()
     for name, kind in {"target": str, "verbalizer": str, "layer": int}.items():
         if not isinstance(header.get(name), kind):
-            raise NLAError(
-                f"{path} is not as a reading is written: its {name} is "
-                f"{repr(header.get(name))[:60]}."
-            )
+            raise FORMAT.damaged(path, f"its {name} is {repr(header.get(name))[:60]}.")
     for row in rows:
         row["warnings"] = row["warnings"] or []
         _read_grade(row)
@@ -92,6 +55,8 @@ def _read_grade(row: dict[str, Any]) -> None:
     row["grade"] = FORMER_GRADES.get(word, word)
     if (row["trust"] or "").startswith(former):
         row["trust"] = f"reconstruction: {row['grade']}{row['trust'].removeprefix(former)}"
+    if row["trust"] is not None:
+        row["trust"] = _OVER.sub(r"\1 (denominator \2)", row["trust"])
 
 
 def _schema() -> Any:
@@ -100,7 +65,8 @@ def _schema() -> Any:
     text, number = pa.string(), pa.float64()
     always = {"position": pa.int64(), "token": text, "part": text}
     sometimes = {
-        "explanation": text, "norm": number, "cosine": number, "fve": number, "grade": text,
+        "explanation": text, "norm": number, "reconstruction_cosine": number,
+        "fve": number, "grade": text,
         "trust": text, "warnings": pa.list_(text), "error": text, "grounded": text,
     }  # fmt: skip
     columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]

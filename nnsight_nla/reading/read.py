@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..core.numeric import has_values, is_int
-from ..core.trust import Grounded
 from ..errors import NLAError, shown
 from ..models import bridge, hosts, weights
 from ..models import target as targets
@@ -232,19 +231,20 @@ def _token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[in
 def _record(position: int, token: str, part: str, explained: dict[str, Any] | None) -> TokenReading:
     if explained is None:
         return TokenReading(position, token, part)
-    label = explained.get("trust") or {}
-    shown = label.get("grounded")
+    line = explained["trust"]
     return TokenReading(
         position,
         token,
         part,
         explanation=explained["text"],
         norm=explained["norm"],
-        **{name: label.get(name) for name in ("cosine", "fve", "grade")},
-        trust=label.get("line"),
-        grounded=None if shown is None else Grounded(**shown).line,
+        reconstruction_cosine=explained["reconstruction_cosine"],
+        fve=explained["fve"],
+        grade=explained["grade"],
+        trust=None if line is None else str(line),
         warnings=tuple(explained["warnings"]),
         error=explained["error"],
+        grounded=explained["grounded"],
     )
 
 

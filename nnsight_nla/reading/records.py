@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from .. import view
+from ..core import former
+from ..core.former import Former, HasFormer
 from ..storage.atomic import atomic_file
 from . import parquet
 
@@ -32,7 +34,7 @@ _NOTEBOOK = 400
 
 
 @dataclass(frozen=True)
-class TokenReading:
+class TokenReading(HasFormer):
     """One token of a text and the explanation of its residual."""
 
     position: int
@@ -46,20 +48,21 @@ class TokenReading:
     """The verbalizer's text; ``None`` where nothing was read, or where `error` says why not."""
     norm: float | None = None
     """The residual's L2 norm; ``None`` where nothing was read."""
-    cosine: float | None = None
+    reconstruction_cosine: float | None = None
     """Between the residual and its reconstruction from the explanation alone, if there is one."""
     fve: float | None = None
     """Fraction of variance explained by that reconstruction, where a baseline is known."""
     grade: str | None = None
     """The trust label's grade, where there is one; see `trust.Trust`."""
     trust: str | None = None
-    """The reconstruction in one line."""
+    """The trust label's first line, as text; a handle's ``trust`` is the `Trust` itself."""
     warnings: tuple[str, ...] = ()
     """What a careful reader should know."""
     error: str | None = None
     """Why this position cannot have an explanation."""
     grounded: str | None = None
     """What the text shows of the explanation, in one line; ``None`` if nothing can be checked."""
+    cosine = Former("reconstruction_cosine")
 
     @property
     def read(self) -> bool:
@@ -102,8 +105,8 @@ class Reading:
 
     @property
     def scores(self) -> tuple[float | None, ...]:
-        """Round-trip cosines, one per token; see `TokenReading.cosine`."""
-        return tuple(record.cosine for record in self.records)
+        """Round-trip cosines, one per token; see `TokenReading.reconstruction_cosine`."""
+        return tuple(record.reconstruction_cosine for record in self.records)
 
     @property
     def warnings(self) -> tuple[tuple[str, ...], ...]:
@@ -112,10 +115,9 @@ class Reading:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row per token and a column per field of `TokenReading`."""
-        import pandas as pd
-
         rows = [{**asdict(record), "warnings": list(record.warnings)} for record in self.records]
-        return pd.DataFrame(rows, columns=[field.name for field in fields(TokenReading)])
+        names = [field.name for field in fields(TokenReading)]
+        return former.table(rows, {"cosine": "reconstruction_cosine"}, names)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write a table for `from_parquet` or any other reader of parquet.

@@ -28,10 +28,11 @@ from ..checkpoint.origin import Origin
 from ..checkpoint.sidecar import is_hub_id
 from ..core.injection import Injection
 from ..core.sampling import Sampling
-from ..errors import NLAError, VerbalizationError
+from ..errors import NLAError
 from ..explanation.handle import Explanation
 from ..explanation.protocols import ExplainsAndReconstructs
 from ..explanation.records import Capture, Receipt
+from ..explanation.unavailable import Unavailable
 from ..models.hosts import Positions
 from . import wire
 from .block import check_block
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..explanation.capturing import CaptureOptions
-    from ..explanation.records import Owner
 
 # Modules that are shipped as source with a request: the stand-ins, and those whose functions run
 # inside the verbalizer's block.
@@ -79,38 +79,6 @@ NLAS: weakref.WeakValueDictionary[str, Travels] = weakref.WeakValueDictionary()
 """All NLAs of this process, by uid."""
 _CAPTURES: weakref.WeakValueDictionary[str, Capture] = weakref.WeakValueDictionary()
 """Captures that were sent or received, so that a returning one is the same object."""
-
-
-class Unavailable:
-    """The queue of handles whose NLA is not in this process; they keep vectors and texts."""
-
-    def __init__(
-        self, why: str, receipt: Receipt | None = None, owner: Owner | None = None
-    ) -> None:
-        """Store the reason, and the receipt if there is one."""
-        self.why, self.owner = why, owner
-        self._receipt = receipt
-
-    def add(self, handle: Explanation) -> None:
-        """Ignore the handle: nothing can be verbalized."""
-
-    def resolve(self, first: Any, *, implicit: bool = False) -> None:  # noqa: ARG002
-        """Raise the reason why there is no text.
-
-        Raises:
-            VerbalizationError: Always.
-        """
-        raise VerbalizationError(self.why)
-
-    def receipt(self, capture: Capture) -> Receipt:  # noqa: ARG002
-        """Return the receipt that was pickled with the texts.
-
-        Raises:
-            VerbalizationError: There is no receipt.
-        """
-        if self._receipt is None:
-            raise VerbalizationError(self.why)
-        return self._receipt
 
 
 def enter(nla: Travels) -> str:

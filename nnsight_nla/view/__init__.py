@@ -4,6 +4,8 @@
 * `claims(record)`: the parts of an explanation, with a bar for what each carries.
 * `reading(readings)`: one self-contained page with every token of a text and the explanations; two
   readings are shown next to each other with their difference marked.
+* `facts(given)`: a table of names and what they are.
+* `document(title, *parts)`: a page of such tables, which runs no script.
 * `frame(page, height)`: such a page inside a notebook's output, in a sandbox of its own.
 * `TEMPLATE`: the look of a plotly figure, on light and dark pages.
 
@@ -13,7 +15,7 @@ everything but this package's own script and style, and nothing is ever fetched.
 """
 
 from .figure import TEMPLATE
-from .page import frame, reading
-from .table import claims, explanation
+from .page import document, frame, reading
+from .table import claims, explanation, facts
 
-__all__ = ["TEMPLATE", "claims", "explanation", "frame", "reading"]
+__all__ = ["TEMPLATE", "claims", "document", "explanation", "facts", "frame", "reading"]

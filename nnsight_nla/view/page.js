@@ -232,7 +232,7 @@
     else if (token.x === undefined) said.append(el("p", "unread", "This position was not read."));
     else said.append(...paragraphs(token.x, against && against.x, r === 0 ? "del" : "ins"));
     made.append(head, said);
-    const figures = [["norm", token.norm, against && against.norm], ["cosine", token.cos, against && against.cos],
+    const figures = [["norm", token.norm, against && against.norm], ["reconstruction cosine", token.cos, against && against.cos],
       ["FVE", token.fve, against && against.fve]].filter(([, value]) => value !== undefined);
     if (figures.length || token.grade) {
       const list = el("dl");
@@ -416,7 +416,7 @@
     if (place.firstChild) return;
     for (const side of sides) {
       const body = el("tbody"), head = el("tr");
-      for (const title of ["position", "token", "explanation", "norm", "cosine", "notes"]) {
+      for (const title of ["position", "token", "explanation", "norm", "reconstruction cosine", "notes"]) {
         const cell = el("th", "", title);
         cell.scope = "col";
         head.append(cell);

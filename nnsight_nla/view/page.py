@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .escaping import readable, visible
+from .escaping import html, readable, visible
 
 _HERE = Path(__file__).parent
 _TOKEN, _TEXT = 200, 20_000
@@ -32,8 +32,8 @@ def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bo
     Args:
         readings: One or two, each with ``label``, ``target``, ``verbalizer``, ``layer`` and
             ``records``: a mapping per token of the text, with ``position``, ``token``, ``part``,
-            ``read``, ``explanation``, ``norm``, ``cosine``, ``fve``, ``grade``, ``trust``,
-            ``grounded``, ``warnings``, ``error``.
+            ``read``, ``explanation``, ``norm``, ``reconstruction_cosine``, ``fve``,
+            ``grade``, ``trust``, ``grounded``, ``warnings``, ``error``.
         title: The page's title; by default the beginning of the text.
         table: Whether to add a table for readers without scripts.
     """
@@ -54,6 +54,27 @@ def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bo
         script_hash=_hash(script),
         embedded=_embedded(made),
         sides=sides if table else [],
+    )
+
+
+def document(title: str, *parts: str) -> str:
+    """Return a page of tables that runs no script and fetches nothing.
+
+    Args:
+        title: The title; escaped.
+        parts: The tables, which are `Html`; any other string is escaped.
+    """
+    name, body = html(readable(title, 200)), "\n".join(map(html, parts))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{name}</title>"
+        "<style>body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;"
+        "padding:0 1rem}h1{font-size:1.3rem}table{margin-bottom:1.5rem}</style></head>\n"
+        f"<body><h1>{name}</h1>\n{body}\n</body></html>\n"
     )
 
 
@@ -87,7 +108,7 @@ def _token(record: Mapping[str, Any]) -> dict[str, Any]:
         "part": readable(record["part"], 40),
         "x": None if text is None else readable(text, _TEXT),
         "norm": _number(record["norm"]),
-        "cos": _number(record["cosine"]),
+        "cos": _number(record["reconstruction_cosine"]),
         "fve": _number(record["fve"]),
         "grade": None if record["grade"] is None else readable(record["grade"], 40),
         "trust": None if record["trust"] is None else readable(record["trust"], 500),

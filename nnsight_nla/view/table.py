@@ -5,10 +5,10 @@ Text and background keep the notebook's colours, light or dark; every value is e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .escaping import Html, html, visible
+from .escaping import Html, html, readable, visible
 
 _STYLE = (
     "border-collapse:collapse;font:14px/1.5 system-ui,sans-serif;text-align:left;max-width:60rem"
@@ -21,24 +21,38 @@ _CHIP = (
 )
 _NOTE = "opacity:.75;font-size:12px;margin-top:.2rem"
 _CLAIM = "padding:.3rem .8rem;border-top:1px solid #8884;vertical-align:top;text-align:left"
+_LONGEST = 20_000
 _CARRIES, _HARMS = "#0d9488", "#b91c1c"
 
 
-def explanation(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with a row per explanation: the token, its position, the text, warnings."""
+def explanation(records: Sequence[Mapping[str, Any]], *, page: bool = False) -> Html:
+    """Return a table with a row per explanation: the token, its position, the text, warnings.
+
+    Args:
+        records: The handle's.
+        page: Whether it is a page of its own, which others may read: a row then has its index in
+            the handle beside its position, and invisible characters are escaped.
+    """
     placed = any(
         record["token"] is not None or record["position"] is not None for record in records
     )
+    numbered = page and any(record["index"] for record in records)
     rows: list[list[str]] = []
     for record in records:
-        place = (
-            [html(record["position"]), chip(record["token"])]
-            if placed
-            else [html(", ".join(map(str, record["index"])))]
-        )
-        rows.append([*place, _body(record)])
-    head = ("position", "token") if placed else ("index",)
+        place = [html(record["position"]), chip(record["token"])] if placed else []
+        if numbered or not placed:
+            place.insert(0, html(", ".join(map(str, record["index"]))))
+        rows.append([*place, _body(record, _shown if page else str)])
+    head = ["position", "token"] if placed else []
+    if numbered or not placed:
+        head.insert(0, "index")
     return table((*head, "explanation"), rows)
+
+
+def facts(given: Mapping[str, str]) -> Html:
+    """Return a table with a row per fact: its name and what it is."""
+    rows = [[name, readable(value, 500)] for name, value in given.items()]
+    return table(("", ""), rows, heading=_CLAIM, cell=_CLAIM)
 
 
 def claims(record: Mapping[str, Any]) -> str:
@@ -99,14 +113,18 @@ def _bar(carries: float, most: float) -> Html:
     )
 
 
-def _body(record: Mapping[str, Any]) -> Html:
+def _shown(text: str) -> str:
+    return readable(text, _LONGEST)
+
+
+def _body(record: Mapping[str, Any], shown: Callable[[str], str]) -> Html:
     if record["error"] is not None:
-        return Html(f"<em>no text: this vector {html(record['error'])}</em>")
-    text = "<br>".join(html(line) for line in record["text"].splitlines())
+        return Html(f"<em>no text: this vector {html(shown(record['error']))}</em>")
+    text = "<br>".join(map(html, shown(record["text"]).splitlines()))
     notes = "".join(
-        f'<div style="{_NOTE}">\u26a0 {html(note)}</div>' for note in record["warnings"]
+        f'<div style="{_NOTE}">\u26a0 {html(shown(note))}</div>' for note in record["warnings"]
     )
-    label = record.get("trust")
-    lines = [] if label is None else label.get("lines") or [label["line"]]
-    trust = "".join(f'<div style="{_NOTE}">{html(line)}</div>' for line in lines)
+    label, line = record.get("label"), record.get("trust")
+    lines = label["lines"] if label is not None else [] if line is None else [line]
+    trust = "".join(f'<div style="{_NOTE}">{html(shown(line))}</div>' for line in lines)
     return Html(text + trust + notes)

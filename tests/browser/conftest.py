@@ -102,7 +102,7 @@ def made(words: list[str], says: Callable[[int, str], str], **changes) -> Readin
             part="prompt",
             explanation=says(place, word),
             norm=10.0 + place % 7,
-            cosine=0.5 + (place % 5) / 10,
+            reconstruction_cosine=0.5 + (place % 5) / 10,
             **changes,
         )
         for place, word in enumerate(words)

@@ -153,7 +153,7 @@ def test_enter_goes_from_hit_to_hit_and_round(show, reading):
 
 def test_the_shade_is_switched_without_making_anything_anew(show):
     records = list(made(WORDS, said))
-    records[0] = replace(records[0], norm=1000.0, cosine=0.0)
+    records[0] = replace(records[0], norm=1000.0, reconstruction_cosine=0.0)
     page = show(Reading(tuple(records), "target", "av", 3))
 
     def shade(name):
@@ -225,7 +225,7 @@ def test_sides_of_unequal_length_are_laid_opposite_by_their_tokens(show):
 
 def test_what_was_not_read_and_what_failed(show):
     records = list(made(WORDS, said))
-    records[1] = replace(records[1], explanation=None, norm=None, cosine=None)
+    records[1] = replace(records[1], explanation=None, norm=None, reconstruction_cosine=None)
     records[2] = replace(records[2], explanation=None, error="is zero, it has no direction")
     records[4] = replace(records[4], warnings=("position 4: noisy",), grade="weak", trust="why")
     page = show(Reading(tuple(records), "target", "av", 3))

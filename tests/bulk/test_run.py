@@ -59,7 +59,7 @@ def test_a_row_holds_what_reading_the_text_by_hand_gives(model, nla, tmp_path):
             assert row["token"] == thought.tokens
             assert row["text"] == thought.text
             assert row["norm"] == pytest.approx(residual[place].norm().item(), rel=1e-5)
-            assert row["score"] == pytest.approx(scores[place].item(), abs=1e-4)
+            assert row["reconstruction_cosine"] == pytest.approx(scores[place].item(), abs=1e-4)
             assert text.startswith(row["context"])
             assert row["context"].endswith(row["token"].strip())
             assert row["snippets"] == list(thought.snippets)
@@ -153,7 +153,7 @@ def test_a_text_that_cannot_be_turned_back_has_no_score(nla, tmp_path):
     bulk.run(nla, tmp_path / "v.npy", tmp_path / "out.parquet", **options)
     for row in table(tmp_path / "out.parquet"):
         assert row["finish"] == "length"
-        assert (row["score"] is None) == (not row["text"].strip())
+        assert (row["reconstruction_cosine"] is None) == (not row["text"].strip())
 
 
 def test_padding_on_the_right_changes_no_residual(model, nla):

@@ -54,7 +54,7 @@ def test_explain_as_json():
     assert [each["position"] for each in found["explanations"]] == [1, 4]
     assert [each["token"].strip() for each in found["explanations"]] == ["cow", "the"]
     assert "About the cow" in found["explanations"][1]["text"]
-    label = found["explanations"][1]["trust"]
+    label = found["explanations"][1]["label"]
     assert label["grade"] == "strong"
     assert label["line"].startswith("reconstruction: strong (cosine 0.9")
 
@@ -93,7 +93,7 @@ def test_explain_shows_the_trust_label_and_what_its_fve_is_a_fraction_of():
     assert cells.count("reconstruction: strong") == 2
     for start in ("cosine 0.9", "FVE 0.9", "against other vectors"):
         assert len([cell for cell in cells if cell.startswith(start)]) == 2
-    assert "FVE over 0.9718, the variance of 18,000 vectors" in done.stdout
+    assert "FVE (denominator 0.9718: the variance of 18,000 vectors" in done.stdout
 
 
 def test_a_reply_that_was_cut_off_is_graded_none_with_its_reason():
@@ -116,7 +116,7 @@ def test_a_reconstructor_of_ones_own_gives_the_same_label():
     command = ("explain", "The cow lives in the", "--json", "--dtype", "float32")
     given, embedded = (json.loads(run(*command, *each).stdout) for each in (models, []))
     assert given["explanations"][0]["trust"] == embedded["explanations"][0]["trust"]
-    assert given["explanations"][0]["trust"]["grade"] == "strong"
+    assert given["explanations"][0]["grade"] == "strong"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_evaluate_two_side_by_side(folder, made):
     assert said[0] != said[1]
     table = run(*command).stdout
     assert "its vector" in table
-    assert "FVE over" in table
+    assert "FVE (denominator" in table
 
 
 def test_evaluate_refuses_rows_of_another_model_or_block_unless_told(folder, made):

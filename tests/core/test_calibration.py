@@ -200,3 +200,18 @@ def test_every_feature_can_have_a_weight():
     tree = changed("statements.0.weights", dict.fromkeys(["intercept", *FEATURES], 1))
     weights = Calibration.from_dict(tree).statements[0].weights
     assert set(weights) == {"intercept", *FEATURES}
+
+
+def test_it_prints_as_a_line_or_a_few():
+    look = Residuals(tuple([0.123] * 500), 0.1, 1.0, 2.0)
+    statement = Statement("<b>", None, {}, 0.9, 0.05)
+    found = Calibration("texts", 1000, (statement,), noisy_positions=2, residuals=look)
+    assert repr(found) == "<Calibration of 1 statement on 1,000 vectors>"
+    assert "0.123" not in repr(look)
+    assert str(found).splitlines() == [
+        "calibration, measured on 1,000 vectors: texts",
+        "  strong from a margin of 0.85, partial from 0.50",
+        "  the first 2 positions are noisy",
+        "  statement '<b>', right 0.90, calibration error 0.050",
+    ]
+    assert "&lt;b&gt;" in found._repr_html_()

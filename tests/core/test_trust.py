@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from nnsight_nla import Baseline, Trust
-from nnsight_nla.core.trust import PARTIAL, STRONG, grade, margin
+from nnsight_nla.core.trust import PARTIAL, STRONG, Grounded, grade, margin
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_the_line():
         "strong", 0.953, 0.9, Baseline(0.965, "x"), 0.1, None, 0.02, 0.95, 0.88, ("early", "quotes")
     )
     assert label.line == (
-        "reconstruction: strong (cosine 0.95; FVE 0.90 over 0.965; against other vectors 0.10, "
-        "random 0.02; samples agree 0.88; 2 warnings)"
+        "reconstruction: strong (cosine 0.95; FVE 0.90 (denominator 0.965: the variance: x); "
+        "against other vectors 0.10, random 0.02; samples agree 0.88; 2 warnings)"
     )
     alone = Trust("weak", 0.1, None, None, None, 0.2, None)
     assert alone.line == "reconstruction: weak (cosine 0.10; against null 0.20, no other vectors)"
@@ -84,3 +84,27 @@ def test_the_dictionary_is_strict_json_with_every_field():
     assert tree["baseline"]["name"] == "x"
     assert (tree["warnings"], tree["line"]) == (["early"], label.line)
     assert set(tree) == {*vars(label), "line", "lines"}
+
+
+def test_a_label_comes_back_from_its_dictionary():
+    label = Trust(
+        "strong", 0.9, 0.8, Baseline(0.965, "x", 3), warnings=("early",),
+        grounded=Grounded(2, 1, "next"), probabilities={"whole": 0.5}, population="all",
+    )  # fmt: skip
+    tree = json.loads(json.dumps(label.to_dict()))
+    assert Trust.from_dict(tree) == label
+    assert Trust.from_dict({**tree, "later": 3}) == label
+    assert str(label.grounded) == label.grounded.line
+    for wrong in (
+        {"baseline": 3}, {"baseline": {"value": 9, "name": "x"}}, {"warnings": "x"},
+        {"warnings": [1]}, {"probabilities": {"whole": "x"}}, {"probabilities": []},
+        {"cosine": "x"}, {"reason": 3}, {"grounded": {"x": 1}}, {"grade": "good"},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"label is not one|is no grade"):
+            Trust.from_dict({**tree, **wrong})
+
+
+def test_markup_in_a_label_is_escaped():
+    label = Trust("none", None, reason="<b>", population="<b>")
+    assert "<b>" not in label._repr_html_()
+    assert repr(label) == "<Trust reconstruction: none (<b>)>"

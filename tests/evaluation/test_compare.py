@@ -102,6 +102,26 @@ class TestHandles:
         assert found.text_distance is None
         assert found.added
 
+    def test_it_prints_as_a_line_or_a_line_for_each(self, nla, thoughts):
+        one = nla.compare(*thoughts)
+        assert repr(one).startswith("<Comparison ")
+        assert "% of the words differ, cosine 0." in repr(one)
+        assert "shape" not in repr(one)
+        assert str(one).startswith(repr(one)[12:-1])
+        assert "Rome" in str(one).split(" \u2192 ")[0]
+        assert "Paris" in str(one).split(" \u2192 ")[1]
+        both = nla.compare(thoughts[0], thoughts)
+        assert repr(both) == "<Comparison shape=(2,), 1 of 2 texts differ>"
+        first, second = str(both).splitlines()
+        assert first == "0: 0% of the words differ, cosine 1.00, text distance 0.00"
+        assert second.startswith("1: ")
+        bad = nla.compare(thoughts[0], nla.explain(torch.zeros(128)))
+        assert str(bad) == repr(bad)[12:-1]
+        assert "after: this vector is zero" in str(bad)
+        many = nla.explain(thoughts.vectors[:1].expand(30, -1))
+        lines = str(nla.compare(thoughts[1], many)).splitlines()
+        assert (len(lines), lines[-1]) == (21, "... and 10 more; .to_pandas() has all")
+
     def test_several_dimensions(self, nla, thoughts):
         grid = thoughts.vectors.repeat(2, 1).reshape(2, 2, 128)
         found = nla.compare(nla.explain(grid), nla.explain(grid.flip(1)))

@@ -31,8 +31,10 @@ def test_by_hand():
     assert found.mean == pytest.approx(
         {"cosine": (1 + root) / 3, "mse": 4 / 3 - 2 * root / 3, "fve": -5 / 3 + 4 * root / 3}
     )
-    assert str(found).startswith("cosine 0.569, MSE 0.862, FVE -0.724 over 0.5000, the variance of")
-    assert str(found).endswith("by hand; 3 rows")
+    assert str(found).startswith(
+        "cosine 0.569, MSE 0.862, FVE -0.724 (denominator 0.5000: the variance of"
+    )
+    assert str(found).endswith("by hand); 3 rows")
 
 
 def test_without_a_baseline_there_is_no_fve():
@@ -55,14 +57,16 @@ def test_without_a_baseline_there_is_no_fve():
 def test_failed_extractions_count_as_the_caller_says(failures, cosines, mean, words):
     texts, vectors = ["1 0", "1 0"], [[1.0, 0.0], [1.0, 0.0]]
     found = scored(texts, vectors, {1: "the reply has no closing tag"}, failures=failures)
-    assert [row["cosine"] for row in found.to_dict()["rows"]] == pytest.approx(cosines)
+    assert [row["reconstruction_cosine"] for row in found.to_dict()["rows"]] == pytest.approx(
+        cosines
+    )
     assert found.mean["cosine"] == pytest.approx(mean)
     assert found.failed == ((1,),)
     assert words in str(found)
     table = found.to_pandas()
     assert table["failed"].tolist() == [False, True]
     assert "nan" not in table.to_string().lower()
-    assert table["cosine"].isna().sum() == cosines.count(None)
+    assert table["reconstruction_cosine"].isna().sum() == cosines.count(None)
 
 
 def test_by_default_a_failed_row_raises_and_says_what_to_type():

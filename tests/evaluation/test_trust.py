@@ -62,7 +62,7 @@ def test_it_is_shown_in_one_line_and_whole_in_to_dict(nla, residuals):
     label = thought[0].trust
     assert f"[{label.line}]" in str(thought[0])
     assert label.line in thought._repr_html_()
-    assert thought.to_dict()["explanations"][0]["trust"] == label.to_dict()
+    assert thought.to_dict()["explanations"][0]["label"] == label.to_dict()
     json.dumps(thought.to_dict(), allow_nan=False)
     assert thought.text[0] == thought[0].text
     assert "trust" not in thought[0].text
@@ -159,7 +159,7 @@ class TestARaceIsNoLabel:
             with pytest.raises(ReconstructionError, match="A trace is running on the reconstr"):
                 _ = thought.trust
             assert thought.capture.trust == {}
-            assert thought.to_dict()["explanations"][0]["trust"]["grade"] == "none"
+            assert thought.to_dict()["explanations"][0]["grade"] == "none"
         finally:
             read.set()
             other.join()

@@ -57,7 +57,8 @@ def test_repr_never_runs_a_model_and_str_does(nla, grid):
     assert repr(grid) == "<Explanation shape=(2, 3) 6 pending>"
     assert repr(grid[0, 0]) == "<Explanation shape=() 1 pending>"
     assert not grid.resolved
-    assert str(grid[0, 0]) == f"{grid[0, 0].text}\n[{grid[0, 0].trust.line}]"
+    label = "\n".join(f"[{line}]" for line in grid[0, 0].trust.lines)
+    assert str(grid[0, 0]) == f"{grid[0, 0].text}\n{label}"
     assert repr(grid) == "<Explanation shape=(2, 3) resolved>"
     assert grid.text[1][2] in str(grid)
 
@@ -175,9 +176,9 @@ def test_to_dict_is_plain_data(nla, grid):
 
 def test_the_receipt_is_nested_like_the_text(nla, grid):
     receipt = grid.receipt
-    assert np.shape(receipt.norm_before) == np.shape(receipt.cosine) == (2, 3)
+    assert np.shape(receipt.norm_before) == np.shape(receipt.injection_cosine) == (2, 3)
     assert receipt.marker_position == nla.prompt.marker_position
-    assert isinstance(grid[0, 0].receipt.cosine, float)
+    assert isinstance(grid[0, 0].receipt.injection_cosine, float)
     assert "sampling" in vars(receipt)
 
 

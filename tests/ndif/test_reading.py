@@ -32,7 +32,7 @@ def same(ours, theirs) -> None:
     for one, other in zip(ours, theirs, strict=True):
         if one.read:
             assert one.norm == pytest.approx(other.norm, rel=1e-4)
-            assert one.cosine == pytest.approx(other.cosine, abs=1e-3)
+            assert one.reconstruction_cosine == pytest.approx(other.reconstruction_cosine, abs=1e-3)
 
 
 def test_the_target_there_and_the_pair_here(either_ndif, by_path, local):

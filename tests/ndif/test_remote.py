@@ -79,7 +79,7 @@ def test_target_and_verbalizer_both_on_the_host(ndif, target, there, local):
     assert thought.text == [local[PARIS][-1], local[SHORT][-1]]
     assert weightless(target)
     assert weightless(there.av)
-    assert thought.receipt.cosine[0] == pytest.approx(1.0, abs=1e-5)
+    assert thought.receipt.injection_cosine[0] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_generation_steps_come_back_as_a_list_of_handles(ndif, target, here, local):

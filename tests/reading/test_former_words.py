@@ -71,3 +71,17 @@ def test_another_column_that_is_missing_is_still_named(tmp_path):
     pq.write_table(table.drop_columns(["grade"]), path)
     with pytest.raises(NLAError, match="grade"):
         Reading.from_parquet(path)
+
+
+def test_the_cosine_of_version_1_is_the_reconstructions(tmp_path):
+    line = "trust: high (cosine 0.95; FVE 0.90 over 0.965; against null 0.10)"
+    found = Reading.from_parquet(write_old(tmp_path / "old.parquet", ["high"], [line]))
+    assert found.scores == (0.95,)
+    assert found[0].reconstruction_cosine == 0.95
+    assert found[0].trust == (
+        "reconstruction: strong (cosine 0.95; FVE 0.90 (denominator 0.965); against null 0.10)"
+    )
+    with pytest.warns(DeprecationWarning, match="TokenReading.cosine is called reconstruction_cos"):
+        assert found[0].cosine == 0.95
+    with pytest.warns(DeprecationWarning, match="The column 'cosine'"):
+        assert found.to_pandas()["cosine"].tolist() == [0.95]

@@ -12,8 +12,8 @@ from nnsight_nla.reading import parquet
 
 ROW = {
     "position": 0, "token": "a", "part": "prompt", "explanation": None, "norm": None,
-    "cosine": None, "fve": None, "grade": None, "trust": None, "warnings": ("w",), "error": None,
-    "grounded": None,
+    "reconstruction_cosine": None, "fve": None, "grade": None, "trust": None, "warnings": ("w",),
+    "error": None, "grounded": None,
 }  # fmt: skip
 HEADER = {"target": "t", "verbalizer": "v", "layer": 3}
 
@@ -33,13 +33,13 @@ def test_the_columns_are_the_published_ones(path):
     text, number = pa.string(), pa.float64()
     assert {field.name: field.type for field in schema} == {
         "position": pa.int64(), "token": text, "part": text, "explanation": text, "norm": number,
-        "cosine": number, "fve": number, "grade": text, "trust": text,
+        "reconstruction_cosine": number, "fve": number, "grade": text, "trust": text,
         "warnings": pa.list_(text), "error": text, "grounded": text,
     }  # fmt: skip
     assert schema.names == list(ROW)
     assert [field.name for field in schema if not field.nullable] == ["position", "token", "part"]
     assert json.loads(schema.metadata[b"nnsight_nla.reading"]) == {
-        "format": "nnsight_nla.reading", "version": 1, **HEADER,
+        "format": "nnsight_nla.reading", "version": 2, **HEADER,
     }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_a_later_version(path):
     note = json.loads(table.schema.metadata[b"nnsight_nla.reading"])
     later = {b"nnsight_nla.reading": json.dumps({**note, "version": 9})}
     pq.write_table(table.replace_schema_metadata(later), path)
-    with pytest.raises(NLAError, match="is a reading of version 9, this package reads version 1"):
+    with pytest.raises(NLAError, match="is a reading of version 9, this package reads version 2"):
         parquet.read(path)
 
 

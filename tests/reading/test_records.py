@@ -41,8 +41,8 @@ def test_it_is_indexed_like_a_tuple():
 def test_the_table():
     table = PARIS.to_pandas()
     assert list(table.columns) == [
-        "position", "token", "part", "explanation", "norm", "cosine", "fve", "grade", "trust",
-        "warnings", "error", "grounded",
+        "position", "token", "part", "explanation", "norm", "reconstruction_cosine", "fve",
+        "grade", "trust", "warnings", "error", "grounded",
     ]  # fmt: skip
     assert list(table["token"]) == list(PARIS.tokens)
     assert table["warnings"][1] == ["position 1: noisy"]

@@ -275,7 +275,7 @@ def test_gemmas_embedding_is_written_after_its_factor(family, module):
     assert receipt.norm_after == pytest.approx(40.0, rel=1e-5)
     bare = table.weight[257].norm().item()
     assert receipt.norm_before == pytest.approx(bare * D**0.5, rel=1e-4)
-    assert receipt.cosine == pytest.approx(1.0, abs=1e-5)
+    assert receipt.injection_cosine == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("road", ["rename", "adapter"])
@@ -354,7 +354,7 @@ def test_a_quantized_load_finds_block_k_and_generates(tmp_path, dtype):
     assert nla.layer(model)._module is block
     assert block.mlp.up_proj.weight.dtype in (torch.int8, torch.uint8)
     receipt = nla.explain(VECTORS[0], sampling=FEW).receipt
-    assert receipt.cosine == pytest.approx(1.0, abs=1e-2)
+    assert receipt.injection_cosine == pytest.approx(1.0, abs=1e-2)
 
 
 @quantized

@@ -109,7 +109,7 @@ def test_only_the_marker_is_written(nla, vectors, engine):
     torch.testing.assert_close(after, expected)
     assert receipt.norm_before == pytest.approx(before.norm().item())
     assert receipt.norm_after == pytest.approx(after.norm().item())
-    assert receipt.cosine == pytest.approx(1.0, abs=1e-5)
+    assert receipt.injection_cosine == pytest.approx(1.0, abs=1e-5)
     assert receipt.marker_position == position
 
 
@@ -195,5 +195,5 @@ def test_half_precision_and_a_live_model_give_an_explanation_too(vectors):
     thought = nla.explain(vectors[40].to(torch.float16))
     assert nla.av is av
     assert thought.receipt.dtype == "bfloat16"
-    assert thought.receipt.cosine == pytest.approx(1.0, abs=0.01)
+    assert thought.receipt.injection_cosine == pytest.approx(1.0, abs=0.01)
     assert thought.finish == "tag"

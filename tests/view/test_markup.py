@@ -169,7 +169,7 @@ def test_of_a_readings_file(tmp_path):
 
 def test_of_a_handle_a_claim_and_a_comparison():
     evil = record(index=[EVIL], token=EVIL, position=EVIL, text=EVIL, warnings=[EVIL])
-    harmless(view.explanation([{**evil, "trust": {"line": EVIL}}]))
+    harmless(view.explanation([{**evil, "trust": EVIL}]))
     harmless(view.explanation([record(error=EVIL, text=None)]))
     claims = {"cosine": 0.5, "parts": [{"text": EVIL, "carries": 0.1, "alone": 0.2}]}
     harmless(view.claims(claims))

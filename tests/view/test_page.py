@@ -12,7 +12,9 @@ from nnsight_nla import view
 
 
 def record(token="a", **changes) -> dict:
-    fields = dict.fromkeys(("explanation", "norm", "cosine", "fve", "grade", "trust", "error"))
+    fields = dict.fromkeys(
+        ("explanation", "norm", "reconstruction_cosine", "fve", "grade", "trust", "error")
+    )
     return {**fields, "position": 0, "token": token, "part": "prompt", "warnings": [], **changes}
 
 
@@ -37,8 +39,8 @@ def pairs(first: str, second: str) -> list:
 
 def test_all_fields_of_a_token():
     shown = token(
-        token=" a\n", explanation="About.\nIt.", norm=1.23456, cosine=0.5, fve=0.25, grade="strong",
-        trust="reconstruction: strong", warnings=("noisy",), error=None,
+        token=" a\n", explanation="About.\nIt.", norm=1.23456, reconstruction_cosine=0.5,
+        fve=0.25, grade="strong", trust="reconstruction: strong", warnings=("noisy",), error=None,
     )  # fmt: skip
     assert shown == {
         "p": 0, "t": "␣a↵", "br": True, "part": "prompt", "x": "About.\nIt.", "norm": 1.235,
@@ -50,7 +52,7 @@ def test_all_fields_of_a_token():
 def test_absent_values_are_left_out():
     assert token() == {"p": 0, "t": "a", "part": "prompt"}
     assert "norm" not in token(norm=float("inf"))
-    assert "cos" not in token(cosine=float("nan"))
+    assert "cos" not in token(reconstruction_cosine=float("nan"))
 
 
 def test_long_values_are_cut():

@@ -154,7 +154,7 @@ def test_any_text_comes_back_out(text, token):
 
 
 def test_the_trust_label_is_below_the_text():
-    row = record(trust={"line": "reconstruction: strong <b>"}, warnings=["w"])
+    row = record(trust="reconstruction: strong <b>", warnings=["w"])
     assert Page(view.explanation([row])).cells[-1] == "A city.reconstruction: strong <b>⚠ w"
 
 

@@ -54,7 +54,7 @@ def page(figures: Mapping[str, Any]) -> str:
                 if key in figures["fve"]
             ],
         ),
-        f"FVE over {Baseline(**figures['baseline'])}. Of the explanations, "
+        f"FVE ({Baseline(**figures['baseline']).in_words()}). Of the explanations, "
         f"{retrieval['explanation']:.3f} are reconstructed nearest to their own vector among "
         f"{figures['rows']:,} (of the labels, {retrieval['label']:.3f}).",
         "What a line owes to the vector: the log-likelihood of the true line, in nats, with its "

@@ -31,7 +31,7 @@ def markdown(figures: Mapping[str, Any]) -> str:
                 [(text, trip[key]["fve"], trip[key]["cosine"]) for key, text in _SOURCES.items()],
             ),
             f"{figures['rows']} vectors from texts whose (subject, tone) pair was held out of all "
-            f"training. FVE over {Baseline(**trip['baseline'])}.",
+            f"training. FVE ({Baseline(**trip['baseline']).in_words()}).",
             _table(
                 ("trust label", "rows", "subject right", "slots right", "all six right"),
                 [(grade, *s.values()) for grade, s in figures["reliability"].items() if s["rows"]],
