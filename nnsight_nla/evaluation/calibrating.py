@@ -302,7 +302,9 @@ def _logistic(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         p = (x @ weights).sigmoid()
         slope = x.T @ (p - y) / len(y) + ridge @ weights
         curve = (x * (p * (1 - p))[:, None]).T @ x / len(y) + ridge
-        step = torch.linalg.solve(curve + 1e-9 * torch.eye(len(curve), dtype=x.dtype), slope)
+        step = torch.linalg.solve(
+            curve + 1e-9 * torch.eye(len(curve), dtype=x.dtype, device="cpu"), slope
+        )
         weights = weights - step
         if float(step.abs().max()) < 1e-9:
             break
