@@ -32,10 +32,10 @@ def info(
     if as_json:
         print_json({**fields, "source": dict(found.source)})
         return
-    _print(checkpoint, found)
+    print_settings(checkpoint, found)
 
 
-def _print(name: str, found: Checkpoint) -> None:
+def print_settings(name: str, found: Checkpoint) -> None:
     """Print a table, wrapped to the terminal; a place that values share is said once, below it."""
     shown = {field: _shown(field, value) for field, value in vars(found).items()}
     del shown["source"]
