@@ -217,7 +217,8 @@ def evaluate(
     against_text: Annotated[
         bool,
         Option(
-            "--grounded", help="Compare the explanations with the texts: is it true what they say?"
+            "--grounded",
+            help="Compare the explanations with the texts, to measure if they are true.",
         ),
     ] = False,
     judge: Annotated[
