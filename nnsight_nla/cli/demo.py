@@ -132,7 +132,13 @@ def _smollm2(count: int, _seed: int, page: Path | None, *, everything: bool, as_
 
 
 def _write(reading: Reading | None, page: Path | None) -> str | None:
-    return None if reading is None or page is None else try_to_write(reading, page)
+    """Write the page; return why it could not be written, if nobody asked for it."""
+    if reading is None or page is None:
+        return None
+    if page == PAGE:
+        return try_to_write(reading, page)
+    reading.to_html(page)
+    return None
 
 
 def _say(page: Path | None, failed: str | None) -> None:

@@ -69,6 +69,10 @@ def test_demo_goes_on_where_it_cannot_write_a_page(tmp_path):
     assert "Rome -> Paris" in done.stdout
     assert "No page was written: " in done.stdout
     assert "Choose another file: --html FILE" in done.stdout
+    (tmp_path / "page.html").mkdir()
+    done = run("demo", "--html", str(tmp_path / "page.html"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_demo_as_json_is_one_document_with_the_figures_it_shows(tmp_path):
