@@ -18,24 +18,32 @@ from .app import app, command_of, err, in_flags
 
 # Importing a group of commands adds it to the application; `--help` lists them in this order.
 # isort: off
-from . import inspect
+from . import demo
+from . import explain
+from . import info
 from . import doctor
 from . import data
 from . import training
 from . import calibration
 # isort: on
 
-__all__ = ["app", "calibration", "data", "doctor", "inspect", "main", "training"]
+__all__ = [
+    "app", "calibration", "data", "demo", "doctor", "explain", "info", "main", "training",
+]  # fmt: skip
 
 
 def main() -> None:
     """Run the command line; print a user's mistake as one message, without a traceback."""
     command = command_of(sys.argv[1:])
     usual = warnings.showwarning
+    said: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if issubclass(category, NLAWarning):
-            err.print(Text(f"Warning: {in_flags(str(message), command)}", style="yellow"))
+            line = f"Warning: {in_flags(str(message), command)}"
+            if line not in said:
+                said.add(line)
+                err.print(Text(line, style="yellow"))
         else:
             usual(message, category, *where)
 

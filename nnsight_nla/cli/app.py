@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,18 +15,22 @@ from typer.main import get_group
 
 from .._version import __version__
 from ..errors import VerbalizationError
+from .help import CommandWithExamples, GroupWithExamples, paragraphs
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
 
     from ..nla import NLA
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 app = typer.Typer(
+    cls=GroupWithExamples,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Natural Language Autoencoders: explain activations of language models in words, turn "
-    "explanations back into vectors, and train both directions.",
+    help="Natural Language Autoencoders: explain the activations of a language model in words, "
+    "turn words back into activations, and train models for both.",
 )
 out = Console()
 err = Console(stderr=True)
@@ -45,6 +49,16 @@ _PYTHON = re.compile(
 )
 
 
+def command() -> Callable[[Function], Function]:
+    """Return the decorator that makes a function a command, with its examples in the help."""
+
+    def register(function: Function) -> Function:
+        text = paragraphs(function.__doc__ or "")
+        return app.command(cls=CommandWithExamples, help=text)(function)
+
+    return register
+
+
 @app.callback(invoke_without_command=True)
 def version(
     version: Annotated[bool, Option("--version", help="Print the version and exit.")] = False,
@@ -52,14 +66,15 @@ def version(
         bool,
         Option(
             "--trust-remote-code",
-            help="Run code from the repositories of the models. Default: never.",
+            help="Allow the repositories of models to run their own code. Default: never.",
         ),
     ] = False,
     date: Annotated[
         str | None,
         Option(
-            help="The date in the verbalizer's prompt, if its chat template prints one, such as "
-            "2026-11-26. Default: the checkpoint's, else today.",
+            metavar="DATE",
+            help="The date in the verbalizer's prompt, such as 2026-11-26, for chat templates that "
+            "print one. Default: that of the checkpoint, or else today.",
         ),
     ] = None,
 ) -> None:
@@ -80,7 +95,8 @@ def load(
     if av is None:
         if remote:
             raise VerbalizationError(
-                "--remote needs the verbalizer's name on the host: --av ID --target ID."
+                "--remote needs the verbalizer's name on the host: --av ID --target ID. The pair "
+                f"{pair} runs on this machine only: leave out --remote to use it."
             )
         for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
             if given is not None:

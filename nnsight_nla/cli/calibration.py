@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
-from .app import app, load_nla, print_json, spinner
+from .app import command, load_nla, print_json, spinner
 from .app import out as console
 
 if TYPE_CHECKING:
@@ -18,31 +18,41 @@ if TYPE_CHECKING:
     from ..evaluation.reliability import Reliability
 
 
-@app.command()
+@command()
 def calibrate(
     av: Annotated[Path, Argument(metavar="AV", help="The verbalizer's folder.")],
     rows: options.LabelledRows,
-    ar: Annotated[str, Option(help="The reconstructor: a folder or a Hub id.")],
+    ar: Annotated[str, Option(metavar="AR", help="The reconstructor: a folder or a Hub id.")],
     population: Annotated[
-        str, Option(help="What the vectors are, in words that a reader of a probability sees.")
+        str,
+        Option(
+            metavar="TEXT",
+            help="What the vectors are, in words: shown with every probability, because it holds "
+            "for such vectors only.",
+        ),
     ],
     test: Annotated[
-        Path | None, Option(help="Labelled rows of other documents, to measure the error on.")
+        Path | None,
+        Option(metavar="ROWS", help="Labelled rows of other documents, to measure the error on."),
     ] = None,
     early: Annotated[
         Path | None,
-        Option(help="Rows of all positions of some documents (extract --positions all --skip 0)."),
+        Option(
+            metavar="ROWS",
+            help="Rows at all positions of some documents (from extract --positions all), to find "
+            "out which first positions are noisy.",
+        ),
     ] = None,
     held_out: options.HeldOut = 0.05,
-    limit: Annotated[int, Option(min=50, help="The largest number of rows.")] = 1000,
+    limit: Annotated[int, Option(min=50, metavar="N", help="Measure at most N rows.")] = 1000,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure how often explanations are right, and store it in AV for trust labels to use.
+    """Measure how often explanations are right, and store the result in AV for trust labels.
 
-    Writes AV/nla_calibration.json: probabilities for each kind of statement, thresholds of the
-    label, the noisy first positions, and what vectors look like.
+    It writes AV/nla_calibration.json: a probability for each kind of statement, the thresholds of
+    the label, which first positions are noisy, and what vectors usually look like.
     """
     if not av.is_dir():
         raise NLAError(f"{av} is no folder, so nothing can be stored in it. Download it first.")

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
-from .app import app, err, load, load_nla, load_target, out, print_json, spinner
+from .app import command, err, load, load_nla, load_target, out, print_json, spinner
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
@@ -20,33 +20,43 @@ if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
 
 
-@app.command()
+@command()
 def run(
     source: Annotated[
         str,
         Argument(
             metavar="INPUT",
-            help="Texts (.jsonl, .parquet, a Hugging Face data set's folder or name) or vectors "
-            "(.parquet with activation_vector, .safetensors, .npy).",
+            help="Texts (.jsonl, .parquet, or the folder or name of a Hugging Face data set), or "
+            "vectors (.safetensors, .npy, or .parquet with a column activation_vector).",
         ),
     ],
     output: options.Output,
     positions: options.Positions = "all",
     skip: options.Skip = 0,
     max_tokens: options.MaxTokens = None,
-    av: options.Av = None,
+    av: options.AvOrTiny = None,
     ar: options.Ar = None,
     target: options.Target = None,
     remote: options.Remote = False,
     max_new_tokens: options.MaxNewTokens = 200,
-    temperature: Annotated[float, Option(min=0.0, help="0 decodes greedily.")] = 0.0,
-    top_p: Annotated[float, Option(help="Nucleus sampling, with a temperature.")] = 1.0,
-    samples: Annotated[int, Option(min=1, help="Explanations per vector.")] = 1,
-    seed: Annotated[int, Option(help="The seed of the sampling.")] = 0,
-    score: Annotated[bool, Option(help="Score each explanation with the AR.")] = True,
+    temperature: options.Temperature = 0.0,
+    top_p: Annotated[
+        float,
+        Option(
+            metavar="X",
+            help="Sample from the likeliest tokens that together have this probability, with a "
+            "--temperature.",
+        ),
+    ] = 1.0,
+    samples: options.Samples = 1,
+    seed: options.SamplingSeed = 0,
+    score: Annotated[
+        bool, Option(help="Score each explanation, if there is a reconstructor.")
+    ] = True,
     vectors: Annotated[bool, Option("--vectors", help="Write the vectors too.")] = False,
     batch_size: Annotated[
-        int | None, Option(min=1, help="Vectors per batch. Default: what fits in memory.")
+        int | None,
+        Option(min=1, metavar="N", help="Vectors per batch. Default: as many as fit in memory."),
     ] = None,
     chunk: options.Chunk = None,
     shard: options.Shard = None,
@@ -56,12 +66,14 @@ def run(
     vector: options.VectorColumn = None,
     split: options.Split = None,
     insist: options.Insist = False,
-    tensor: Annotated[str | None, Option(help="The tensor of a .safetensors file.")] = None,
+    tensor: Annotated[
+        str | None, Option(metavar="NAME", help="The tensor in a .safetensors file.")
+    ] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain a data set. Rerun the same command to resume."""
+    """Explain a data set. To resume after an interruption, run the same command again."""
     with spinner("loading"):
         from .. import bulk
         from ..core.sampling import Sampling
@@ -95,13 +107,13 @@ def run(
     _report(report, as_json)
 
 
-@app.command()
+@command()
 def merge(
-    inputs: Annotated[list[Path], Argument(metavar="SHARDS", help="The outputs of all shards.")],
+    inputs: Annotated[list[Path], Argument(metavar="SHARDS...", help="The outputs of all shards.")],
     output: options.Output,
     as_json: options.AsJson = False,
 ) -> None:
-    """Combine the outputs of all shards into the file that one run would have written."""
+    """Combine the outputs of all shards into the file that a single run would have written."""
     with spinner("merging"):
         from .. import bulk
 
@@ -112,29 +124,49 @@ def merge(
         out.print(f"{output}: {rows:,} rows, {errors} with an error", soft_wrap=True)
 
 
-@app.command()
+@command()
 def extract(
     source: Annotated[
-        str, Argument(metavar="INPUT", help="Texts: a file, or a Hugging Face data set.")
+        str,
+        Argument(
+            metavar="INPUT",
+            help="Texts: .jsonl, .parquet, or the folder or name of a Hugging Face data set.",
+        ),
     ],
     output: options.Output,
     target: options.Target = None,
     layer: Annotated[
-        int | None, Option(min=0, help="The block whose output is read, counted from 0.")
+        int | None,
+        Option(min=0, metavar="N", help="The block whose output is read, counted from 0."),
     ] = None,
     av: Annotated[
         str | None,
-        Option(help="A verbalizer whose layer, template and marker the rows are made for."),
+        Option(
+            metavar="AV",
+            help="Use the layer, template and marker of this verbalizer. Default: the tiny pair's, "
+            "unless there is a --target.",
+        ),
     ] = None,
     positions: options.Positions = "random:10",
     skip: options.Skip = 0,
-    seed: Annotated[int, Option(help="The seed of random positions and splits.")] = 0,
+    seed: Annotated[
+        int, Option(metavar="N", help="The seed of the random positions and the splits.")
+    ] = 0,
     max_tokens: options.MaxTokens = None,
     splits: Annotated[
-        str | None, Option(help="Split by document into one file each: train=0.9,test=0.1.")
+        str | None,
+        Option(
+            metavar="NAME=X,...",
+            help="Write one file per split, by document, such as train=0.9,test=0.1.",
+        ),
     ] = None,
     next_tokens: Annotated[
-        int, Option(min=0, help="Write the target's N likeliest next tokens at each position.")
+        int,
+        Option(
+            min=0,
+            metavar="N",
+            help="Also write the target's N likeliest next tokens at each position.",
+        ),
     ] = 0,
     remote: options.Remote = False,
     chunk: options.Chunk = None,
@@ -146,23 +178,34 @@ def extract(
     insist: options.Insist = False,
     marker: Annotated[
         str | None,
-        Option(help="The character whose token gets the vector. Default: a rare single token."),
+        Option(
+            metavar="CHAR",
+            help="The character whose token gets the vector. Default: a rare single token.",
+        ),
     ] = None,
     template: Annotated[
-        str | None, Option(help="The verbalizer's message, with {injection_char} for the marker.")
+        str | None,
+        Option(
+            metavar="TEXT",
+            help="The user message to the verbalizer, with {injection_char} for the marker.",
+        ),
     ] = None,
     system: Annotated[
         str | None,
-        Option(help="The system message before --template. Default: the chat template's own."),
+        Option(
+            metavar="TEXT",
+            help="The system message before --template. Default: the chat template's own.",
+        ),
     ] = None,
     ar_template: Annotated[
-        str | None, Option(help="The reconstructor's prompt, with {explanation} in it.")
+        str | None,
+        Option(metavar="TEXT", help="The reconstructor's prompt, with {explanation} for the text."),
     ] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Extract a target's activations over a corpus, to train on. Rerun to resume."""
+    """Extract activations of a target over a corpus, to train on. Run it again to resume."""
     with spinner("loading"):
         from .. import bulk
 
@@ -199,29 +242,34 @@ def extract(
     _report(report, as_json)
 
 
-@app.command()
+@command()
 def label(
     source: Annotated[Path, Argument(metavar="INPUT", help="A file that extract wrote.")],
     output: options.Output,
     by: Annotated[
         str,
         Option(
-            help="module:function, from a row to its explanation or None; or a .parquet file with "
-            "doc_id, n_raw_tokens and api_explanation, response or text."
+            metavar="MODULE:FUNCTION|FILE",
+            help="A function that gets a row and returns its explanation or None; or a .parquet "
+            "file with the columns doc_id, n_raw_tokens, and api_explanation, response or text.",
         ),
     ],
-    workers: Annotated[int, Option(min=1, help="The number of calls at a time.")] = 1,
+    workers: Annotated[int, Option(min=1, metavar="N", help="Calls at the same time.")] = 1,
     chunk: Annotated[
-        int, Option(min=1, help="Rows per chunk; finished chunks are not done again.")
+        int,
+        Option(min=1, metavar="N", help="Rows per chunk. Finished chunks are not done again."),
     ] = 64,
     strict: options.Strict = False,
     edited: Annotated[
         Literal["refuse", "accept"],
-        Option(help="Whether to resume if the function was edited since; its labels are kept."),
+        Option(
+            help="Whether to resume if the function was edited in the meantime. Its earlier labels "
+            "are kept."
+        ),
     ] = "refuse",
     as_json: options.AsJson = False,
 ) -> None:
-    """Label extracted rows with explanations, to train on. Rerun to resume."""
+    """Label extracted rows with explanations, to train on. Run it again to resume."""
     from .. import bulk
 
     made_by = by if by.endswith(".parquet") else _import_function(by)

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from . import options
-from .app import app, load, out, print_json, spinner
+from .app import command, load, out, print_json, spinner
 
 if TYPE_CHECKING:
     from ..doctor.report import Diagnosis
 
 
-@app.command()
+@command()
 def doctor(
     av: options.AvArgument,
     ar: options.Ar = None,
@@ -26,7 +26,7 @@ def doctor(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Test the settings of a checkpoint against alternatives; exit code 1 if one is wrong."""
+    """Compare the settings of a checkpoint with alternatives; exit with 1 if one is wrong."""
     with spinner("comparing settings"):
         from ..core.sampling import Sampling
         from ..doctor.precheck import check

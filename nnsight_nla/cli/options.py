@@ -1,4 +1,9 @@
-"""Arguments and options that several commands share, each defined once."""
+"""Arguments and options that several commands share, each defined once.
+
+A value is named in capitals by what it is: AV and AR for a verbalizer and a reconstructor, MODEL
+for any other model (all three are a folder or a Hub id), ROWS for a file of labelled rows, FILE and
+FOLDER for other paths, TEXT, NAME, N for a whole number, X for another one.
+"""
 
 from __future__ import annotations
 
@@ -15,69 +20,124 @@ Model = Annotated[
     Literal["tiny", "smollm2"],
     Option(
         "--model",
-        help="The pair without --av: tiny, which is embedded and lives in a made-up world, or "
-        "smollm2, a real language model.",
+        help="The pair to use without --av: tiny, which ships with this package and knows only a "
+        "made-up world, or smollm2, a real language model.",
     ),
 ]
 Av = Annotated[
     str | None,
-    Option(help="The verbalizer: a folder or a Hub id. Default: --model."),
+    Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: that of --model."),
+]
+AvOrTiny = Annotated[
+    str | None,
+    Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: the tiny pair's."),
 ]
 Ar = Annotated[
     str | None,
-    Option(help="The reconstructor: a folder or a Hub id. Gives trust labels and scores."),
+    Option(
+        metavar="AR",
+        help="The reconstructor: a folder or a Hub id. It adds trust labels and scores.",
+    ),
 ]
 Target = Annotated[
     str | None,
-    Option(help="The target: a folder or a Hub id. Default: the one that the AV names."),
+    Option(
+        metavar="MODEL",
+        help="The target: a folder or a Hub id. Default: the one that the verbalizer names.",
+    ),
 ]
 Remote = Annotated[bool, Option("--remote", help="Run the models on the NDIF host.")]
-Dtype = Annotated[str, Option(help="The dtype of the models, as in transformers.")]
-DeviceMap = Annotated[str | None, Option(help="Where the models go, as in transformers.")]
-MaxNewTokens = Annotated[int, Option(min=1, help="The longest reply, in tokens.")]
+Dtype = Annotated[
+    str, Option(metavar="DTYPE", help="The dtype of the models: auto, float32, bfloat16, ...")
+]
+DeviceMap = Annotated[
+    str | None,
+    Option(metavar="MAP", help="The device of the models: auto, cpu, cuda, ... as in accelerate."),
+]
+
+# The verbalizer's replies.
+MaxNewTokens = Annotated[int, Option(min=1, metavar="N", help="The longest reply, in tokens.")]
+Temperature = Annotated[
+    float,
+    Option(
+        min=0.0,
+        metavar="X",
+        help="The temperature of the verbalizer; 0 always takes the likeliest token.",
+    ),
+]
+Samples = Annotated[
+    int,
+    Option(min=1, metavar="N", help="Explanations per vector; more than 1 needs a --temperature."),
+]
+SamplingSeed = Annotated[
+    int, Option("--seed", metavar="N", help="The seed of the sampling, with a --temperature.")
+]
 
 # Texts and tokens.
 Text = Annotated[str, Argument(metavar="TEXT", help="The text that the target reads.")]
 Positions = Annotated[
     str,
     Option(
-        help="Which tokens: all, last, every:N, random:N, regex:PATTERN (where each match ends), "
-        "or class:word, capital, number, punctuation, sentence, newline."
+        metavar="WHICH",
+        help="Which tokens: all, last, every:N, random:N, regex:PATTERN (the last token of each "
+        "match), or class:NAME, where NAME is word, capital, number, punctuation, sentence or "
+        "newline.",
     ),
 ]
-Skip = Annotated[int, Option(min=0, help="Skip the positions before this one.")]
-MaxTokens = Annotated[
-    int | None, Option(min=1, help="Read at most this many tokens of each document.")
+Skip = Annotated[
+    int, Option(min=0, metavar="N", help="Skip the first N positions of each document.")
 ]
+MaxTokens = Annotated[
+    int | None, Option(min=1, metavar="N", help="Read at most N tokens of each document.")
+]
+
+# Pages.
+Open = Annotated[bool, Option("--open", help="Open the page in a browser.")]
 
 # Data sets.
 Output = Annotated[Path, Argument(metavar="OUTPUT", help="The Parquet file to write.")]
 Chunk = Annotated[
     int | None,
-    Option(min=1, help="Rows of INPUT per chunk; finished chunks are not done again."),
+    Option(
+        min=1,
+        metavar="N",
+        help="Rows of INPUT per chunk. Finished chunks are not done again. Default: a suitable "
+        "number.",
+    ),
 ]
 Shard = Annotated[
-    str | None, Option(help="i/n: process only shard i of n; combine them with merge.")
+    str | None,
+    Option(metavar="I/N", help="Process only shard I of N, from 1. merge combines their outputs."),
 ]
 Strict = Annotated[
     bool, Option("--strict", help="Stop at the first bad row. Default: record its error.")
 ]
-TextColumn = Annotated[str | None, Option("--text-column", help="The column of the texts.")]
-VectorColumn = Annotated[str | None, Option("--vector-column", help="The column of the vectors.")]
+TextColumn = Annotated[
+    str | None, Option("--text-column", metavar="NAME", help="The column that holds the texts.")
+]
+VectorColumn = Annotated[
+    str | None, Option("--vector-column", metavar="NAME", help="The column that holds the vectors.")
+]
 Insist = Annotated[
     bool,
     Option(
         "--insist",
-        help="Use vectors that say they are of another model, block or norm. The output says so.",
+        help="Use vectors of another model, layer or norm than the verbalizer was trained on. The "
+        "output says so.",
     ),
 ]
-IdColumn = Annotated[str | None, Option("--id-column", help="The column of the row ids.")]
-Split = Annotated[str | None, Option(help="The split of a Hugging Face data set.")]
+IdColumn = Annotated[
+    str | None, Option("--id-column", metavar="NAME", help="The column that holds the row ids.")
+]
+Split = Annotated[str | None, Option(metavar="NAME", help="The split of a Hugging Face data set.")]
 
 # Training rows.
 LabelledRows = Annotated[
     Path, Argument(metavar="ROWS", help="Labelled rows: a Parquet file with its sidecar.")
 ]
 HeldOut = Annotated[
-    float, Option(min=0.0, max=1.0, help="The share of documents that is not trained on.")
+    float,
+    Option(
+        min=0.0, max=1.0, metavar="X", help="The share of documents that are kept out of training."
+    ),
 ]

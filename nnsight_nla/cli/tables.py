@@ -1,125 +1,172 @@
-"""Format what `demo`, `explain` and `read` print as tables for a terminal."""
+"""Format what `explain` and `read` print as tables for a terminal.
+
+The text has the room: a trust label stands below the text that it is about, and a warning stands
+below the table, once, with the positions that it is about.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..core.baseline import Baseline
 
 if TYPE_CHECKING:
-    from ..experiments import Sweep
     from ..explanation.handle import Explanation
     from ..reading.records import Reading
-    from ..smollm2.demo import Read as CheckedRead
-    from ..tiny.demo import Patched, Read
 
 _GRADES = {"strong": "green", "partial": "yellow", "weak": "red", "none": "red"}
 
 
-def sentence_table(rows: list[Read]) -> Table:
-    """Format a sentence, one row per token: its explanation next to the truth."""
-    table = Table(title=" ".join(row.token for row in rows), title_justify="left", pad_edge=False)
-    for name in ("token", "expects", "explanation of the residual", "truth", "right"):
+def new_table(*columns: str) -> Table:
+    """Return an empty table without lines.
+
+    Args:
+        columns: The headings.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold underline")
+    for name in columns:
         table.add_column(name, overflow="fold")
-    for row in rows:
-        style = "green" if row.slots_right == 6 else "yellow" if row.slots_right >= 4 else "red"
-        right = Text(f"{row.slots_right}/6", style=style)
-        said, true = row.explanation.splitlines(), row.truth.splitlines()
-        differs = [line for line in true if line not in said]
-        truth = Text("\n".join(differs), style=style) if differs else Text("the same", "green")
-        table.add_row(row.token, row.expected, _one_line(row.explanation), truth, right)
     return table
 
 
-def checked_table(rows: list[CheckedRead]) -> Table:
-    """Format sentences that were read at their last token: what was said, and which lines hold."""
-    table = Table("text", "explanation of its last residual", "target's next tokens", "right")
-    for row in rows:
-        right = ", ".join(line for line, holds in row.right.items() if holds) or "nothing"
-        style = "green" if all(row.right.values()) else "yellow"
-        expected = " | ".join(row.expected)
-        table.add_row(Text(row.text), Text(row.explanation), Text(expected), Text(right, style))
-    return table
-
-
-def patch_table(patched: Patched) -> Table:
-    """Format what one patched residual did to the target and to the explanation."""
-    table = Table(
-        "",
-        "target's next word",
-        "explanation at the last token",
-        title=f"{patched.prompt} …   patched at {patched.where}",
-        title_justify="left",
-    )
-    for name, word, text in zip(
-        ("before", "after"), patched.predicted, patched.explanation, strict=True
-    ):
-        table.add_row(name, word, _one_line(text))
-    return table
-
-
-def sweep_table(sweep: Sweep) -> Table:
-    """Format a patch of one cell: the answers, and what the last residual is said to hold."""
-    (row,) = sweep.rows()
-    prompts = {name: "".join(tokens) for name, tokens in sweep.header.tokens.items()}
-    table = Table("run", "target's next token", "explanation of its last residual")
-    place = f"{prompts['corrupt']}, patched at block {row['layer']}, position {row['position']}"
-    for name, answer, text in (
-        (prompts["clean"], sweep.runs["clean"].answer, row["clean"]),
-        (prompts["corrupt"], sweep.runs["corrupt"].answer, row["before"]),
-        (place, row["answer"], row["after"]),
-    ):
-        table.add_row(Text(name), Text(repr(answer)), Text(str(text)))
-    return table
-
-
-def explanation_table(thoughts: Explanation) -> Table:
+def explanation_table(thoughts: Explanation) -> RenderableType:
     """Format the explanations of a few vectors, with their trust labels if there are any."""
     records = thoughts.to_dict()["explanations"]
-    labels = [record["label"] for record in records]
-    columns = ["position", "token", "explanation", *(["trust"] if any(labels) else []), "notes"]
-    over = [Baseline(**label["baseline"]) for label in labels if label and label["baseline"]]
-    caption = Text(f"FVE ({over[0].in_words()})") if over else None
-    table = Table(*columns, caption=caption, caption_justify="left")
-    for record, label in zip(records, labels, strict=True):
-        table.add_row(
-            str(record["position"]),
-            Text(repr(record["token"])),
-            Text(record["text"] or f"no text: this vector {record['error']}"),
-            *([_label(label)] if label else []),
-            Text("\n".join(record["warnings"])),
-        )
-    return table
+    notes = _Notes()
+    table = new_table("position", "token", "explanation")
+    over: list[Baseline] = []
+    for _, group in groupby(records, key=lambda record: record["index"]):
+        if over or table.row_count:
+            table.add_row()
+        samples = list(group)
+        first, label = samples[0], samples[0]["label"]
+        numbers = notes.add(first["position"], (w for each in samples for w in each["warnings"]))
+        below = _label(label, notes) if label else []
+        if label and label["baseline"]:
+            over.append(Baseline(**label["baseline"]))
+        if numbers and not (label and label["reason"] in notes.positions and len(numbers) == 1):
+            below.append(Text(notes.named(numbers), "dim"))
+        said = Group(*_samples(samples), *(Padding(line, (0, 0, 0, 2)) for line in below))
+        table.add_row(str(first["position"]), Text(repr(first["token"])), said)
+    caption = f"FVE ({over[0].in_words()})" if over else None
+    return _with_notes(table, notes, caption)
 
 
-def _label(label: dict[str, Any]) -> Text:
-    """Format a trust label, one figure per line, in the colour of its grade."""
-    line, *rest = label["lines"]
-    grade, _, figures = line.removeprefix("reconstruction: ").partition(" ")
-    shown = Text("reconstruction: ").append(grade, style=_GRADES[label["grade"]])
-    lines = [*figures[1:-1].split("; "), *rest]
-    return shown.append("\n" + "\n".join(lines), style="default")
-
-
-def reading_table(reading: Reading) -> Table:
+def reading_table(reading: Reading) -> RenderableType:
     """Format a reading, one row per token."""
     scored = any(record.grade for record in reading)
-    table = Table("position", "token", "explanation", *(["reconstruction"] if scored else []))
+    notes = _Notes()
+    table = new_table("position", "token", "explanation", *(["reconstruction"] if scored else []))
     for record in reading:
         if record.read:
-            said = record.explanation or f"no text: this vector {record.error}"
-            trust = [Text(_trust(record.grade, record.reconstruction_cosine))] if scored else []
-            token = Text(repr(record.token))
-            table.add_row(str(record.position), token, _one_line(said), *trust)
-    return table
+            numbers = notes.add(record.position, record.warnings)
+            said = one_line(record.explanation or f"no text: this vector {record.error}")
+            if numbers:
+                said.append(f" ({notes.named(numbers)})", style="dim")
+            trust = [_trust(record.grade, record.reconstruction_cosine)] if scored else []
+            table.add_row(str(record.position), Text(repr(record.token)), said, *trust)
+    caption = "reconstruction: its grade and cosine" if scored else None
+    return _with_notes(table, notes, caption)
 
 
-def _trust(grade: str | None, cosine: float | None) -> str:
-    return (grade or "") if cosine is None else f"{grade} {cosine:.2f}"
-
-
-def _one_line(text: str) -> Text:
+def one_line(text: str) -> Text:
+    """Return a text of several lines in one, with slashes between them."""
     return Text(" / ".join(text.splitlines()))
+
+
+class _Notes:
+    """Warnings, each once, and the positions that they are about."""
+
+    def __init__(self) -> None:
+        self.positions: dict[str, list[Any]] = {}
+
+    def add(self, position: Any, warnings: Iterable[str]) -> list[int]:
+        """Add the warnings of one position, and return their numbers."""
+        given = list(dict.fromkeys(warnings))
+        for warning in given:
+            self.positions.setdefault(warning, []).append(position)
+        return [self.number(warning) for warning in given]
+
+    def number(self, warning: str) -> int:
+        """Return the number of a warning that was added, from 1."""
+        return list(self.positions).index(warning) + 1
+
+    @staticmethod
+    def named(numbers: Sequence[int]) -> str:
+        """Return what refers to notes of these numbers."""
+        return f"note{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+    def table(self) -> Table:
+        """Return them as a table."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for number, (warning, positions) in enumerate(self.positions.items(), start=1):
+            where = f"position{'s' if len(positions) > 1 else ''} {_ranges(positions)}"
+            shown = Text().append(warning, "yellow")
+            if not warning.startswith(f"{where}:"):
+                shown.append(f" ({where})", "dim")
+            table.add_row(Text(f"note {number}", "dim"), shown)
+        return table
+
+
+def _with_notes(table: Table, notes: _Notes, caption: str | None) -> RenderableType:
+    below: list[RenderableType] = [notes.table()] if notes.positions else []
+    below += [] if caption is None else [Text(caption, "dim")]
+    return Group(table, "", *below) if below else table
+
+
+def _samples(records: Sequence[dict[str, Any]]) -> list[RenderableType]:
+    """Return the texts of one vector; if there are several, with their numbers, from 0."""
+    texts = [record["text"] or f"no text: this vector {record['error']}" for record in records]
+    if len(texts) == 1:
+        return [Text(texts[0])]
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for number, text in enumerate(texts):
+        table.add_row(f"{number}:", Text(text))
+    return [table]
+
+
+def _label(label: dict[str, Any], notes: _Notes) -> list[Text]:
+    """Format the lines of a trust label; what a note says is not said again."""
+    found: list[Text] = []
+    for line in label["lines"]:
+        shown = Text(_shorter(line, label, notes), "dim")
+        shown.highlight_regex(rf"^reconstruction: {label['grade']}\b", _GRADES[label["grade"]])
+        found.append(shown)
+    return found
+
+
+def _shorter(line: str, label: dict[str, Any], notes: _Notes) -> str:
+    reason, warnings = label["reason"], label["warnings"]
+    if reason in notes.positions:
+        line = line.replace(reason, f"see note {notes.number(reason)}")
+    count = len(warnings)
+    return line.replace(f"; {count} warning{'' if count == 1 else 's'})", ")") if count else line
+
+
+def _trust(grade: str | None, cosine: float | None) -> Text:
+    words = [*([grade] if grade else []), *([] if cosine is None else [f"{cosine:.2f}"])]
+    return Text(" ".join(words), _GRADES.get(grade or "", ""))
+
+
+def _ranges(positions: Sequence[Any]) -> str:
+    """Return positions in words, runs of them shortened.
+
+    >>> _ranges([0, 1, 2, 5])
+    '0 to 2, 5'
+    """
+    runs: list[list[Any]] = []
+    for position in positions:
+        if runs and isinstance(position, int) and position == runs[-1][-1] + 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return ", ".join(
+        f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
+    )

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
-from .app import app, err, load_nla, load_target, print_json, spinner
+from .app import command, err, load_nla, load_target, print_json, spinner
 from .app import out as console
 from .grounded_table import grounded_table
 
@@ -22,84 +22,114 @@ if TYPE_CHECKING:
     from ..nla import NLA
 
 
-@app.command()
+@command()
 def train(
     role: Annotated[
         Literal["av", "ar"],
-        Argument(metavar="MODEL", help="av, a verbalizer, or ar, a reconstructor."),
+        Argument(metavar="av|ar", help="What to train: av, a verbalizer, or ar, a reconstructor."),
     ],
     rows: options.LabelledRows,
-    base: Annotated[str, Option(help="The model to start from: a folder or a Hub id.")],
-    out: Annotated[Path, Option(help="The folder of the new checkpoint.")],
-    steps: Annotated[int, Option(min=1, help="Optimizer steps.")] = 1000,
-    batch_size: Annotated[int, Option(min=1, help="Rows per forward pass, on each device.")] = 64,
-    accumulation: Annotated[int, Option(min=1, help="Forward passes per step.")] = 1,
-    learning_rate: Annotated[float, Option(min=0.0, help="The peak learning rate.")] = 3e-5,
-    warmup: Annotated[int, Option(min=0, help="Steps of linear warm-up.")] = 50,
+    base: Annotated[
+        str, Option(metavar="MODEL", help="The model to start from: a folder or a Hub id.")
+    ],
+    out: Annotated[Path, Option(metavar="FOLDER", help="The folder for the new checkpoint.")],
+    steps: Annotated[int, Option(min=1, metavar="N", help="Optimizer steps.")] = 1000,
+    batch_size: Annotated[
+        int, Option(min=1, metavar="N", help="Rows per forward pass, on each device.")
+    ] = 64,
+    accumulation: Annotated[int, Option(min=1, metavar="N", help="Forward passes per step.")] = 1,
+    learning_rate: Annotated[
+        float, Option(min=0.0, metavar="X", help="The highest learning rate.")
+    ] = 3e-5,
+    warmup: Annotated[int, Option(min=0, metavar="N", help="Steps of linear warm-up.")] = 50,
     lora: Annotated[
         int | None,
-        Option(min=1, help="Train LoRA adapters of this rank. Default: all weights."),
+        Option(min=1, metavar="N", help="Train LoRA adapters of rank N. Default: all weights."),
     ] = None,
-    lora_alpha: Annotated[int, Option(min=1, help="The scale of the adapters.")] = 16,
+    lora_alpha: Annotated[
+        int, Option(min=1, metavar="N", help="The scale of the adapters (alpha).")
+    ] = 16,
     rslora: Annotated[
-        bool, Option(help="Divide the scale by the root of the rank, not the rank.")
+        bool, Option(help="Divide the scale by the square root of the rank, not by the rank.")
     ] = True,
     bf16: Annotated[
         bool | None, Option(help="Compute in bfloat16. Default: if the GPU supports it.")
     ] = None,
-    dtype: Annotated[str | None, Option(help="The dtype to load the weights in.")] = None,
+    dtype: Annotated[
+        str | None, Option(metavar="DTYPE", help="The dtype to load the weights in.")
+    ] = None,
     save_dtype: Annotated[
         str | None,
-        Option(help="The dtype to save in. Default: float32 for adapters, else as --base has it."),
+        Option(
+            metavar="DTYPE",
+            help="The dtype to save in. Default: float32 for adapters, otherwise that of --base.",
+        ),
     ] = None,
     attention: Annotated[
-        str | None, Option(help="How attention is computed: sdpa, eager, ... as in transformers.")
+        str | None,
+        Option(
+            metavar="NAME",
+            help="The implementation of attention: sdpa, eager, ... as in transformers.",
+        ),
     ] = None,
     recompute: Annotated[
-        bool, Option("--gradient-checkpointing", help="Use less memory, more slowly.")
+        bool, Option("--gradient-checkpointing", help="Use less memory, and take longer.")
     ] = False,
-    seed: Annotated[int, Option(help="The seed of rows and adapters.")] = 0,
+    seed: Annotated[
+        int, Option(metavar="N", help="The seed of the rows' order and of the adapters.")
+    ] = 0,
     layer: Annotated[
-        int | None, Option(min=0, help="The layer of the vectors, if ROWS has no sidecar.")
+        int | None,
+        Option(min=0, metavar="N", help="The layer of the vectors, if ROWS has no sidecar."),
     ] = None,
     base_name: Annotated[
-        str | None, Option(help="The name of --base in the sidecar of ROWS, if it differs.")
+        str | None,
+        Option(metavar="NAME", help="The name of --base in the sidecar of ROWS, if it differs."),
     ] = None,
     held_out: options.HeldOut = 0.05,
     every: Annotated[
-        int, Option(min=1, help="Steps between two measurements, and two saved states.")
+        int,
+        Option(min=1, metavar="N", help="Measure, and save the state, every N steps."),
     ] = 100,
-    measured: Annotated[int, Option(min=0, help="The number of held-out rows to measure.")] = 64,
+    measured: Annotated[
+        int, Option(min=0, metavar="N", help="The number of held-out rows to measure.")
+    ] = 64,
     ar: Annotated[
-        str | None, Option(help="A reconstructor, to measure the verbalizer's FVE.")
+        str | None,
+        Option(metavar="AR", help="A reconstructor, to measure the verbalizer's FVE with."),
     ] = None,
     grounded: Annotated[
         bool | None,
         Option(
             "--grounded/--no-grounded",
-            help="Measure the verbalizer's texts against those that the vectors were read in. "
-            "Default: if ROWS has them.",
+            help="Compare the verbalizer's texts with those that the vectors were read in. "
+            "Default: if ROWS has these.",
         ),
     ] = None,
     best: Annotated[
         str | None,
         Option(
             metavar="FIGURE",
-            help="Keep the measured step that is best by this figure: loss, extraction, cosine, "
-            "fve, grounded_source, ... Default: keep the last step.",
+            help="Keep the step with the best value of this figure: loss, extraction, cosine, fve, "
+            "grounded_source, ... Default: keep the last step.",
         ),
     ] = None,
     max_new_tokens: options.MaxNewTokens = 200,
-    tensorboard: Annotated[Path | None, Option(help="The folder for TensorBoard's events.")] = None,
+    tensorboard: Annotated[
+        Path | None, Option(metavar="FOLDER", help="The folder for TensorBoard's events.")
+    ] = None,
     keep: Annotated[
         bool,
-        Option("--keep-state", help="Keep OUT.training, so that more --steps can continue it."),
+        Option(
+            "--keep-state",
+            help="Keep the state in OUT.training, so that more --steps can continue the training.",
+        ),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train a verbalizer or a reconstructor from labelled rows. Rerun the command to resume.
+    """Train a verbalizer or a reconstructor on labelled rows. Run it again to resume.
 
-    More or fewer --steps continue the training, or end it early with a checkpoint.
+    With more --steps the training goes on; with fewer it ends early, with a checkpoint.
     """
     if role == "ar" and ar is not None:
         raise NLAError("--ar measures a verbalizer, and this trains a reconstructor. Remove --ar.")
@@ -171,42 +201,47 @@ def _check_measured(
     )
 
 
-@app.command()
+@command()
 def evaluate(
     av: options.AvArgument,
     rows: options.LabelledRows,
     ar: options.Ar = None,
     against: Annotated[
-        str | None, Option(help="Another verbalizer, measured on the same rows.")
+        str | None,
+        Option(metavar="AV", help="Another verbalizer, to measure on the same rows."),
     ] = None,
     held_out: options.HeldOut = 0.05,
-    limit: Annotated[int, Option(min=2, help="The largest number of rows.")] = 200,
+    limit: Annotated[int, Option(min=2, metavar="N", help="Measure at most N rows.")] = 200,
     max_new_tokens: options.MaxNewTokens = 200,
-    seed: Annotated[int, Option(help="The seed of the controls.")] = 0,
+    seed: Annotated[int, Option(metavar="N", help="The seed of the controls.")] = 0,
     against_text: Annotated[
         bool,
         Option(
-            "--grounded", help="Compare the explanations with the texts: is what they say true?"
+            "--grounded",
+            help="Compare the explanations with the texts, to measure if they are true.",
         ),
     ] = False,
     judge: Annotated[
         str | None,
         Option(
             metavar="URL|MODEL",
-            help="With --grounded, also ask a model: behind an OpenAI-compatible server, such as "
-            "http://127.0.0.1:8000/v1 (the key is in NNSIGHT_NLA_JUDGE_KEY), or a chat model on "
-            "this machine, by folder or Hub id.",
+            help="With --grounded, also ask a model: one behind an OpenAI-compatible server, such "
+            "as http://127.0.0.1:8000/v1 (its key is read from NNSIGHT_NLA_JUDGE_KEY), or a chat "
+            "model on this machine, by folder or Hub id.",
         ),
     ] = None,
-    judge_model: Annotated[str | None, Option(help="The judge's name on that server.")] = None,
+    judge_model: Annotated[
+        str | None, Option(metavar="NAME", help="The judge's name on that server.")
+    ] = None,
     insist: options.Insist = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Evaluate a verbalizer on held-out rows, against null, random and shuffled controls.
+    """Evaluate a verbalizer on held-out rows, and compare it with three controls.
 
-    With --grounded, also against the texts that the vectors were read in.
+    The controls are no vector, random vectors, and other rows' vectors. With --grounded, the
+    explanations are also compared with the texts that the vectors were read in.
     """
     asked = _judge(judge, judge_model, dtype, device_map) if judge or judge_model else None
     if asked is not None and not against_text:

@@ -329,4 +329,5 @@ def _residuals(source: GroundedRows) -> Residuals:
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    return float(f"{torch.tensor(values).quantile(share):.4g}")
+    known = torch.tensor(values, dtype=torch.float32, device="cpu")
+    return float(f"{known.quantile(share):.4g}")

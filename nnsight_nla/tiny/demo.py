@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from .documents import Word, sample
+from .documents import Document, Word, sample
 from .examples import expected_word
 from .explanations import explain, parse
 from .facts import held_out_pairs
@@ -43,6 +43,12 @@ class Read:
     slots_right: int
     """How many of the explanation's six slots agree with the truth."""
 
+    @property
+    def wrong(self) -> dict[str, str]:
+        """The slots that do not agree with the truth, and what is true."""
+        said, known = vars(parse(self.explanation)), vars(parse(self.truth))
+        return {slot: true for slot, true in known.items() if said[slot] != true}
+
 
 @dataclass(frozen=True)
 class Patched:
@@ -60,10 +66,22 @@ class Patched:
     """The verbalizer's text at the last position, before and after."""
 
 
+def documents(count: int = 3, seed: int = 3) -> list[Document]:
+    """Return `count` documents about pairs of subject and tone that are held out of training.
+
+    Args:
+        count: How many.
+        seed: The seed that they are drawn with.
+    """
+    rng = random.Random(seed)
+    pairs = sorted(held_out_pairs())
+    return [sample(rng, *rng.choice(pairs)) for _ in range(count)]
+
+
 def read_sentences(
     model: TransformersModel, nla: NLA, count: int = 3, seed: int = 3
 ) -> list[list[Read]]:
-    """Read `count` documents about pairs of subject and tone that are held out of training.
+    """Read `documents`, token by token.
 
     Args:
         model: The tiny target.
@@ -71,11 +89,9 @@ def read_sentences(
         count: How many documents to read.
         seed: The seed that the documents are drawn with.
     """
-    rng = random.Random(seed)
-    pairs = sorted(held_out_pairs())
-    documents = [sample(rng, *rng.choice(pairs)) for _ in range(count)]
+    read = documents(count, seed)
     readings: list[tuple[Explanation, list[str]]] = []
-    for document in documents:
+    for document in read:
         with model.trace(document.text):
             thoughts = nla.explain(nla.layer(model).output[0])
             logits = model.lm_head.output[0].detach().save()
@@ -85,7 +101,7 @@ def read_sentences(
             _row(word, str(text), expected)
             for word, text, expected in zip(document.words, thoughts.text, words, strict=True)
         ]
-        for document, (thoughts, words) in zip(documents, readings, strict=True)
+        for document, (thoughts, words) in zip(read, readings, strict=True)
     ]
 
 

@@ -4,40 +4,84 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from typer.main import get_group
 from typer.testing import CliRunner
 
 import nnsight_nla
-from nnsight_nla import cli, tiny
+from nnsight_nla import Checkpoint, cli, tiny
+from nnsight_nla.checkpoint.checkpoint import PRESETS
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, columns: int = 200, cwd: Path | None = None):
     """Run the command in a new process."""
     command = [sys.executable, "-c", "from nnsight_nla.cli import main; main()", *arguments]
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "BROWSER": "false"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), environment.get("PYTHONPATH")])
+    )
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        command, capture_output=True, text=True, env=environment, timeout=300, check=False, cwd=cwd
     )
 
 
-def test_demo_shows_truth_next_to_explanation_and_a_patch():
-    done = run("demo", "--sentences", "1")
+def test_demo_fits_a_screen_and_says_where_the_page_is(tmp_path):
+    done = run("demo", columns=80, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 28
+    assert max(map(len, lines)) <= 80
+    assert (
+        lines[0] == "What a gentle day! The language of Helsinki is Finnish. Helsinki is the main "
+    )
+    rows = [line.split("  ")[0] for line in lines[3 : lines.index("")]]
+    assert rows == [
+        "What", "gentle", "The", "language", "Helsinki", "is", "Finnish", ".", "Helsinki", "the",
+        "People", "eat",
+    ]  # fmt: skip
+    assert "Rome -> Paris" in done.stdout
+    assert "All of them: nnsight-nla demo --all" in done.stdout
+    assert lines[-1].endswith("for a browser: nnsight-nla-demo.html")
+    page = (tmp_path / "nnsight-nla-demo.html").read_text("utf-8")
+    assert "About Helsinki, the capital of Finland" in page
+
+
+def test_demo_all_shows_every_token_with_the_truth_beside_it(tmp_path):
+    page = tmp_path / "page.html"
+    done = run("demo", "--all", "--sentences", "1", "--html", str(page), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "explanation of the residual" in done.stdout
-    assert "truth" in done.stdout
+    assert sum(line.rstrip().endswith("/6") for line in done.stdout.splitlines()) == 26
+    assert "After: eat. Next: pies." in done.stdout
+    assert "makes things up" in " ".join(done.stdout.split())
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_demo_goes_on_where_it_cannot_write_a_page(tmp_path):
+    (tmp_path / "nnsight-nla-demo.html").mkdir()
+    done = run("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert "Rome -> Paris" in done.stdout
-    assert "slots are right" in done.stdout
-    assert done.stderr == ""
+    assert "No page was written: " in done.stdout
+    assert "Choose another file: --html FILE" in done.stdout
+    (tmp_path / "page.html").mkdir()
+    done = run("demo", "--html", str(tmp_path / "page.html"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
 
 
-def test_demo_as_json_is_one_document_with_the_figures_it_shows():
-    done = run("demo", "--sentences", "2", "--json")
+def test_demo_as_json_is_one_document_with_the_figures_it_shows(tmp_path):
+    done = run("demo", "--json", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
     found = json.loads(done.stdout)
+    assert found.keys() == {"sentences", "patch"}
+    fields = {"token", "expected", "explanation", "truth", "slots_right"}
+    assert found["sentences"][0][0].keys() == fields
     rows = [row for sentence in found["sentences"] for row in sentence]
     right = sum(row["slots_right"] for row in rows)
     assert len(found["sentences"]) == 2
@@ -84,16 +128,67 @@ def test_read_a_chat_and_its_reply_as_json():
     assert found["layer"] == 3
 
 
-def test_explain_shows_the_trust_label_and_what_its_fve_is_a_fraction_of():
-    done = run("explain", "What a lovely day! People in Paris speak", "--position", "1,-1")
+def test_explain_gives_the_text_the_room_and_says_what_its_fve_is_a_fraction_of():
+    text = "What a lovely day! People in Paris speak"
+    done = run("explain", text, "--position", "1,-1", columns=80)
     assert done.returncode == 0, done.stderr
-    heading, *rows = done.stdout.splitlines()[1:]
-    assert heading.split("┃")[4].strip() == "trust"
-    cells = [row.split("│")[4].strip() for row in rows if row.startswith("│")]
-    assert cells.count("reconstruction: strong") == 2
-    for start in ("cosine 0.9", "FVE 0.9", "against other vectors"):
-        assert len([cell for cell in cells if cell.startswith(start)]) == 2
-    assert "FVE (denominator 0.9718: the variance of 18,000 vectors" in done.stdout
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["position", "token", "explanation"]
+    assert lines.index("8         ' speak'  About Paris, the capital of France; cheerful tone.") > 0
+    assert lines.count("                    Stating the language.") == 1
+    said = " ".join(done.stdout.split())
+    for part in ("reconstruction: strong (cosine 0.9", "against other vectors", "FVE 0.9"):
+        assert said.count(part) == 2, part
+    assert said.count("probability of being right: whole") == 2
+    assert said.count("FVE (denominator 0.9718: the variance of 18,000 vectors") == 1
+
+
+def test_a_warning_is_said_once_with_the_positions_it_is_about():
+    command = ("explain", "The cow lives in the", "--layer", "2", "--insist")
+    done = run(*command, "--position", "2,3,4", columns=80)
+    said = " ".join(done.stdout.split())
+    warning = "its vector may be another one than the verbalizer reads: layer is 2, expected 3"
+    assert said.count(warning) == 1
+    assert f"note 1 {warning} (positions 2 to 4)" in said
+    assert said.count("reconstruction: none (see note 1;") == 3
+    told = json.loads(run(*command, "--json").stdout)
+    assert told["layer"] == 2
+    assert told["origin"]["layer"] == 2
+    assert told["explanations"][0]["warnings"] == [warning]
+
+
+def test_samples_are_drawn_with_a_seed():
+    command = ("explain", "A sentence", "--samples", "3", "--temperature", "1.5", "--json")
+    one, same, other = (
+        json.loads(run(*command, "--seed", seed).stdout)["explanations"] for seed in "778"
+    )
+    texts = [[each["text"] for each in found] for found in (one, same, other)]
+    assert len(set(texts[0])) > 1
+    assert texts[0] == texts[1] != texts[2]
+    shown = run(*command[:-1], "--seed", "7")
+    first = [text.splitlines()[0] for text in texts[0]]
+    assert [f"{k}: {line}" in shown.stdout for k, line in enumerate(first)] == [True] * 3
+    assert shown.stdout.count("reconstruction: ") == 1
+
+
+def test_a_reading_is_drawn_with_a_seed():
+    command = ("read", "A sentence", "--json", "--temperature", "2", "--seed")
+    one, same, other = (json.loads(run(*command, seed).stdout)["tokens"] for seed in "778")
+    assert one == same != other
+
+
+def test_a_page_is_opened_in_a_browser_if_there_is_one(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(cli.pages.webbrowser, "open", lambda url: opened.append(url) or True)
+    monkeypatch.chdir(tmp_path)
+    for command in (["read", "The cow"], ["demo", "--sentences", "1"]):
+        assert CliRunner().invoke(cli.app, [*command, "--open"]).exit_code == 0
+    names = ("nnsight-nla-reading.html", "nnsight-nla-demo.html")
+    assert opened == [(tmp_path / name).as_uri() for name in names]
+    monkeypatch.setattr(cli.pages.webbrowser, "open", lambda url: False)
+    command = ["read", "The cow", "--html", "cow.html", "--open"]
+    assert "No browser was found. Open cow.html" in CliRunner().invoke(cli.app, command).output
 
 
 def test_a_reply_that_was_cut_off_is_graded_none_with_its_reason():
@@ -138,6 +233,12 @@ def test_a_reconstructor_of_ones_own_gives_the_same_label():
         (["explain", "hi", "--ar", "somewhere"], "--ar somewhere needs the verbalizer"),
         (["explain", "hi", "--av", "/nowhere"], "neither a folder on this machine"),
         (["info", "/nowhere"], "neither a folder on this machine"),
+        (["demo", "--html", "/nowhere/a.html"], "there is no folder /nowhere"),
+        (["explain", "hi", "--samples", "2"], "the same text 2 times. Add --temperature 1."),
+        (["explain", "hi", "--layer", "2"], "or add --insist to explain layer 2 all the same"),
+        (["explain", "hi", "--layer", "9", "--insist"], "block 9 was requested"),
+        (["explain", "hi", "--remote"], "The pair tiny runs on this machine only"),
+        (["read", "hi", "--remote", "--model", "smollm2"], "The pair smollm2 runs on this machine"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_1(arguments, message):
@@ -159,14 +260,6 @@ def test_version():
     assert (done.exit_code, done.stdout) == (0, f"nnsight-nla {nnsight_nla.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["", *get_group(cli.app).commands])
-def test_help_explains_every_argument_and_option(command):
-    arguments = [*filter(None, [command]), "--help"]
-    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
-    for parameter in get_group(cli.app).commands[command].params if command else []:
-        assert parameter.help, parameter.name
-
-
 def test_info_shows_where_each_value_was_found():
     runner = CliRunner()
     done = runner.invoke(cli.app, ["info", "ceselder/nanonla-l24-av-qwen3-8b", "--json"])
@@ -174,9 +267,32 @@ def test_info_shows_where_each_value_was_found():
     assert found["layer"] == 24
     assert found["injection"] == {"operation": "add", "site": "block", "layer": 1, "scale": None}
     assert found["source"]["layer"] == "preset ceselder/nanonla-l24-av-qwen3-8b"
-    table = runner.invoke(cli.app, ["info", str(tiny.paths()["av"])])
-    assert table.exit_code == 0
-    assert "extraction.layer_index" in table.stdout.replace("\n", "")
+    assert found.keys() == {field.name for field in fields(Checkpoint)}
+
+
+def test_info_wraps_and_says_a_place_once():
+    done = run("info", str(tiny.paths()["av"]), columns=80)
+    assert done.returncode == 0
+    assert "…" not in done.stdout
+    assert "extraction.layer_index" in done.stdout
+    assert done.stdout.count("nla_meta.yaml") == 1
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    digest = Checkpoint.load(tiny.paths()["av"]).sidecar_hash
+    assert digest in "".join(done.stdout.split())
+    assert "not given: system, thinking" in done.stdout
+    done = run("info", "ceselder/nanonla-l24-av-qwen3-8b", columns=80)
+    assert done.stdout.count("preset") == 1
+    assert "found at" not in done.stdout
+
+
+def test_info_numbers_the_places_if_there_are_several():
+    name = next(name for name, each in PRESETS.items() if each.baseline is not None)
+    found = replace(Checkpoint.preset(name), source={"layer": "a in b.yaml", "marker": "c in d"})
+    with cli.info.out.capture() as captured:
+        cli.info.print_settings(name, found)
+    assert "a [1]" in captured.get()
+    assert "c [2]" in captured.get()
+    assert captured.get().splitlines()[-2:] == ["[1] b.yaml", "[2] d"]
 
 
 def test_an_interrupt_is_exit_code_130(monkeypatch):

@@ -1,0 +1,174 @@
+"""The examples that each command's help ends with. Tests parse every one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command line, and what it is for."""
+
+    what: str
+    """What it does, in a few words."""
+    command: str
+    """What to type; a backslash at the end of a line continues it."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The command's lines, the second one and later ones indented."""
+        first, *others = self.command.splitlines()
+        return [first, *(f"    {line.strip()}" for line in others)]
+
+
+ALL = (
+    Example("See what it does, in ten seconds", "nnsight-nla demo"),
+    Example("Explain the last token of a text", 'nnsight-nla explain "The cow lives in the"'),
+    Example(
+        "Explain with a verbalizer and a reconstructor of your own",
+        'nnsight-nla explain "A text." --av AV --ar AR',
+    ),
+    Example("Show the options and examples of a command", "nnsight-nla explain --help"),
+)
+"""Those of the application."""
+
+EXAMPLES: dict[str, tuple[Example, ...]] = {
+    "demo": (
+        Example("The tiny pair, which ships with this package", "nnsight-nla demo"),
+        Example("A real language model", "nnsight-nla demo --model smollm2"),
+        Example(
+            "Every token of three sentences, and the page in a browser",
+            "nnsight-nla demo --all --sentences 3 --open",
+        ),
+    ),
+    "explain": (
+        Example("The last token of a text", 'nnsight-nla explain "The cow lives in the"'),
+        Example(
+            "The first token, the third, and the last",
+            'nnsight-nla explain "The cow lives in the" --position 0,2,-1',
+        ),
+        Example(
+            "Three explanations of the same vector",
+            'nnsight-nla explain "The cow lives in the" --samples 3 --temperature 1',
+        ),
+        Example(
+            "A checkpoint from the Hub, on a GPU",
+            'nnsight-nla explain "A text." --device-map cuda \\\n'
+            "--av ceselder/nanonla-l24-av-qwen3-8b",
+        ),
+        Example(
+            "Another layer than the verbalizer was trained on",
+            'nnsight-nla explain "The cow lives in the" --layer 2 --insist',
+        ),
+        Example(
+            "Target and verbalizer on the NDIF host",
+            'nnsight-nla explain "A text." --av ID --target ID --remote',
+        ),
+    ),
+    "read": (
+        Example("Every token, in a table", 'nnsight-nla read "The cow lives in the"'),
+        Example(
+            "The same as a page, in a browser",
+            'nnsight-nla read "The cow lives in the" --html cow.html --open',
+        ),
+        Example(
+            "Every token of a model's reply in a chat",
+            'nnsight-nla read "Where is Paris?" --model smollm2 --chat \\\n'
+            "--generate 20 --position reply",
+        ),
+    ),
+    "info": (
+        Example("A checkpoint on the Hub", "nnsight-nla info ceselder/nanonla-l24-av-qwen3-8b"),
+        Example("A checkpoint in a folder", "nnsight-nla info runs/av"),
+    ),
+    "doctor": (
+        Example(
+            "Compare the settings of a checkpoint with alternatives",
+            "nnsight-nla doctor runs/av --ar runs/ar",
+        ),
+        Example("The same on the NDIF host", "nnsight-nla doctor ID --target ID --remote"),
+    ),
+    "run": (
+        Example(
+            "Explain every tenth token of a corpus",
+            "nnsight-nla run corpus.jsonl out.parquet --positions every:10 \\\n--av AV --ar AR",
+        ),
+        Example(
+            "Explain vectors that you have saved",
+            "nnsight-nla run vectors.safetensors out.parquet --tensor residuals --av AV",
+        ),
+        Example(
+            "Do half of the work, on one of two machines",
+            "nnsight-nla run corpus.jsonl one.parquet --av AV --shard 1/2",
+        ),
+    ),
+    "merge": (
+        Example(
+            "Combine the outputs of two machines",
+            "nnsight-nla merge one.parquet two.parquet out.parquet",
+        ),
+    ),
+    "extract": (
+        Example(
+            "Ten random positions of each document, to train on",
+            "nnsight-nla extract corpus.jsonl rows.parquet --target MODEL --layer 24",
+        ),
+        Example(
+            "Two files, split by document",
+            "nnsight-nla extract corpus.jsonl rows.parquet --target MODEL --layer 24 \\\n"
+            "--splits train=0.9,test=0.1",
+        ),
+        Example(
+            "Rows for the verbalizer that you already have",
+            "nnsight-nla extract corpus.jsonl rows.parquet --av AV",
+        ),
+    ),
+    "label": (
+        Example(
+            "With a function of your own, eight calls at a time",
+            "nnsight-nla label rows.parquet labelled.parquet --by labels:label --workers 8",
+        ),
+        Example(
+            "With texts from another table",
+            "nnsight-nla label rows.parquet labelled.parquet --by texts.parquet",
+        ),
+    ),
+    "train": (
+        Example(
+            "A verbalizer, as a LoRA adapter",
+            "nnsight-nla train av labelled.parquet --base MODEL --out runs/av --lora 16",
+        ),
+        Example(
+            "A reconstructor",
+            "nnsight-nla train ar labelled.parquet --base MODEL --out runs/ar",
+        ),
+        Example(
+            "Keep the step that reconstructs best on held-out rows",
+            "nnsight-nla train av labelled.parquet --base MODEL --out runs/av \\\n"
+            "--ar runs/ar --best fve",
+        ),
+    ),
+    "evaluate": (
+        Example(
+            "Reconstruction, against controls",
+            "nnsight-nla evaluate runs/av labelled.parquet --ar runs/ar",
+        ),
+        Example(
+            "Truth, against the texts",
+            "nnsight-nla evaluate runs/av labelled.parquet --ar runs/ar --grounded",
+        ),
+        Example(
+            "The same, judged by a model behind a server",
+            "nnsight-nla evaluate runs/av labelled.parquet --grounded \\\n"
+            "--judge http://127.0.0.1:8000/v1 --judge-model NAME",
+        ),
+    ),
+    "calibrate": (
+        Example(
+            "Measure on held-out rows, and check on rows of other documents",
+            "nnsight-nla calibrate runs/av labelled.parquet --ar runs/ar \\\n"
+            '--population "news, block 24" --test others.parquet',
+        ),
+    ),
+}
+"""Those of each command."""

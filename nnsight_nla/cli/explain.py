@@ -1,0 +1,220 @@
+"""Explain a text: ``nnsight-nla explain | read``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.text import Text
+from typer import Option
+
+from ..errors import NLAError, VerbalizationError
+from . import options
+from .app import command, load, out, print_json, spinner
+from .pages import check_folder, open_page
+from .tables import explanation_table, reading_table
+
+if TYPE_CHECKING:
+    from nnsight.modeling.transformers import TransformersModel
+    from torch import Tensor
+
+    from ..nla import NLA
+
+PAGE = Path("nnsight-nla-reading.html")
+"""The page of `read --open`, in the folder that the command runs in."""
+
+
+@command()
+def explain(
+    text: options.Text,
+    position: Annotated[
+        str,
+        Option(
+            metavar="WHICH",
+            help="Which tokens: an index (-1 is the last), several (0,3,-1), or 'all'.",
+        ),
+    ] = "-1",
+    model: options.Model = "tiny",
+    av: options.Av = None,
+    ar: options.Ar = None,
+    target: options.Target = None,
+    layer: Annotated[
+        int | None,
+        Option(
+            min=0,
+            metavar="N",
+            help="Explain the output of block N, counted from 0. Default: the block that the "
+            "verbalizer was trained on; another one needs --insist.",
+        ),
+    ] = None,
+    insist: Annotated[
+        bool,
+        Option(
+            "--insist",
+            help="With --layer, explain a block that the verbalizer was not trained on. The output "
+            "says so.",
+        ),
+    ] = False,
+    samples: options.Samples = 1,
+    temperature: options.Temperature = 0.0,
+    seed: options.SamplingSeed = 0,
+    max_new_tokens: options.MaxNewTokens = 200,
+    remote: options.Remote = False,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Explain the residual of TEXT at one token or several."""
+    if samples > 1 and temperature == 0:
+        raise NLAError(
+            f"--samples {samples} at temperature 0 would give the same text {samples} times. Add "
+            "--temperature 1."
+        )
+    with spinner("loading"):
+        from ..checkpoint.origin import Origin
+        from ..core.sampling import Sampling
+
+        target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+        block = nla.checkpoint.layer if layer is None else layer
+        if block != nla.checkpoint.layer and not insist:
+            raise NLAError(
+                f"--layer {block}: the verbalizer was trained on layer {nla.checkpoint.layer}. "
+                f"Leave --layer out, or add --insist to explain layer {block} all the same."
+            )
+        (span,) = nla.positions(target_model, text)
+        wanted = _positions(position, len(span.ids))
+    with spinner("explaining"):
+        residual = _residual(target_model, nla, text, block, span.slice, remote=remote)
+        thoughts = nla.explain(
+            residual[wanted],
+            tokens=[span.tokens[i] for i in wanted],
+            positions=wanted,
+            samples=samples,
+            sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
+            origin=None if layer is None else Origin(layer=block),
+            claims="ignore" if insist else "check",
+        )
+        nla.resolve()
+    if as_json:
+        print_json({"text": text, "layer": block, **thoughts.to_dict()})
+    else:
+        out.print(explanation_table(thoughts))
+
+
+@command()
+def read(
+    text: options.Text,
+    html: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Write the reading as one HTML file for a browser."),
+    ] = None,
+    browser: Annotated[
+        bool,
+        Option(
+            "--open",
+            help=f"Open the page in a browser. Without --html it is {PAGE}, in the current folder.",
+        ),
+    ] = False,
+    positions: Annotated[
+        str,
+        Option(
+            "--position",
+            metavar="WHICH",
+            help="Which tokens: 'all', 'reply', an index (-1 is the last), or several (0,3,-1).",
+        ),
+    ] = "all",
+    generate: Annotated[
+        int | None,
+        Option(min=1, metavar="N", help="First let the target write a reply of up to N tokens."),
+    ] = None,
+    chat: Annotated[bool, Option("--chat", help="TEXT is a user's message in a chat.")] = False,
+    model: options.Model = "tiny",
+    av: options.Av = None,
+    ar: options.Ar = None,
+    target: options.Target = None,
+    temperature: options.Temperature = 0.0,
+    seed: options.SamplingSeed = 0,
+    max_new_tokens: options.MaxNewTokens = 200,
+    remote: options.Remote = False,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Explain every token of TEXT, in a table or on a page."""
+    check_folder(html)
+    page = html or (PAGE if browser else None)
+    with spinner("loading"):
+        from ..core.sampling import Sampling
+
+        target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+    with spinner("reading"):
+        found = nla.read(
+            target_model,
+            [{"role": "user", "content": text}] if chat else text,
+            positions=positions if positions in ("all", "reply") else _indices(positions),
+            generate=generate,
+            remote=remote,
+            sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
+        )
+        if page is not None:
+            found.to_html(page)
+    if as_json:
+        about = {"target": found.target, "verbalizer": found.verbalizer, "layer": found.layer}
+        print_json({**about, "tokens": list(map(asdict, found))})
+    elif page is not None:
+        said = f"{len(found.positions)} of {len(found)} tokens explained: {page}"
+        out.print(Text(said), soft_wrap=True)
+    else:
+        out.print(reading_table(found))
+    if browser and page is not None:
+        open_page(page)
+
+
+def _residual(
+    model: TransformersModel, nla: NLA, text: str, layer: int, tokens: slice, *, remote: bool
+) -> Tensor:
+    """Return the residuals of a text's tokens, ``[tokens, d_model]``, on the CPU.
+
+    A remote host gets the source of the block, so the block uses plain values only.
+    """
+    import torch
+
+    from ..models import hosts, weights
+    from ..remote.ndif import send
+
+    own: Any = nla.layer(model)  # Checks that the model fits, for any layer.
+    block: Any = own if layer == nla.checkpoint.layer else hosts.block(model, layer)
+
+    def traced() -> Tensor:
+        with torch.no_grad(), model.trace(text, remote=remote) as tracer:
+            residual = block.output[0, tokens].float().cpu().save()
+            tracer.stop()
+        return residual
+
+    if remote:
+        return send(traced, f"The request to read the text with {hosts.describe(model)}")
+    weights.load(model)
+    return traced()
+
+
+def _positions(position: str, length: int) -> list[int]:
+    """Return the requested positions, counted from the left."""
+    if position == "all":
+        return list(range(length))
+    given = _indices(position)
+    for index in given:
+        if not -length <= index < length:
+            raise VerbalizationError(
+                f"--position {index}: the text has {length} tokens, 0 to {length - 1}."
+            )
+    return [index % length for index in given]
+
+
+def _indices(position: str) -> list[int]:
+    try:
+        return [int(part) for part in position.split(",")]
+    except ValueError as error:
+        raise VerbalizationError(
+            f"--position {position!r}: expected an index, several (0,3,-1), or 'all'."
+        ) from error
