@@ -18,8 +18,9 @@ from playwright.sync_api import Page, sync_playwright
 
 TUTORIALS = Path(__file__).parents[1]
 THUMBNAILS = TUTORIALS / "thumbnails"
-WIDTH, HEIGHT = 640, 400
-SHOWN = (".plotly-graph-div", ".cell_output iframe", ".cell_input")
+WIDTH, HEIGHT = 700, 440
+CODE = ".cell_input"
+SHOWN = (".plotly-graph-div", ".cell_output iframe", CODE)
 """What is photographed, the best first; of several figures or pages the last one."""
 
 
@@ -27,10 +28,9 @@ def photograph(page: Page, source: Path, picture: Path) -> None:
     """Photograph one tutorial's figure, without what lies over it."""
     page.goto(source.as_uri())
     page.wait_for_timeout(1000)
-    found = next(all_of for each in SHOWN if (all_of := page.query_selector_all(each)))
-    shown = found[0] if SHOWN.index(".cell_input") and len(found) == 1 else found[-1]
-    if not page.query_selector_all(", ".join(SHOWN[:-1])):
-        shown = found[0]
+    kind = next(each for each in SHOWN if page.query_selector(each))
+    found = page.query_selector_all(kind)
+    shown = found[0] if kind == CODE else found[-1]
     shown.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     box = shown.bounding_box()
@@ -53,7 +53,7 @@ def main() -> None:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         for notebook in sorted(TUTORIALS.glob("*.ipynb")):
             picture = THUMBNAILS / f"{notebook.stem}.png"
             photograph(page, site / f"{notebook.stem}.html", picture)
