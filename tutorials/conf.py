@@ -33,7 +33,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "myst_nb",
     "tutorials.site.generated",
-    "tutorials.site.figures",
+    "tutorials.site.outputs",
 ]
 exclude_patterns = ["recipes", "site", "generated/*.md", "**/.ipynb_checkpoints", "_build"]
 default_role = "py:obj"
