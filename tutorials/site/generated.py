@@ -10,14 +10,16 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
 from typer.main import get_group
 
 from nnsight_nla import tiny
 from nnsight_nla.cli import app as application
 from tutorials.recipes.tiny import tables
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 FOLDER = Path(__file__).parents[1] / "generated"
 PROGRAM = "nnsight-nla"
