@@ -84,3 +84,50 @@ def test_broken_links_are_found(tmp_path, link, wrong):
     (tmp_path / "a.html").write_text(f'<p id="here"><a href="{link}">x</a>', "utf-8")
     (tmp_path / "b.html").write_text('<h1 id="there">', "utf-8")
     assert list(links.broken(tmp_path)) == ([(Path("a.html"), link)] if wrong else [])
+
+
+def test_stored_outputs_have_no_bars_paths_or_scripts():
+    store = pytest.importorskip("tutorials.site.store")  # needs the dev extra
+    printed = {
+        "output_type": "stream",
+        "name": "stdout",
+        "text": "/x/nnsight_nla/tiny/weights/av\n",
+    }
+    bar = {"output_type": "stream", "name": "stderr", "text": "100%"}
+    timed = {"output_type": "stream", "name": "stdout", "text": "5 rows (0.3 s)"}
+    figure = {
+        "output_type": "display_data",
+        "data": {"text/html": '<div class="plotly-graph-div">', "text/plain": "Figure at 0x7f"},
+    }
+    begun = {"output_type": "display_data", "data": {"text/html": "<script>x</script>"}}
+    assert store.stripped([printed, bar, timed, begun, figure], lambda _: "PNG") == [
+        {
+            "output_type": "stream",
+            "name": "stdout",
+            "text": "…/nnsight_nla/tiny/weights/av\n5 rows (… s)",
+        },
+        {
+            "output_type": "display_data",
+            "metadata": {},
+            "data": {"image/png": "PNG", "text/plain": "Figure"},
+        },
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stored", "fresh", "wrong"),
+    [
+        ("cosine 0.981", "cosine 0.979", False),
+        ("loss 120.1", "loss 120.9", False),
+        ("cosine 0.981", "cosine 0.901", True),
+        ("About Paris.", "About Rome.", True),
+        ("one", "one\ntwo", True),
+    ],
+)
+def test_outputs_that_differ_in_more_than_a_last_digit_are_found(stored, fresh, wrong):
+    store = pytest.importorskip("tutorials.site.store")
+
+    def printed(text):
+        return [{"output_type": "stream", "name": "stdout", "text": text}]
+
+    assert store.differs(printed(stored), printed(fresh)) is wrong

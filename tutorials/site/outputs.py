@@ -39,18 +39,17 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _neutral(app: Sphinx, _: str, __: str, context: dict[str, Any], ___: Any) -> None:
-    body = context.get("body")
-    if not body:
-        return
+def neutral(html: str, script: str = SCRIPT) -> str:
+    """Return the HTML of outputs without this machine's paths, and with one local `script`."""
     for place in _PLACES:
-        body = place.sub("…", body)
-    context["body"] = body
-    if not _FROM_CDN.search(body):
-        return
-    source = context["pathto"](f"_static/{SCRIPT}", 1)
-    body = _FROM_CDN.sub(f'<script src="{source}"></script>', body, count=1)
-    context["body"] = _UNUSED.sub("", _FROM_CDN.sub("", body))
+        html = place.sub("…", html)
+    html = _FROM_CDN.sub(f'<script src="{script}"></script>', html, count=1)
+    return _UNUSED.sub("", _FROM_CDN.sub("", html))
+
+
+def _neutral(app: Sphinx, _: str, __: str, context: dict[str, Any], ___: Any) -> None:
+    if context.get("body"):
+        context["body"] = neutral(context["body"], context["pathto"](f"_static/{SCRIPT}", 1))
 
 
 def _copy_script(app: Sphinx, failed: Exception | None) -> None:
