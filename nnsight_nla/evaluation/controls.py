@@ -28,11 +28,11 @@ class Controls:
     """Explanations that do not depend on your vectors."""
 
     null: Explanation
-    """Shape (): nothing is injected at the marker."""
+    """Nothing is injected at the marker; shape ``()``."""
     random: Explanation
-    """Shape (n,): of random directions, uniform on the sphere."""
+    """Of random directions, uniform on the sphere; shape ``(n,)``."""
     shuffled: Explanation | None
-    """Shape (n,): of another row's vector each; ``None`` without vectors to shuffle."""
+    """Of another row's vector each; shape ``(n,)``. ``None`` without vectors to shuffle."""
     order: tuple[int, ...] | None
     """Row i of `shuffled` has the vector of row ``order[i]``, never its own."""
 

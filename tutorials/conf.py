@@ -1,18 +1,25 @@
-"""Build the API reference from the docstrings.
+"""Build the site: the tutorials with their outputs, guides, figures, and the API reference.
 
-    sphinx-build -W --keep-going -b html tutorials/reference /tmp/reference
+    sphinx-build -W --keep-going -b html tutorials /tmp/site
+    python -m tutorials.site.links /tmp/site
 
-Docstrings are Google style (napoleon) in reST; a name in single backticks is a link where the
-reference documents that name, and code otherwise. Building and reading need no network.
+The notebooks are executed, once for each state of the package (`tutorials.site.execution`).
+Docstrings are Google style (napoleon) in reST. In reST a name in single backticks is a link where
+the reference documents that name, and code otherwise. Building and reading need no network.
 """
 
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.util import logging
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import nnsight_nla
 from nnsight_nla.experiments import ablate, patch, steer
+from tutorials.site import execution
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,7 +28,14 @@ author = "the nnsight_nla authors"
 version = release = installed("nnsight-nla")
 project_copyright = "Apache-2.0"
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_nb",
+    "tutorials.site.generated",
+    "tutorials.site.outputs",
+]
+exclude_patterns = ["recipes", "site", "generated/*.md", "**/.ipynb_checkpoints", "_build"]
 default_role = "py:obj"
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -37,10 +51,22 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 maximum_signature_line_length = 80
 
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(execution.cache())
+nb_execution_excludepatterns = execution.not_executed()
+nb_execution_timeout = 300
+nb_execution_raise_on_error = nb_execution_show_tb = True
+nb_merge_streams = True
+# Progress bars. What a tutorial wants to show is printed.
+nb_output_stderr = "remove"
+
 html_theme = "furo"
 html_title = f"nnsight_nla {release}"
 html_show_sourcelink = html_copy_source = False
 html_show_copyright = False
+html_static_path = ["site/static"]
+html_css_files = ["site.css"]
 # The colours of the reading page (nnsight_nla/view/page.css).
 html_theme_options = {
     "light_css_variables": {
@@ -58,6 +84,8 @@ html_theme_options = {
 
 def _indented_is_code(_, doctree):
     """Warn about an indented block that is not code: it has lost its ``::``; an error under -W."""
+    if not doctree["source"].endswith(".rst"):
+        return
     for quote in doctree.findall(nodes.block_quote):
         if not isinstance(quote.parent, nodes.list_item):
             _LOG.warning(
