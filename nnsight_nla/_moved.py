@@ -19,7 +19,7 @@ _FOLDERS = {
         "work": "pipeline",
     },
     "checkpoint": {"presets": "presets", "prompting": "prompt", "sidecar": "sidecar"},
-    "cli": {"look": "inspect", "shell": "app"},
+    "cli": {"look": "explain", "shell": "app"},
     "core": {
         "baseline": "baseline",
         "injection": "injection",

@@ -26,7 +26,9 @@ from nnsight_nla import (
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A copy of the tiny verbalizer's folder, to be broken."""
-    return Path(shutil.copytree(tiny.paths()["av"], tmp_path / "av"))
+    folder = Path(shutil.copytree(tiny.paths()["av"], tmp_path / "av"))
+    (folder / "nla_calibration.json").unlink()  # It is of the sidecar before a test edits it.
+    return folder
 
 
 def rewrite(folder: Path, change) -> None:

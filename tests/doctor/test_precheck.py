@@ -20,7 +20,7 @@ AV = tiny.paths()["av"]
 def _sidecar(tmp_path: Path, change) -> Path:
     """A copy of the tiny verbalizer's folder without weights, its sidecar changed."""
     folder = tmp_path / "av"
-    shutil.copytree(AV, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(AV, folder, ignore=shutil.ignore_patterns("*.safetensors", "nla_cal*"))
     file = folder / "nla_meta.yaml"
     tree = yaml.safe_load(file.read_text("utf-8"))
     change(tree)

@@ -28,6 +28,7 @@ def edit_json(folder: Path, name: str, **values: Any) -> Path:
 
 def edit_sidecar(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Call `change` with the parsed sidecar of `folder`, and write it back."""
+    (folder / "nla_calibration.json").unlink(missing_ok=True)  # It is of the one before.
     file = folder / "nla_meta.yaml"
     tree = yaml.safe_load(file.read_text("utf-8"))
     change(tree)
