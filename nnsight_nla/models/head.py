@@ -27,7 +27,8 @@ def head_envoy(model: Any) -> Any:
     """Return the envoy of the head of an nnsight model.
 
     Raises:
-        InjectionError: `model` does not say which of its modules computes the logits.
+        InjectionError: `model` does not say which of its modules computes the logits, or that
+            module's name is one that nnsight uses.
     """
     head = head_of(model)
     if head is None:
@@ -35,7 +36,13 @@ def head_envoy(model: Any) -> Any:
             f"{hosts.describe(model)} does not say which of its modules computes the logits, so "
             "its next tokens cannot be read."
         )
-    return hosts.envoy_of(model, head)
+    try:
+        return hosts.envoy_of(model, head)
+    except ValueError as error:  # Such as `output` in GIT, which then means the model's own.
+        raise InjectionError(
+            f"The head of {hosts.describe(model)} has a name that nnsight uses for something else, "
+            "so its next tokens cannot be read."
+        ) from error
 
 
 @contextmanager

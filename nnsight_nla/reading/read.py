@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..core.numeric import has_values, is_int
-from ..errors import NLAError, shown
+from ..errors import InjectionError, NLAError, shown
 from ..models import bridge, hosts, weights
 from ..models import target as targets
 from ..models.generation import greedy
-from ..models.head import head_envoy, head_of
+from ..models.head import head_envoy
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def _traced(
 ) -> Explanation:
     ids = torch.tensor([span.ids], device="cpu")
     tokens = [span.tokens[position] for position in wanted]
-    if head_of(model) is None or len(wanted) > _MOST_LOGITS:
+    head = _head(model) if len(wanted) <= _MOST_LOGITS else None
+    if head is None:
         with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
             residual = nla.layer(model).output[0]
             handle = nla.explain(
@@ -113,7 +114,6 @@ def _traced(
             )
             tracer.stop()
         return handle
-    head = head_envoy(model)
     with torch.no_grad(), model.trace(ids, remote=remote):
         residual = nla.layer(model).output[0]
         handle = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
@@ -123,6 +123,14 @@ def _traced(
         tuple(hosts.spelled(model.tokenizer, row).tokens) for row in likeliest.tolist()
     ]
     return handle
+
+
+def _head(model: TransformersModel) -> Any:
+    """Return the envoy of the head; ``None`` where the target's next tokens cannot be read."""
+    try:
+        return head_envoy(model)
+    except InjectionError:
+        return None
 
 
 def _with_reply(model: Target, span: Positions, new_tokens: int, remote: bool) -> Positions:
