@@ -6,10 +6,8 @@ from pathlib import Path
 
 import nnsight
 import pytest
-import torch
 
-import nnsight_nla
-from nnsight_nla import tiny
+from tests.helpers.stand_ins import stand_in
 
 FOLDER = Path(__file__).parents[1] / "tutorials" / "how_to"
 GUIDES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "index")
@@ -27,18 +25,7 @@ def blocks(name: str) -> list[str]:
 @pytest.fixture
 def stand_ins(monkeypatch):
     """The embedded pair under every name of a model, and a host that answers."""
-
-    class Target(nnsight.TransformersModel):
-        def __init__(self, name, *, task, **options):
-            super().__init__(str(tiny.paths()["target"]), task=task, dtype=torch.float32)
-
-    class Pair(nnsight_nla.NLA):
-        def __init__(self, name, *, peft=None, remote=False, **options):
-            super().__init__(tiny.paths()["av"], dtype=torch.float32)
-
-    monkeypatch.setattr(nnsight, "TransformersModel", Target)
-    monkeypatch.setattr(nnsight_nla, "NLA", Pair)
-    monkeypatch.setattr(nnsight, "status", lambda raw: {"deployments": {}})
+    stand_in(monkeypatch)
     monkeypatch.setattr(type(nnsight.CONFIG), "set_default_api_key", lambda self, key: None)
 
 

@@ -4,13 +4,11 @@ import re
 import warnings
 from pathlib import Path
 
-import nnsight
 import pytest
-import torch
 
-import nnsight_nla
 from nnsight_nla import tiny
 from nnsight_nla.smollm2 import target
+from tests.helpers.stand_ins import stand_in
 from tutorials.recipes.tiny.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -79,18 +77,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.fixture
 def stand_ins(monkeypatch):
     """The embedded pair under every name of a model, and a host that answers."""
-
-    class Target(nnsight.TransformersModel):
-        def __init__(self, name, *, task, **options):
-            super().__init__(str(tiny.paths()["target"]), task=task, dtype=torch.float32)
-
-    class Pair(nnsight_nla.NLA):
-        def __init__(self, name, *, peft=None, remote=False, **options):
-            super().__init__(tiny.paths()["av"], dtype=torch.float32)
-
-    monkeypatch.setattr(nnsight, "TransformersModel", Target)
-    monkeypatch.setattr(nnsight_nla, "NLA", Pair)
-    monkeypatch.setattr(nnsight, "status", lambda raw: {"deployments": {}})
+    stand_in(monkeypatch)
 
 
 def test_the_other_blocks_run_in_their_order(stand_ins, tmp_path, monkeypatch, capsys):

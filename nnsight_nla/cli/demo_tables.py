@@ -1,4 +1,4 @@
-"""Format what `demo` prints: sentences beside the truth, and patches."""
+"""Format what `demo` prints: sentences with the truth, and patches."""
 
 from __future__ import annotations
 

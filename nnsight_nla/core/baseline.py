@@ -155,7 +155,7 @@ class Baseline:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def in_words(self, *, digits: int = 4, short: bool = False) -> str:
-        """Return it as it stands in parentheses after an FVE.
+        """Return it as it is printed in parentheses after an FVE.
 
         Args:
             digits: How many digits of the value.

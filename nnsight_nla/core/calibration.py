@@ -1,7 +1,7 @@
 """What is known about how often a checkpoint's explanations are right, in one frozen record.
 
 `nnsight-nla calibrate` measures a `Calibration` on documents whose truth is known, and writes it
-beside the verbalizer's weights; `NLA` reads it there, and its trust labels use it:
+next to the verbalizer's weights; `NLA` reads it there, and its trust labels use it:
 
 * a logistic model for each kind of statement gives `Trust.probabilities`;
 * thresholds on the margin give the grade of the reconstruction;

@@ -246,7 +246,7 @@ class Trust:
 
 
 class Line(str):
-    """The label of an explanation as it stands in a table: its reconstruction in one line.
+    """The label of an explanation as it is shown in a table: its reconstruction in one line.
 
     Until 0.1 a table had the label's fields in this place; ``line["grade"]`` works and warns. The
     `Trust` itself is the handle's: ``thought.trust``.

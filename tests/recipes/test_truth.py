@@ -1,5 +1,7 @@
 """The shipped figures on truth: what they have to be, and the tables of the docs."""
 
+import json
+
 import pytest
 
 from nnsight_nla import smollm2, tiny
@@ -28,8 +30,6 @@ def test_probabilities_are_calibrated_on_sources_that_were_not_trained_on(pair):
 
 
 def test_the_shipped_calibration_is_the_one_that_was_tested(pair):
-    import json
-
     folder = pair.paths()["av"]
     found = Calibration.from_dict(json.loads((folder / FILE).read_text("utf-8")))
     tested = pair.figures()["truth"]["calibration"]

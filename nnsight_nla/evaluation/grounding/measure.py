@@ -22,17 +22,16 @@ Each share has its 95% interval, and its chance level where there is one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...core.numeric import is_int
-from ...core.similarity import cosine
 from ...errors import NLAError, shown
 from .agreement import auc
 from .forms import Truth, known_truth
 from .judge import Judge
 from .judged import judged
-from .matching import by_cosine, by_likelihood, match
+from .matching import Scores, by_cosine, by_likelihood, match
 from .mentions import mentions, place
 from .next_token import SaysNext, agrees, says_next
 from .rows import GroundedRows
@@ -85,10 +84,8 @@ def grounded(
     truth = truth or known_truth(rows)
     elsewhere = _elsewhere(source, numbers)
     others = None if elsewhere is None else [source.rows[number] for number in elsewhere]
-    likely = by_likelihood(nla)
-    ways = {"likelihood": likely}
-    if nla.has_reconstructor:
-        ways = {"cosine": by_cosine(nla), **ways}
+    ways = {"cosine": by_cosine(nla)} if nla.has_reconstructor else {}
+    ways["likelihood"] = by_likelihood(nla)
     figures: Figures = {
         "rows": len(numbers),
         "documents": len({row.document for row in rows}),
@@ -99,7 +96,7 @@ def grounded(
         "position": None,
         "source": None,
         "judge": None if judge is None else judged(judge, texts, source, numbers, seed=seed),
-        "agreement": _agreement(nla, source, numbers, texts, truth, says),
+        "agreement": _agreement(ways, source, numbers, texts, truth, says),
     }
     for kind in ("position", "source"):
         shares = {
@@ -149,7 +146,7 @@ def _elsewhere(source: GroundedRows, numbers: Sequence[int]) -> list[int] | None
 
 
 def _agreement(
-    nla: ExplainsAndReconstructs,
+    ways: Mapping[str, Scores],
     source: GroundedRows,
     numbers: Sequence[int],
     texts: Sequence[str | None],
@@ -171,15 +168,13 @@ def _agreement(
         return None
     said, vectors = [text for text, *_ in kept], source.vectors[[n for *_, n in kept]]
     measures: dict[str, Sequence[float | None]] = {
-        "likelihood": by_likelihood(nla)(said, vectors).tolist(),
+        **{name: scores(said, vectors).tolist() for name, scores in ways.items()},
         "mentions so far": [_share_so_far(text, row) for text, row, _ in kept],
         "next": [
             float(agrees(says(text), row.next_tokens)) if row.next_tokens else None
             for text, row, _ in kept
         ],
     }
-    if nla.has_reconstructor:
-        measures = {"cosine": cosine(nla.reconstruct(said), vectors).tolist(), **measures}
     statements = list(dict.fromkeys(name for each in known for name in each))
     return {
         name: {

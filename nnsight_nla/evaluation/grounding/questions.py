@@ -22,7 +22,7 @@ from typing import Any, Literal, cast, get_args
 from ...errors import NLAError
 
 VERSION = 1
-"""The version of the questions; stands in every result."""
+"""The version of the questions; it is part of every result."""
 EXPLANATION = 3000
 """The most characters of an explanation, from its beginning."""
 CHOICE = 300

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from nnsight_nla import NLA, Sampling, smollm2
-from nnsight_nla.core.trust import GRADES
 from nnsight_nla.evaluation import (
     GroundedRow,
     GroundedRows,
@@ -36,6 +35,7 @@ from nnsight_nla.evaluation.grounding.measure import spread
 from nnsight_nla.smollm2.explanations import explanation, truth
 from nnsight_nla.training.published import Published
 
+from ..grades import grade_shares
 from .out_of_distribution import vectors
 from .sources import subject_of
 
@@ -205,11 +205,7 @@ def grades(model: Any, nla: NLA, source: GroundedRows) -> dict[str, dict[str, fl
         thought = nla.explain(rows)
         nla.resolve(thought)
         said: Any = thought.trust
-        words = [str(each.grade) for each in said]
-        found[name] = {
-            "rows": len(words),
-            **{word: words.count(word) / len(words) for word in GRADES},
-        }
+        found[name] = grade_shares([str(each.grade) for each in said])
     return found
 
 

@@ -19,13 +19,14 @@ import torch
 from nnsight import TransformersModel
 
 from nnsight_nla import NLA, tiny
-from nnsight_nla.core.trust import GRADES
 from nnsight_nla.evaluation import GroundedRows, from_records, grounded, over_length
 from nnsight_nla.evaluation.calibrating import calibrate, save, validated
 from nnsight_nla.evaluation.grounding.forms import known_truth
 from nnsight_nla.evaluation.grounding.measure import spread
 from nnsight_nla.tiny.examples import K, collect
 from nnsight_nla.tiny.facts import Pair, held_out_pairs, training_pairs
+
+from ..grades import grade_shares
 
 FIGURES = Path(tiny.__file__).parent / "calibration.json"
 POPULATION = "residuals of the tiny target, block 3, in texts of its made-up world"
@@ -130,10 +131,7 @@ def grades(model: Any, nla: NLA, source: GroundedRows) -> dict[str, dict[str, fl
         nla.resolve(thought)
         said: Any = thought.trust
         words = [str(each.grade) for each in said]
-        found[name] = {
-            "rows": len(words),
-            **{word: words.count(word) / len(words) for word in GRADES},
-        }
+        found[name] = grade_shares(words)
         if name.startswith(("block", "text")):  # Then the label holds.
             texts = thought.extracted()[0]
             right = [
