@@ -93,29 +93,38 @@ def load(
     if av is not None and pair != "tiny":
         raise VerbalizationError(f"--model {pair} has a verbalizer. Leave out --av, or --model.")
     if av is None:
-        if remote:
-            raise VerbalizationError(
-                "--remote needs the verbalizer's name on the host: --av ID --target ID. The pair "
-                f"{pair} runs on this machine only: leave out --remote to use it."
-            )
-        for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
-            if given is not None:
-                raise VerbalizationError(
-                    f"--{option} {given} needs the verbalizer that was trained {how} it: "
-                    "--av PATH_OR_ID."
-                )
-        if pair == "smollm2":
-            from .. import smollm2
-
-            return smollm2.load(dtype="float32" if dtype == "auto" else dtype)
-        from .. import tiny
-
-        return tiny.load()
+        return _load_pair(pair, ar, target, dtype, device_map, remote=remote)
     nla = load_nla(av, ar, dtype, device_map, remote=remote)
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
     return load_target(base, dtype, device_map), nla
+
+
+def _load_pair(
+    pair: str, ar: str | None, target: str | None, dtype: str, device_map: str | None, *,
+    remote: bool,
+) -> tuple[TransformersModel, NLA]:  # fmt: skip
+    from .. import pairs
+
+    on_hub = pair == "qwen3-8b"
+    if remote and not on_hub:
+        raise VerbalizationError(
+            "--remote needs the verbalizer's name on the host: --av ID --target ID. The pair "
+            f"{pair} runs on this machine only: leave out --remote to use it."
+        )
+    for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
+        if given is not None and not (option == "ar" and on_hub):
+            raise VerbalizationError(
+                f"--{option} {given} needs the verbalizer that was trained {how} it: "
+                "--av PATH_OR_ID."
+            )
+    load = _options(dtype, device_map)
+    if dtype == "auto":
+        load.pop("dtype")  # The pair's own.
+    if not on_hub:
+        load.pop("trust_remote_code", None)  # It has no code of its own.
+    return pairs.load(pair, ar=ar, remote=remote, **load)
 
 
 def load_nla(

@@ -34,7 +34,8 @@ def run(
     positions: options.Positions = "all",
     skip: options.Skip = 0,
     max_tokens: options.MaxTokens = None,
-    av: options.AvOrTiny = None,
+    model: options.Model = "tiny",
+    av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
     remote: options.Remote = False,
@@ -82,14 +83,14 @@ def run(
             source, text=text, vector=vector, doc_id=doc_id, split=split, tensor=tensor
         )
         if rows.kind == "texts" or av is None:
-            model, nla = load(av, ar, target, dtype, device_map, remote=remote)
+            target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
         else:
-            model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
+            target_model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
     report = bulk.run(
         nla,
         rows,
         output,
-        model=model,
+        model=target_model,
         positions=positions,
         skip=skip,
         max_tokens=max_tokens,

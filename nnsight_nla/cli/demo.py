@@ -34,7 +34,7 @@ def demo(
     seed: Annotated[
         int, Option(metavar="N", help="The seed that chooses the sentences for tiny.")
     ] = 3,
-    model: options.Model = "tiny",
+    model: options.DemoModel = "tiny",
     everything: Annotated[
         bool, Option("--all", help="Show every token with its whole explanation.")
     ] = False,

@@ -12,25 +12,31 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from .. import pairs
+
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead.")]
 
 # The models.
 AvArgument = Annotated[str, Argument(metavar="AV", help="The verbalizer: a folder or a Hub id.")]
 Model = Annotated[
-    Literal["tiny", "smollm2"],
+    pairs.Name,
     Option(
         "--model",
         help="The pair to use without --av: tiny, which ships with this package and knows only a "
-        "made-up world, or smollm2, a real language model.",
+        "made-up world; smollm2, a real language model; or qwen3-8b, from the Hub, on a GPU.",
+    ),
+]
+DemoModel = Annotated[
+    Literal["tiny", "smollm2"],
+    Option(
+        "--model",
+        help="The pair to show: tiny, which ships with this package and knows only a made-up "
+        "world, or smollm2, a real language model.",
     ),
 ]
 Av = Annotated[
     str | None,
     Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: that of --model."),
-]
-AvOrTiny = Annotated[
-    str | None,
-    Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: the tiny pair's."),
 ]
 Ar = Annotated[
     str | None,
