@@ -70,7 +70,7 @@ def test_only_notebooks_that_cannot_run_here_are_left_out(monkeypatch):
     monkeypatch.setattr(execution.target, "wheel_file", lambda: Path("there"))
     assert execution.not_executed() == ["remote.ipynb"]
     monkeypatch.setattr(execution.target, "wheel_file", lambda: None)
-    assert len(execution.not_executed()) == 5
+    assert len(execution.not_executed()) == 6
 
 
 @pytest.mark.parametrize(

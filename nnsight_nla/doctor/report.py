@@ -7,6 +7,7 @@ its own noise::
 
     diagnosis = nla.doctor(model)
     print(diagnosis)            # a line per variant, and the conclusion
+    diagnosis.plot()            # the same as bars
     diagnosis.broken            # ('layer',) if the declared layer loses to another
     diagnosis.checkpoint        # the declared checkpoint with the losing settings replaced
 
@@ -19,12 +20,15 @@ depends on the vector; this separates variants less well.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Verdict = Literal["supported", "undecided", "loses", "not tried", "fails"]
 """The verdict on a declared value.
@@ -161,6 +165,16 @@ class Diagnosis:
         elif not said:
             said.append("No other setting does better than what is declared.")
         return " ".join(said)
+
+    def plot(self) -> go.Figure:
+        """Draw what each value of each setting reaches, the declared one in another colour.
+
+        Of a setting that nothing else was tried for there is nothing to compare, and it is left
+        out.
+        """
+        from .picture import bars
+
+        return bars(self)
 
     def __str__(self) -> str:
         lines = [

@@ -24,6 +24,7 @@ measured on held-out documents while it runs, and writes the final folder only w
 The stages that follow a warm start (reinforcement learning on the round trip) are not here.
 """
 
+from .curves import plot_log
 from .held_out import HeldOut
 from .published import Published
 from .reconstructor import Reconstructor, train_reconstructor
@@ -47,6 +48,7 @@ __all__ = [
     "TrainingError",
     "Watching",
     "describe",
+    "plot_log",
     "save_reconstructor",
     "save_verbalizer",
     "train",
