@@ -346,6 +346,8 @@ class NLA:
         *,
         positions: _read.Which = "all",
         generate: int | None = None,
+        layer: int | None = None,
+        claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
     ) -> Reading:
@@ -362,12 +364,15 @@ class NLA:
                 from the end), several, or a slice. The page shows the others without explanations.
             generate: Let the model first generate up to this many tokens, greedily, and read prompt
                 and reply.
+            layer: The block whose output is read; K unless given. Another one needs `claims`.
+            claims: ``"ignore"`` reads another block than the verbalizer was trained on; the
+                warnings and the labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
-            NLAError: `positions` or `generate` do not fit the text.
+            NLAError: `positions` or `generate` do not fit the text, or `layer` is not K.
         """
         from .reading import read as _read
 
@@ -377,6 +382,8 @@ class NLA:
             prompt,
             positions=positions,
             generate=generate,
+            layer=layer,
+            claims=claims,
             remote=remote,
             sampling=sampling,
         )

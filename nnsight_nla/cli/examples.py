@@ -52,9 +52,12 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             'nnsight-nla explain "The cow lives in the" --samples 3 --temperature 1',
         ),
         Example(
-            "A checkpoint from the Hub, on a GPU",
-            'nnsight-nla explain "A text." --device-map cuda \\\n'
-            "--av ceselder/nanonla-l24-av-qwen3-8b",
+            "Qwen3-8B and its published verbalizer, on a GPU",
+            'nnsight-nla explain "A text." --model qwen3-8b',
+        ),
+        Example(
+            "Another checkpoint from the Hub",
+            'nnsight-nla explain "A text." --device-map cuda \\\n--av kitft/nla-qwen2.5-7b-L20-av',
         ),
         Example(
             "Another layer than the verbalizer was trained on",
@@ -67,6 +70,10 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "read": (
         Example("Every token, in a table", 'nnsight-nla read "The cow lives in the"'),
+        Example(
+            "A page of another layer than the verbalizer was trained on",
+            'nnsight-nla read "The cow lives in the" --layer 2 --insist --open',
+        ),
         Example(
             "The same as a page, in a browser",
             'nnsight-nla read "The cow lives in the" --html cow.html --open',

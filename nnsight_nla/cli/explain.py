@@ -39,23 +39,8 @@ def explain(
     av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
-    layer: Annotated[
-        int | None,
-        Option(
-            min=0,
-            metavar="N",
-            help="Explain the output of block N, counted from 0. Default: the block that the "
-            "verbalizer was trained on; another one needs --insist.",
-        ),
-    ] = None,
-    insist: Annotated[
-        bool,
-        Option(
-            "--insist",
-            help="With --layer, explain a block that the verbalizer was not trained on. The output "
-            "says so.",
-        ),
-    ] = False,
+    layer: options.Layer = None,
+    insist: options.InsistLayer = False,
     samples: options.Samples = 1,
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
@@ -76,12 +61,7 @@ def explain(
         from ..core.sampling import Sampling
 
         target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
-        block = nla.checkpoint.layer if layer is None else layer
-        if block != nla.checkpoint.layer and not insist:
-            raise NLAError(
-                f"--layer {block}: the verbalizer was trained on layer {nla.checkpoint.layer}. "
-                f"Leave --layer out, or add --insist to explain layer {block} all the same."
-            )
+        block = _block(nla, layer, insist=insist)
         (span,) = nla.positions(target_model, text)
         wanted = _positions(position, len(span.ids))
     with spinner("explaining"):
@@ -133,6 +113,8 @@ def read(
     av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
+    layer: options.Layer = None,
+    insist: options.InsistLayer = False,
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
     max_new_tokens: options.MaxNewTokens = 200,
@@ -148,12 +130,15 @@ def read(
         from ..core.sampling import Sampling
 
         target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+        _block(nla, layer, insist=insist)
     with spinner("reading"):
         found = nla.read(
             target_model,
             [{"role": "user", "content": text}] if chat else text,
             positions=positions if positions in ("all", "reply") else _indices(positions),
             generate=generate,
+            layer=layer,
+            claims="ignore" if insist else "check",
             remote=remote,
             sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
         )
@@ -169,6 +154,21 @@ def read(
         out.print(reading_table(found))
     if browser and page is not None:
         open_page(page)
+
+
+def _block(nla: NLA, layer: int | None, *, insist: bool) -> int:
+    """Return the number of the block to explain.
+
+    Raises:
+        NLAError: It is another one than the verbalizer was trained on, without --insist.
+    """
+    own = nla.checkpoint.layer
+    if layer is not None and layer != own and not insist:
+        raise NLAError(
+            f"--layer {layer}: the verbalizer was trained on layer {own}. Leave --layer out, or "
+            f"add --insist to explain layer {layer} all the same."
+        )
+    return own if layer is None else layer
 
 
 def _residual(

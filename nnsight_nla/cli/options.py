@@ -97,6 +97,24 @@ MaxTokens = Annotated[
     int | None, Option(min=1, metavar="N", help="Read at most N tokens of each document.")
 ]
 
+Layer = Annotated[
+    int | None,
+    Option(
+        min=0,
+        metavar="N",
+        help="Explain the output of block N, counted from 0. Default: the block that the "
+        "verbalizer was trained on; another one needs --insist.",
+    ),
+]
+InsistLayer = Annotated[
+    bool,
+    Option(
+        "--insist",
+        help="With --layer, explain a block that the verbalizer was not trained on. The output "
+        "says so.",
+    ),
+]
+
 # Pages.
 Open = Annotated[bool, Option("--open", help="Open the page in a browser.")]
 

@@ -158,6 +158,18 @@ def test_a_warning_is_said_once_with_the_positions_it_is_about():
     assert told["explanations"][0]["warnings"] == [warning]
 
 
+def test_a_reading_of_another_layer_says_so(tmp_path):
+    command = ("read", "The cow lives in the", "--layer", "2", "--insist", "--position", "-1")
+    told = json.loads(run(*command, "--json").stdout)
+    assert told["layer"] == 2
+    last = told["tokens"][-1]
+    assert last["grade"] == "none"
+    assert "layer is 2, expected 3" in last["warnings"][0]
+    page = tmp_path / "a.html"
+    run(*command, "--html", page)
+    assert '"layer":2' in page.read_text("utf-8")
+
+
 def test_samples_are_drawn_with_a_seed():
     command = ("explain", "A sentence", "--samples", "3", "--temperature", "1.5", "--json")
     one, same, other = (
@@ -237,6 +249,8 @@ def test_a_reconstructor_of_ones_own_gives_the_same_label():
         (["explain", "hi", "--samples", "2"], "the same text 2 times. Add --temperature 1."),
         (["explain", "hi", "--layer", "2"], "or add --insist to explain layer 2 all the same"),
         (["explain", "hi", "--layer", "9", "--insist"], "block 9 was requested"),
+        (["read", "hi", "--layer", "2"], "or add --insist to explain layer 2 all the same"),
+        (["read", "hi", "--layer", "9", "--insist"], "block 9 was requested"),
         (["explain", "hi", "--remote"], "The pair tiny runs on this machine only"),
         (["read", "hi", "--remote", "--model", "smollm2"], "The pair smollm2 runs on this machine"),
     ],
