@@ -22,14 +22,15 @@ FOLDER = Path(__file__).parents[2] / "tutorials" / "reference"
 STILL, MOVING = FOLDER / "reading.png", FOLDER / "reading_moving.png"
 TEXT = "What a lovely day! People in Paris speak French."
 PARIS, SPEAK = 7, 8
-LABELS = ("clean", "Paris patched to Rome, block 0")
-WIDTH, HEIGHT, SCALE = 900, 505, 2
+WIDTH, HEIGHT, SCALE = 780, 640, 2
+"""The window, in CSS pixels, and its resolution; pictures end below the explanations."""
+MARGIN = 14
 LARGEST = 2_000_000
-ALONE = ((2, 1500), (PARIS, 1800), (SPEAK, 2000))
+ALONE = ((2, 2000), (PARIS, 2000), (SPEAK, 2500))
 """Which token of the one text the pointer is on, and for how many milliseconds."""
-BESIDE = ((6, 1500), (PARIS, 2000))
+BESIDE = ((6, 2000), (PARIS, 2500))
 """The same, with the patched text next to it; the last frame has a token pinned."""
-LAST = 4000
+LAST = 5000
 
 
 def readings() -> tuple[Reading, Reading]:
@@ -82,7 +83,7 @@ def frames(clean: Reading, patched: Reading, folder: Path) -> list[tuple[Image.I
     """The frames, and how long each is shown."""
     pages = (
         clean.to_html(folder / "clean.html"),
-        clean.to_html(folder / "both.html", beside=patched, labels=LABELS),
+        clean.to_html(folder / "both.html", beside=patched),
     )
     made: list[tuple[Image.Image, int]] = []
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -99,8 +100,11 @@ def frames(clean: Reading, patched: Reading, folder: Path) -> list[tuple[Image.I
         made.append((photograph(page, SPEAK), LAST))
         page.mouse.move(0, 0)
         made.append((photograph(page), LAST))
+        box = page.locator("#details").bounding_box()
         browser.close()
-    return made
+    assert box is not None
+    below = int(SCALE * (box["y"] + box["height"] + MARGIN))
+    return [(each.crop((0, 0, each.width, below)), shown) for each, shown in made]
 
 
 def main() -> None:
@@ -110,8 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = frames(clean, patched, Path(folder))
     *moving, (still, _) = made
-    # 64 colours keep the page's text and shades; what is saved is the size.
-    still.quantize(128, dither=Image.Dither.NONE).save(STILL, optimize=True)
+    still.save(STILL, optimize=True)
     first, *others = [each for each, _ in moving]
     first.save(
         MOVING,
