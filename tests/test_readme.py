@@ -7,6 +7,7 @@ from pathlib import Path
 import nnsight
 
 import nnsight_nla
+from nnsight_nla import smollm2
 from tests.helpers.stand_ins import stand_in
 from tutorials.site import readme
 
@@ -29,6 +30,13 @@ def test_each_command_is_one_line_that_ends_as_promised():
 
 def test_what_is_made_is_as_its_command_makes_it():
     assert readme.made(README) == README
+
+
+def test_what_it_says_of_truth_was_measured():
+    areas = smollm2.figures()["truth"]["predictors"]
+    label, calibrated = areas["margin over controls"], areas["calibrated probability"]
+    assert f"(AUC {label['subject']:.2f})" in README
+    assert f"does ({calibrated['subject']:.2f})" in README
 
 
 def test_links_and_pictures_work_anywhere_and_lead_to_files_that_exist():
