@@ -234,7 +234,7 @@ class SideBySide:
 
     def _repr_html_(self) -> str:
         sides = zip((self.left, self.right), self.labels, strict=True)
-        return _shown(*sides, height=160 + _height(2 * len(self.left)))
+        return _shown(*sides, height=260 + _height(2 * len(self.left)))
 
 
 def _shown(*sides: tuple[Reading, str], height: int) -> str:

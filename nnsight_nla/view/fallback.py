@@ -41,7 +41,7 @@ def fallback(readings: Sequence[Mapping[str, Any]]) -> Html:
             if tokens[i]["read"] or second[j]["read"]
         ]
     about = f"{readable(str(one['target']), 200)}, block {one['layer']}"
-    title = f"The same as a table: {about}, {len(found)} tokens"
+    title = f"If no page is shown above: {about}, {len(found)} tokens as a table"
     rows = "".join(_row("td", each) for each in found[:_ROWS])
     more = len(found) - _ROWS
     left = f"<p>{more:,} more tokens are left out here.</p>" if more > 0 else ""

@@ -104,7 +104,9 @@ def test_a_code_host_which_takes_frames_out_shows_a_table():
     assert set(data) == {"text/html", "text/plain"}
     left = as_a_code_host_shows(data["text/html"])
     assert left == as_a_code_host_shows(left) == data["text/html"].partition("</iframe>")[2]
-    assert left.startswith("<details><summary>The same as a table: target, block 3, 2 tokens<")
+    assert left.startswith(
+        "<details><summary>If no page is shown above: target, block 3, 2 tokens as"
+    )
     assert "<td>1</td><td><code>Paris</code></td><td>About Paris.<br>A city.<br>" in left
     assert "<em>reconstruction: strong</em>" in left
     assert "<em>no text: this vector is zero, it has no direction</em>" in left
