@@ -1,10 +1,12 @@
 """Draw scores by source, and reliability curves, as plotly figures.
 
-from nnsight_nla.evaluation import plot_reliability, plot_scores
+Explanations next to controls, with their texts when the pointer is on a point::
 
-controls = nla.controls(8, like=thought)
-texts = {"its own text": thought.text, "a random direction's": controls.random.text}
-plot_scores({name: nla.score(said, vectors) for name, said in texts.items()}, texts=texts)
+    from nnsight_nla.evaluation import plot_scores
+
+    controls = nla.controls(8, like=thought)
+    texts = {"its own text": thought.text, "a random direction's": controls.random.text}
+    plot_scores({name: nla.score(said, vectors) for name, said in texts.items()}, texts=texts)
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Targets with their NLA, by name: one line instead of a loader for each.
 
+Change the name to run the same code on another pair::
+
     from nnsight_nla import pairs
 
     model, nla = pairs.load("tiny")  # or "smollm2", or "qwen3-8b" on a GPU

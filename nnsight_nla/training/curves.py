@@ -1,8 +1,10 @@
 """Draw the course of a training: losses, and figures on held-out rows, by step.
 
-trained = train("av", "rows.parquet", base=base, out="av")
-plot_log(trained)
-plot_log("av")              # later, from the folder; or of a training that is still running
+After the training, later from its folder, or while it runs::
+
+    trained = train("av", "rows.parquet", base=base, out="av")
+    plot_log(trained)
+    plot_log("av")
 """
 
 from __future__ import annotations
