@@ -54,6 +54,7 @@ def bars(diagnosis: Diagnosis) -> go.Figure:
     figure.update_layout(
         title={"text": html(readable(diagnosis.conclusion, 120))},
         template=TEMPLATE,
+        barmode="overlay",
         xaxis={"title": {"text": what}},
         # The report's order, from the top; each setting's values next to each other.
         yaxis={

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _LONGEST = 2000
+_DASHES = (("dash", "dashed"), ("dot", "dotted"), ("dashdot", "dashes and dots"))
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread points evenly without a random number."""
 
@@ -109,23 +109,24 @@ def plot_scores(
                 line={"color": INK, "width": 2},
                 hovertemplate=f"mean {mean:.3f}<extra></extra>",
             )
-    for baseline, dash in zip(
-        _shown_baselines(scores, baselines), cycle(("dash", "dot", "dashdot")), strict=False
-    ):
-        figure.add_hline(
-            1 - baseline.value / 2,
-            line={"dash": dash, "width": 1, "color": INK},
-            annotation={"text": f"FVE 0 ({html(baseline.in_words())})", "font": {"size": 11}},
-            annotation_position="top right",
-        )
+    below: list[str] = []
+    for number, baseline in enumerate(_shown_baselines(scores, baselines)):
+        dash, word = _DASHES[number % len(_DASHES)]
+        figure.add_hline(1 - baseline.value / 2, line={"dash": dash, "width": 1, "color": INK})
+        below.append(f"{word}: FVE 0 ({html(baseline.in_words())})")
+    title = "<br>".join(["How much of each vector is in the text?", *map(_small, below)])
     figure.update_layout(
-        title={"text": "How much of each vector is in the text?"},
+        title={"text": title, "yref": "container", "y": 0.97, "yanchor": "top"},
         template=TEMPLATE,
         showlegend=False,
-        height=460,
+        height=440 + 18 * len(below),
+        margin={"t": 60 + 18 * len(below), "r": 20},
         xaxis={
             "tickvals": list(range(len(scores))),
-            "ticktext": ["<br>".join(map(html, wrap(name, 16))) for name in scores],
+            "ticktext": ["<br>".join(map(html, wrap(name, 14))) for name in scores],
+            "tickangle": 0,
+            "showgrid": False,
+            "zeroline": False,
         },
         yaxis={"title": {"text": "cosine of vector and reconstruction"}},
     )
@@ -183,6 +184,10 @@ def plot_reliability(
         yaxis={"title": {"text": "share that is right"}, "range": [0, 1.02]},
     )
     return figure
+
+
+def _small(line: str) -> str:
+    return f'<span style="font-size:12px">{line}</span>'
 
 
 def _shown_baselines(

@@ -257,7 +257,7 @@ def _named(*sides: tuple[Reading, str]) -> list[dict[str, Any]]:
 
 def _height(tokens: int) -> int:
     """Return the height of a notebook's frame, in CSS pixels."""
-    return 380 + int(min(1.0, tokens / _NOTEBOOK) * 320)
+    return 420 + int(min(1.0, tokens / _NOTEBOOK) * 280)
 
 
 def _line(record: TokenReading) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _MEASURED = "eval_"
+_COLOURS = len(TEMPLATE["layout"]["colorway"])
 _STATES = "*/trainer_state.json"
 _EXPECTED = (
     "expected what train() returned, its log, or the folder of a checkpoint that train() made or "
@@ -70,13 +71,14 @@ def plot_log(source: Any, *, only: Sequence[str] | None = None) -> go.Figure:
     figure = make_subplots(cols=len(panels), subplot_titles=[title for title, _ in panels])
     kept = [line["step"] for line in log if "kept" in line]
     for column, (_, some) in enumerate(panels, start=1):
-        for name in some:
+        for number, name in enumerate(some):
             points = [(line["step"], line[name]) for line in log if name in line]
             figure.add_scatter(
                 x=[step for step, _ in points],
                 y=[value for _, value in points],
                 name=html(_label(name)),
                 mode="lines+markers",
+                line={"dash": "dot" if number >= _COLOURS else "solid"},
                 row=1,
                 col=column,
             )

@@ -42,8 +42,7 @@ def test_the_line_is_where_the_fve_is_0():
     (line,) = figure.layout.shapes
     assert line.y0 == line.y1 == pytest.approx(0.6)
     assert BASELINE.fve(torch.tensor(2 * (1 - line.y0))).item() == pytest.approx(0, abs=1e-6)
-    (said,) = figure.layout.annotations
-    assert said.text == f"FVE 0 ({BASELINE.in_words()})"
+    assert f"dashed: FVE 0 ({BASELINE.in_words()})" in figure.layout.title.text
     assert not plot_scores({"a": by_hand([0.5])}, baselines=[]).layout.shapes
     assert not plot_scores({"a": by_hand([0.5], None)}).layout.shapes
     assert len(plot_scores({"a": by_hand([0.5]), "b": by_hand([0.1])}).layout.shapes) == 1
