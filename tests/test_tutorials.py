@@ -51,7 +51,7 @@ project.** What the text says about the results is about the small pair."""
 SWITCH = """\
 from nnsight_nla import pairs
 
-model, nla = pairs.load("tiny")  # or "smollm2", a real language model; or "qwen3-8b", on a GPU
+model, nla = pairs.load("tiny")  # or "smollm2"; or "qwen3-8b", on a GPU
 nla"""
 
 
