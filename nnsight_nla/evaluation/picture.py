@@ -116,15 +116,15 @@ def plot_scores(
         below.append(f"{word}: FVE 0 ({html(baseline.in_words())})")
     title = "<br>".join(["How much of each vector is in the text?", *map(_small, below)])
     figure.update_layout(
-        title={"text": title, "yref": "container", "y": 0.97, "yanchor": "top"},
+        title={"text": title, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 26}},
         template=TEMPLATE,
         showlegend=False,
         height=440 + 18 * len(below),
-        margin={"t": 60 + 18 * len(below), "r": 20},
+        margin={"t": 72 + 20 * len(below), "r": 20},
         xaxis={
             "tickvals": list(range(len(scores))),
             "ticktext": ["<br>".join(map(html, wrap(name, 14))) for name in scores],
-            "tickangle": 0,
+            "autotickangles": [0, 90],
             "showgrid": False,
             "zeroline": False,
         },
