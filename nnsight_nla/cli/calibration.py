@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
 from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
 from .app import command, load_nla, print_json, spinner
 from .app import out as console
+from .tables import new_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..core.calibration import Calibration
     from ..evaluation.reliability import Reliability
 
@@ -86,9 +88,9 @@ def calibrate(
 
 
 def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
-    table = Table(
+    table = new_table(
+        *("statement", "right", "mean probability", "calibration error", "vectors"),
         title=f"{calibration.population}: {calibration.n:,} vectors",
-        title_justify="left",
         caption="\n".join(
             [
                 f"strong from a margin of {calibration.strong:.2f}, partial from "
@@ -101,10 +103,7 @@ def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
                 ),
             ]
         ),
-        caption_justify="left",
     )
-    for name in ("statement", "right", "mean probability", "calibration error", "vectors"):
-        table.add_column(name)
     for each in calibration.statements:
         curve = curves.get(each.name)
         shown: list[Any] = ["", "", "", ""]

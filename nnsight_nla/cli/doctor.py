@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from . import options
 from .app import command, load, out, print_json, spinner
+from .tables import new_table
 
 if TYPE_CHECKING:
-    from ..doctor.report import Diagnosis
+    from rich.table import Table
+
+    from ..doctor.report import Diagnosis, Finding
+
+NOT_TRIED = "not tried"
 
 
 @command()
@@ -44,25 +48,30 @@ def doctor(
     else:
         if any(finding.variants for finding in found.findings):
             out.print(_diagnosis_table(found))
+            for finding in found.findings:
+                if finding.verdict == NOT_TRIED:
+                    line = f"not tried: {finding.setting} ({finding.note})"
+                    out.print(Text(line, style="dim"))
         out.print(Text(found.conclusion, style="green" if found.ok else "red"))
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _tried(found: Diagnosis) -> list[Finding]:
+    return [finding for finding in found.findings if finding.verdict != NOT_TRIED]
 
 
 def _diagnosis_table(found: Diagnosis) -> Table:
     from ..doctor.report import shown
 
     measured = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
-    table = Table(
+    table = new_table(
+        *("setting", "value", "extraction", "effect", "AR cosine", "verdict"),
         title=f"{found.rows} activations; the verdicts are based on {measured}",
-        title_justify="left",
         caption="effect: what the vector adds to the reply's likelihood, nats per token",
-        caption_justify="left",
     )
-    for name in ("setting", "value", "extraction", "effect", "AR cosine", "verdict"):
-        table.add_column(name, overflow="fold")
     styles = {"loses": "red", "fails": "red", "supported": "green"}
-    for finding in found.findings:
+    for finding in _tried(found):
         for variant in finding.variants:
             verdict = finding.verdict if variant.declared else variant.error or ""
             note = f": {finding.note}" if variant.declared and finding.note else ""

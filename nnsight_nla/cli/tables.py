@@ -24,13 +24,25 @@ if TYPE_CHECKING:
 _GRADES = {"strong": "green", "partial": "yellow", "weak": "red", "none": "red"}
 
 
-def new_table(*columns: str) -> Table:
+def new_table(*columns: str, title: str | None = None, caption: str | None = None) -> Table:
     """Return an empty table without lines.
 
     Args:
         columns: The headings.
+        title: What stands above it.
+        caption: What stands below it.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold underline")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold underline",
+        title=title,
+        title_justify="left",
+        title_style="",
+        caption=caption,
+        caption_justify="left",
+    )
     for name in columns:
         table.add_column(name, overflow="fold")
     return table

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
@@ -14,9 +13,12 @@ from . import options
 from .app import command, err, load_nla, load_target, print_json, spinner
 from .app import out as console
 from .grounded_table import grounded_table
+from .tables import new_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from ..evaluation.grounding.judge import Judge
     from ..nla import NLA
@@ -294,14 +296,12 @@ def _table(figures: dict[str, dict[str, Any]], rows: str) -> Table:
 
     columns = list(figures.values())
     over = {Baseline(**each["baseline"]).in_words() for each in columns if each["baseline"]}
-    table = Table(
+    table = new_table(
+        "figure",
+        *figures,
         title=f"{columns[0]['rows']} held-out rows of {rows}",
-        title_justify="left",
         caption="\n".join(f"FVE ({each})" for each in sorted(over)) or "no FVE without --ar",
-        caption_justify="left",
     )
-    for name in ("figure", *figures):
-        table.add_column(name, overflow="fold")
     for name, what in (
         ("extraction", "replies that are an explanation"),
         ("truncated", "replies that were cut off"),
