@@ -1,4 +1,4 @@
-"""``nnsight-nla doctor``: try every setting of a checkpoint against its neighbours."""
+"""``nnsight-nla doctor``: compare every setting of a checkpoint with alternatives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def doctor(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare the settings of a checkpoint with alternatives; exit with 1 if one is wrong."""
+    """Test each setting of a checkpoint against alternatives; exit with 1 if one is wrong."""
     with spinner("comparing settings"):
         from ..core.sampling import Sampling
         from ..doctor.precheck import check

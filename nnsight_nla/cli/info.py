@@ -1,4 +1,4 @@
-"""``nnsight-nla info``: the settings of a checkpoint, and where each was found."""
+"""``nnsight-nla info``: show the settings of a checkpoint, and where each was found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def info(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the settings of a checkpoint, and where each of them was found."""
+    """Show the layer, prompt, marker and other settings of a checkpoint, and their sources."""
     from ..checkpoint.checkpoint import Checkpoint
 
     found = Checkpoint.load(checkpoint)
@@ -36,7 +36,7 @@ def info(
 
 
 def print_settings(name: str, found: Checkpoint) -> None:
-    """Print a table, wrapped to the terminal; a place that values share is said once, below it."""
+    """Print a table, wrapped to the terminal; list each source file once, below it."""
     shown = {field: _shown(field, value) for field, value in vars(found).items()}
     del shown["source"]
     places = _places(found.source)
