@@ -1,9 +1,8 @@
 """Warnings that a reader of an explanation needs, one plain sentence each.
 
-They concern replies that were cut off, a vector that was probably not injected, and inputs that are
-known to be noisy: what those are, the checkpoint's calibration says. The warnings about positions
-and quotes are only given if the caller says where the vectors were read: ``explain(..., tokens=,
-positions=)``.
+They concern replies that were cut off, vectors that were probably not injected, and inputs that are
+known to be noisy, according to the checkpoint's calibration. Warnings about positions and quotes
+need to know where the vectors were read: ``explain(..., tokens=, positions=)``.
 """
 
 from __future__ import annotations

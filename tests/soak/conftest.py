@@ -15,10 +15,10 @@ HEADER = """\
 Soak tests
 ==========
 
-``pytest tests/soak`` repeats operations that must never lose data or return a wrong value: processes
-killed at random times, threads that share a model, odd arguments, pickles, templates and hostile
-texts. The seeds are fixed. All rows passed: a single loss or wrong value fails the run. The table is
-written by ``pytest tests/soak --write-figures``.
+``pytest tests/soak`` repeats operations that must never lose data or return a wrong value:
+processes killed at random times, threads that share a model, odd arguments, pickles, templates and
+hostile texts. The seeds are fixed. All rows passed: a single loss or wrong value fails the run. The
+table is written by ``pytest tests/soak --write-figures``.
 
 .. list-table::
    :header-rows: 1
