@@ -57,8 +57,8 @@ class Injection:
     layer: int | None = 1
     """The number of the block, from 0; ``None`` at the embedding."""
     scale: float | None = None
-    """``add``: the coefficient `c` (``None`` means 1); ``replace``: the L2 norm of the written vector.
-    Any other operation defines its own meaning."""
+    """``add``: the coefficient `c` (``None`` means 1); ``replace``: the L2 norm of the result. Any
+    other operation defines its own meaning."""
 
     def __post_init__(self) -> None:
         """Check the fields and that they fit each other."""
