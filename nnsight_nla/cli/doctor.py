@@ -52,11 +52,14 @@ def doctor(
 def _diagnosis_table(found: Diagnosis) -> Table:
     from ..doctor.report import shown
 
-    measured = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
+    measured = (
+        "reconstruction" if found.judge == "reconstructor" else "the likelihood of the replies"
+    )
     table = Table(
         title=f"{found.rows} activations; the verdicts are based on {measured}",
         title_justify="left",
-        caption="effect: what the vector adds to the reply's likelihood, nats per token",
+        caption="extraction: the share of well-formed explanations\n"
+        "effect: what the vector adds to the reply's log-likelihood, in nats per token",
         caption_justify="left",
     )
     for name in ("setting", "value", "extraction", "effect", "AR cosine", "verdict"):

@@ -160,7 +160,7 @@ class Diagnosis:
                 "these weights are not a verbalizer of this target, or are broken in another way."
             )
         elif not said:
-            said.append("No other setting does better than what is declared.")
+            said.append("No alternative is better than the declared settings.")
         return " ".join(said)
 
     def __str__(self) -> str:

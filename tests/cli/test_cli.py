@@ -148,7 +148,9 @@ def test_a_warning_is_said_once_with_the_positions_it_is_about():
     command = ("explain", "The cow lives in the", "--layer", "2", "--insist")
     done = run(*command, "--position", "2,3,4", columns=80)
     said = " ".join(done.stdout.split())
-    warning = "its vector may be another one than the verbalizer reads: layer is 2, expected 3"
+    warning = (
+        "its vector may differ from what the verbalizer was trained on: layer is 2, expected 3"
+    )
     assert said.count(warning) == 1
     assert f"note 1 {warning} (positions 2 to 4)" in said
     assert said.count("reconstruction: none (see note 1;") == 3
