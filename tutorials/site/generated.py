@@ -83,8 +83,8 @@ def _index(group: Any, context: Any) -> str:
         [
             _title("Commands"),
             _text(group.help or ""),
-            "``--help`` prints the same text as a command's page. With ``--json``, a command prints "
-            "one JSON document, and nothing else, to standard output.\n",
+            "``--help`` prints the same text as a command's page. With ``--json``, a command "
+            "prints one JSON document, and nothing else, to standard output.\n",
             ".. list-table::\n   :widths: 30 70\n",
             f"{listed}\n",
             "Exit codes: 0 for success; 1 if an input cannot be used (the message says what to "
