@@ -31,7 +31,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
                 [(text, trip[key]["fve"], trip[key]["cosine"]) for key, text in _SOURCES.items()],
             ),
             f"The tables above: {figures['rows']} vectors from texts whose combination of subject "
-            f"and tone was held out of all training. FVE ({Baseline(**trip['baseline']).in_words()}).",
+            "and tone was held out of all training. FVE "
+            f"({Baseline(**trip['baseline']).in_words()}).",
             _table(
                 ("trust label", "rows", "subject right", "slots right", "all six right"),
                 [(grade, *s.values()) for grade, s in figures["reliability"].items() if s["rows"]],
@@ -56,7 +57,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
             f"Patches of {figures['interventions']['pairs']} held-out pairs of texts: how often "
             "the answer and the explained subject become those of the other text. With the "
             "residual at the subject's position replaced by a mean at block 0, the explanation "
-            f"names the subject in {ablated['subject']:.3f} of the texts ({ablated['before']:.3f} before).",
+            f"names the subject in {ablated['subject']:.3f} of the texts "
+            f"({ablated['before']:.3f} before).",
         )
     )
 
