@@ -1,4 +1,4 @@
-"""``nnsight-nla doctor``: try every setting of a checkpoint against its neighbours."""
+"""``nnsight-nla doctor``: compare every setting of a checkpoint with alternatives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def doctor(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare the settings of a checkpoint with alternatives; exit with 1 if one is wrong."""
+    """Test each setting of a checkpoint against alternatives; exit with 1 if one is wrong."""
     with spinner("comparing settings"):
         from ..core.sampling import Sampling
         from ..doctor.precheck import check
@@ -64,11 +64,15 @@ def _tried(found: Diagnosis) -> list[Finding]:
 def _diagnosis_table(found: Diagnosis) -> Table:
     from ..doctor.report import shown
 
-    measured = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
+    measured = (
+        "reconstruction" if found.judge == "reconstructor" else "the likelihood of the replies"
+    )
     table = new_table(
         *("setting", "value", "extraction", "effect", "AR cosine", "verdict"),
         title=f"{found.rows} activations; the verdicts are based on {measured}",
-        caption="effect: what the vector adds to the reply's likelihood, nats per token",
+        caption="extraction: the share of well-formed explanations
+"
+        "effect: what the vector adds to the reply's log-likelihood, in nats per token",
     )
     styles = {"loses": "red", "fails": "red", "supported": "green"}
     for finding in _tried(found):

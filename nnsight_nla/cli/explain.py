@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..nla import NLA
 
 PAGE = Path("nnsight-nla-reading.html")
-"""The page of `read --open`, in the folder that the command runs in."""
+"""The page of `read --open`, in the current folder."""
 
 
 @command()
@@ -45,15 +45,14 @@ def explain(
             min=0,
             metavar="N",
             help="Explain the output of block N, counted from 0. Default: the block that the "
-            "verbalizer was trained on; another one needs --insist.",
+            "verbalizer was trained on; any other block needs --insist.",
         ),
     ] = None,
     insist: Annotated[
         bool,
         Option(
             "--insist",
-            help="With --layer, explain a block that the verbalizer was not trained on. The output "
-            "says so.",
+            help="Accept a --layer that the verbalizer was not trained on. The output says so.",
         ),
     ] = False,
     samples: options.Samples = 1,
@@ -65,10 +64,10 @@ def explain(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain the residual of TEXT at one token or several."""
+    """Explain the residual at one or several tokens of TEXT."""
     if samples > 1 and temperature == 0:
         raise NLAError(
-            f"--samples {samples} at temperature 0 would give the same text {samples} times. Add "
+            f"--samples {samples} at temperature 0 would give {samples} identical texts. Add "
             "--temperature 1."
         )
     with spinner("loading"):
@@ -80,7 +79,7 @@ def explain(
         if block != nla.checkpoint.layer and not insist:
             raise NLAError(
                 f"--layer {block}: the verbalizer was trained on layer {nla.checkpoint.layer}. "
-                f"Leave --layer out, or add --insist to explain layer {block} all the same."
+                f"Remove --layer, or add --insist to explain layer {block} anyway."
             )
         (span,) = nla.positions(target_model, text)
         wanted = _positions(position, len(span.ids))
@@ -107,13 +106,13 @@ def read(
     text: options.Text,
     html: Annotated[
         Path | None,
-        Option(metavar="FILE", help="Write the reading as one HTML file for a browser."),
+        Option(metavar="FILE", help="Write the explanations as one self-contained HTML page."),
     ] = None,
     browser: Annotated[
         bool,
         Option(
             "--open",
-            help=f"Open the page in a browser. Without --html it is {PAGE}, in the current folder.",
+            help=f"Open the page in a browser. Without --html: {PAGE} in the current folder.",
         ),
     ] = False,
     positions: Annotated[
@@ -126,9 +125,9 @@ def read(
     ] = "all",
     generate: Annotated[
         int | None,
-        Option(min=1, metavar="N", help="First let the target write a reply of up to N tokens."),
+        Option(min=1, metavar="N", help="First let the target generate up to N tokens."),
     ] = None,
-    chat: Annotated[bool, Option("--chat", help="TEXT is a user's message in a chat.")] = False,
+    chat: Annotated[bool, Option("--chat", help="Treat TEXT as a user message in a chat.")] = False,
     model: options.Model = "tiny",
     av: options.Av = None,
     ar: options.Ar = None,
@@ -141,7 +140,7 @@ def read(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain every token of TEXT, in a table or on a page."""
+    """Explain the residual at every token of TEXT, as a table or an HTML page."""
     check_folder(html)
     page = html or (PAGE if browser else None)
     with spinner("loading"):

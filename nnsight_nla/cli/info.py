@@ -1,4 +1,4 @@
-"""``nnsight-nla info``: the settings of a checkpoint, and where each was found."""
+"""``nnsight-nla info``: show the settings of a checkpoint, and where each was found."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def info(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the settings of a checkpoint, and where each of them was found."""
+    """Show the layer, prompt, marker and other settings of a checkpoint, and their sources."""
     from ..checkpoint.checkpoint import Checkpoint
 
     found = Checkpoint.load(checkpoint)
@@ -41,7 +41,7 @@ def info(
 
 
 def print_settings(name: str, found: Checkpoint) -> None:
-    """Print a table, wrapped to the terminal; below it the long texts, and each place once."""
+    """Print a table, wrapped to the terminal; below it the long texts and each source file."""
     shown = {field: _shown(field, value) for field, value in vars(found).items()}
     del shown["source"]
     places = _places(found.source)

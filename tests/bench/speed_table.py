@@ -19,8 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "tutorials" / "numbers" / "speed.txt"
 BENCH = "pytest tests/bench/test_speed.py -s -n 0 --timeout 0 -k explanations --batches 32,128"
-    "pytest tests/bench/test_speed.py -s -n 0 --timeout 0 -k explanations --batches 32,128 --size"
-)
 RUNS = (
     ("12x512", {}),
     ("12x512 --unpacked", {}),

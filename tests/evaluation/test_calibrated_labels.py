@@ -77,7 +77,9 @@ def test_a_vector_of_another_layer_has_no_grade(calibrated, bare, source):
     for nla in (calibrated, bare):
         label = nla.explain(source.vectors[0], origin=Origin(layer=1), claims="ignore").trust
         assert label.grade == "none"
-        assert label.reason.startswith("its vector may be another one than the verbalizer reads: ")
+        assert label.reason.startswith(
+            "its vector may differ from what the verbalizer was trained on: "
+        )
         assert label.probability is None
         assert nla.explain(source.vectors[0], origin=Origin(layer=3)).trust.reason is None
 
