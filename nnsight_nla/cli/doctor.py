@@ -70,8 +70,7 @@ def _diagnosis_table(found: Diagnosis) -> Table:
     table = new_table(
         *("setting", "value", "extraction", "effect", "AR cosine", "verdict"),
         title=f"{found.rows} activations; the verdicts are based on {measured}",
-        caption="extraction: the share of well-formed explanations
-"
+        caption="extraction: the share of well-formed explanations\n"
         "effect: what the vector adds to the reply's log-likelihood, in nats per token",
     )
     styles = {"loses": "red", "fails": "red", "supported": "green"}
