@@ -12,6 +12,8 @@ import re
 
 from .records import Capture
 
+ROUNDING = 0.001
+"""How far, as a share, a norm may lie outside the usual range: bfloat16 and other processors."""
 OUTLIER = 5.0
 """A norm is unusual if it is this many times larger or smaller than the usual one."""
 _FEWEST_ROWS = 8  # For a meaningful median.
@@ -134,7 +136,7 @@ def atypical(capture: Capture) -> dict[int, str]:
     ):
         if near < look.least:
             found[row] = f"cosine {near:.2f} with the mean residual, usual {look.least:.2f} or more"
-        elif not look.shortest <= norm <= look.longest:
+        elif not look.shortest * (1 - ROUNDING) <= norm <= look.longest * (1 + ROUNDING):
             found[row] = f"norm {norm:.4g}, usual {look.shortest:.4g} to {look.longest:.4g}"
     return found
 

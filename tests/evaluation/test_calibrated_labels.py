@@ -155,6 +155,9 @@ def test_what_is_atypical_by_hand():
     assert found[1] == "cosine 0.00 with the mean residual, usual 0.50 or more"
     assert found[2] == "norm 0.5, usual 1 to 10"
     assert atypical(capture(vectors, ["1 0"] * 6)) == {}
+    edges = [[1.0 - 1e-4, 0.0], [10.0 + 1e-3, 0.0], [0.99, 0.0], [10.1, 0.0]]
+    rounded = capture(edges, ["1 0"] * 4, calibration=Calibration("x", 1, residuals=look))
+    assert set(atypical(rounded)) == {2, 3}  # rounding is not a reason, one percent is
     assert all(
         label.grade in GRADES for label in measured(capture(vectors[:4], ["1 0"] * 4)).values()
     )
