@@ -1,4 +1,4 @@
-"""Natural Language Autoencoders as ordinary values of an nnsight experiment."""
+"""Explain residuals of a language model in words, inside an nnsight trace."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -35,7 +35,7 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-# The options that stand before the command. (Not in Typer's context: it has no public way to it.)
+# The options that come before the command. (Not in Typer's context: it has no public way to it.)
 _OF_ALL: dict[str, Any] = {}
 # Calls in messages that a flag replaces.
 _CALLS = {
@@ -66,15 +66,15 @@ def version(
         bool,
         Option(
             "--trust-remote-code",
-            help="Allow the repositories of models to run their own code. Default: never.",
+            help="Allow model repositories to run their own code. Default: never.",
         ),
     ] = False,
     date: Annotated[
         str | None,
         Option(
             metavar="DATE",
-            help="The date in the verbalizer's prompt, such as 2026-11-26, for chat templates that "
-            "print one. Default: that of the checkpoint, or else today.",
+            help="The date in the verbalizer's prompt, such as 2026-11-26, if its chat template "
+            "prints one. Default: the checkpoint's date, otherwise today.",
         ),
     ] = None,
 ) -> None:
@@ -91,7 +91,7 @@ def load(
 ) -> tuple[TransformersModel, NLA]:  # fmt: skip
     """Load the target and the NLA; without `av`, the pair of that name."""
     if av is not None and pair != "tiny":
-        raise VerbalizationError(f"--model {pair} has a verbalizer. Leave out --av, or --model.")
+        raise VerbalizationError(f"--model {pair} has its own verbalizer. Remove --av or --model.")
     if av is None:
         return _load_pair(pair, ar, target, dtype, device_map, remote=remote)
     nla = load_nla(av, ar, dtype, device_map, remote=remote)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..nla import NLA
 
 PAGE = Path("nnsight-nla-reading.html")
-"""The page of `read --open`, in the folder that the command runs in."""
+"""The page of `read --open`, in the current folder."""
 
 
 @command()
@@ -50,10 +50,10 @@ def explain(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain the residual of TEXT at one token or several."""
+    """Explain the residual at one or several tokens of TEXT."""
     if samples > 1 and temperature == 0:
         raise NLAError(
-            f"--samples {samples} at temperature 0 would give the same text {samples} times. Add "
+            f"--samples {samples} at temperature 0 would give {samples} identical texts. Add "
             "--temperature 1."
         )
     with spinner("loading"):
@@ -87,13 +87,13 @@ def read(
     text: options.Text,
     html: Annotated[
         Path | None,
-        Option(metavar="FILE", help="Write the reading as one HTML file for a browser."),
+        Option(metavar="FILE", help="Write the explanations as one self-contained HTML page."),
     ] = None,
     browser: Annotated[
         bool,
         Option(
             "--open",
-            help=f"Open the page in a browser. Without --html it is {PAGE}, in the current folder.",
+            help=f"Open the page in a browser. Without --html: {PAGE} in the current folder.",
         ),
     ] = False,
     positions: Annotated[
@@ -106,9 +106,9 @@ def read(
     ] = "all",
     generate: Annotated[
         int | None,
-        Option(min=1, metavar="N", help="First let the target write a reply of up to N tokens."),
+        Option(min=1, metavar="N", help="First let the target generate up to N tokens."),
     ] = None,
-    chat: Annotated[bool, Option("--chat", help="TEXT is a user's message in a chat.")] = False,
+    chat: Annotated[bool, Option("--chat", help="Treat TEXT as a user message in a chat.")] = False,
     model: options.Model = "tiny",
     av: options.Av = None,
     ar: options.Ar = None,
@@ -123,7 +123,7 @@ def read(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain every token of TEXT, in a table or on a page."""
+    """Explain the residual at every token of TEXT, as a table or an HTML page."""
     check_folder(html)
     page = html or (PAGE if browser else None)
     with spinner("loading"):
@@ -165,8 +165,8 @@ def _block(nla: NLA, layer: int | None, *, insist: bool) -> int:
     own = nla.checkpoint.layer
     if layer is not None and layer != own and not insist:
         raise NLAError(
-            f"--layer {layer}: the verbalizer was trained on layer {own}. Leave --layer out, or "
-            f"add --insist to explain layer {layer} all the same."
+            f"--layer {layer}: the verbalizer was trained on layer {own}. Remove --layer, or add "
+            f"--insist to explain layer {layer} anyway."
         )
     return own if layer is None else layer
 

@@ -1,4 +1,4 @@
-"""From text back to vectors, and what that says of an explanation: scores, labels, claims, truth.
+"""Evaluate explanations: reconstruction, scores, trust labels, claims, controls and truth.
 
 >>> from nnsight_nla.evaluation import grounded, over_length, read_rows
 """

@@ -118,8 +118,8 @@ def _block(nla: Explains, model: Target, layer: int, claims: Claims) -> Any:
     own = nla.checkpoint.layer
     if layer != own and claims != "ignore":
         raise NLAError(
-            f"layer={layer}: the verbalizer was trained on layer {own}. Leave it out, or pass "
-            f"claims='ignore' to explain layer {layer} all the same."
+            f"layer={layer}: the verbalizer was trained on layer {own}. Remove it, or pass "
+            f"claims='ignore' to explain layer {layer} anyway."
         )
     if bridge.is_bridge(model):
         return bridge.block(model, layer)

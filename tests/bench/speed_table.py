@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "tutorials" / "numbers" / "speed.txt"
-BENCH = "pytest tests/bench/test_speed.py -s -n 0 -k explanations --batches 32,128 --size"
+BENCH = "pytest tests/bench/test_speed.py -s -n 0 --timeout 0 -k explanations --batches 32,128"
 RUNS = (
     ("12x512", {}),
     ("12x512 --unpacked", {}),
@@ -43,7 +43,7 @@ def measure(size: str, settings: dict[str, str]) -> str:
     Raises:
         SystemExit: The benchmark failed for another reason than a figure below its aim.
     """
-    command = f"{BENCH} {size}"
+    command = f"{BENCH} --size {size}"
     environment = {"OMP_NUM_THREADS": "2", **os.environ, **settings}
     ran = subprocess.run(
         command.split(), cwd=ROOT, env=environment, text=True, capture_output=True, check=False

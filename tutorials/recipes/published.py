@@ -1,4 +1,4 @@
-"""Make the table of the published checkpoints: their layer, and the memory that they need.
+"""Make the table of the published checkpoints: their layer, and the memory they need.
 
     python -m tutorials.recipes.published
 
@@ -47,12 +47,12 @@ TARGETS: dict[str, dict[str, Any]] = {
         "vocab_size": 128256, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""The published configurations of the targets, as far as they decide how many weights there are."""
+"""The published configurations of the targets: the entries that set the number of weights."""
 RUN = {
     "Qwen/Qwen3-8B": "prompt, vocabulary, shapes",
     "Qwen/Qwen2.5-7B-Instruct": "prompt, vocabulary",
 }
-"""What was run of a checkpoint without its weights (tests/checkpoint/test_preset_qwen.py)."""
+"""What was tested without the weights (tests/checkpoint/test_preset_qwen.py)."""
 
 
 def gigabytes(target: str) -> float:
@@ -67,14 +67,14 @@ def gigabytes(target: str) -> float:
 def table() -> str:
     """Return the table, in Markdown."""
     lines = [
-        "| checkpoint | target | K | GB, target + AV | run by us |",
+        "| checkpoint | target | K | GB, target + AV | tested without weights |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, fields in PRESET_FIELDS.items():
         target = fields["base_model"]
         memory = round(2 * gigabytes(target))
         link = f"[{name}](https://huggingface.co/{name})"
-        run = RUN.get(target, "its architecture, small")
+        run = RUN.get(target, "small random model")
         lines.append(f"| {link} | {target.split('/')[1]} | {fields['layer']} | {memory} | {run} |")
     return "\n".join(lines)
 

@@ -83,16 +83,16 @@ def _index(group: Any, context: Any) -> str:
         [
             _title("Commands"),
             _text(group.help or ""),
-            "Each command prints the text of its page with ``--help``. Each takes ``--json`` and "
-            "then prints one JSON document, and nothing else, on standard output.\n",
+            "``--help`` prints the same text as a command's page. With ``--json``, a command "
+            "prints one JSON document, and nothing else, to standard output.\n",
             ".. list-table::\n   :widths: 30 70\n",
             f"{listed}\n",
-            "Exit codes: 0 success; 1 an input cannot be used, and the message says what to type; "
-            "2 the command line is wrong; 130 interrupted.\n",
+            "Exit codes: 0 for success; 1 if an input cannot be used (the message says what to "
+            "type); 2 for a wrong command line; 130 for an interruption.\n",
             ".. toctree::\n   :hidden:\n",
             *(f"   {name}" for name in group.commands),
             "",
-            "Before the command\n------------------\n",
+            "Global options\n--------------\n",
             f".. program:: {PROGRAM}\n",
             *(_parameter(each, context) for each in _shown(group)),
         ]
