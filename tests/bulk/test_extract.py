@@ -300,7 +300,7 @@ def test_the_command_line_extracts_and_labels(pair, corpus, tmp_path, monkeypatc
     assert (made.marker, made.template, made.system) == ("~", forms[-1], None)
     command("extract", corpus, tmp_path / "s.parquet", "--positions", "last", "--system", "")
     assert Checkpoint.load(tmp_path / "s.parquet").system == ""
-    with pytest.raises(NLAError, match=r"--marker, --template: .* says it already"):
+    with pytest.raises(NLAError, match=r"--marker, --template: .* already defines it"):
         command("extract", corpus, tmp_path / "n.parquet", "--av", tiny.paths()["av"], *forms)
     with pytest.raises(NLAError, match=r"No layer is given\. Add --layer K"):
         command("extract", corpus, tmp_path / "u.parquet", "--target", pair[0].repo_id)
