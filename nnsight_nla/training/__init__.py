@@ -30,7 +30,7 @@ from .files import Files
 from .held_out import HeldOut
 from .published import Published
 from .reconstructor import Reconstructor, train_reconstructor
-from .rl import Reinforced, Reward, RLSettings, RLWatching, rl
+from .reinforcement import Reinforced, Reward, RLSettings, RLWatching, rl
 from .rows import INJECT, Row, TrainingError
 from .run import Trained, Watching, train
 from .saving import describe, save_reconstructor, save_verbalizer
