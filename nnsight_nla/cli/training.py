@@ -129,7 +129,8 @@ def train(
 ) -> None:
     """Train a verbalizer or a reconstructor on labelled rows. Run it again to resume.
 
-    With more --steps the training goes on; with fewer it ends early, with a checkpoint.
+    With more --steps the training goes on; with fewer it ends early, with a checkpoint. The stage
+    after it is nnsight-nla train rl.
     """
     if role == "ar" and ar is not None:
         raise NLAError("--ar measures a verbalizer, and this trains a reconstructor. Remove --ar.")
