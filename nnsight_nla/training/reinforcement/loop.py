@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -145,7 +145,12 @@ class Loop:
         grouped = reward.total.view(-1, rollout.draws)
         advantage = advantages(grouped).flatten().to(self._device)
         batches = list(_batches(rollout, settings.batch_size))
-        with self.pair.reference.in_place(), torch.no_grad(), self._autocast():
+        with (
+            self.pair.reference.in_place(),
+            torch.no_grad(),
+            self._autocast(),
+            self._packed(sum(rollout.lengths) // len(batches)),
+        ):
             references: list[Tensor] = []
             for groups, texts in batches:
                 with policy.scoring(rollout.vectors[groups], [rollout.ids[i] for i in texts]) as s:
@@ -211,6 +216,11 @@ class Loop:
         if self.settings.precision == "float32":
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+    def _packed(self, tokens: int) -> AbstractContextManager[None]:
+        """Use packed weights where nothing needs a gradient; they compute in the weights' dtype."""
+        narrow = self.settings.precision != "float32"
+        return nullcontext() if narrow else self.pair.verbalizer.packed(tokens)
 
     def agreed(self, value: Any) -> Any:
         """Return what the first process has; the others wait for it."""

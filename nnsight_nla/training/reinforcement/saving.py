@@ -14,7 +14,7 @@ from ...storage.atomic import atomic_folder
 from ..files import Log
 from ..result import saved_by_next_call
 from ..rows import TrainingError
-from ..saving import save_reconstructor, save_verbalizer, trained_on
+from ..saving import read_sidecar, save_reconstructor, save_verbalizer
 from .pair import Pair
 
 LOG = "log.json"
@@ -72,5 +72,5 @@ def save_pair(
 
 def _earlier(av: str | Path) -> list[Any]:
     """Return what the warm start was trained on."""
-    folder = Path(av).expanduser()
-    return trained_on(folder) if folder.is_dir() else []
+    listed = read_sidecar(Path(av).expanduser()).get("trained_on")
+    return listed if isinstance(listed, list) else []
