@@ -28,7 +28,7 @@ def rows(pair, tmp_path_factory) -> Path:
 def trained(rows):
     """A function that trains the tiny pair; settings and options may be changed."""
 
-    def run(out, av=AV, ar=AR, watching=WATCHING, **changes):
+    def run(out, av=AV, ar=AR, watching=WATCHING, rows=rows, **changes):
         options = {
             name: changes.pop(name)
             for name in ("rewards", "held_out", "report", "dtype", "save_dtype")
@@ -36,7 +36,7 @@ def trained(rows):
         }
         settings = RLSettings(**{**vars(SETTINGS), **changes})
         return rl(
-            av, changes.pop("rows", rows), ar=ar, out=out, settings=settings, watching=watching,
+            av, rows, ar=ar, out=out, settings=settings, watching=watching,
             **{"held_out": HELD_OUT, **options},
         )  # fmt: skip
 
