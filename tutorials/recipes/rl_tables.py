@@ -1,0 +1,194 @@
+"""Write the figures of reinforcement learning on both embedded pairs as tables, for the docs.
+
+    python -m tutorials.recipes.rl_tables
+
+They were measured by ``tutorials.recipes.tiny.rl`` and ``tutorials.recipes.smollm2.rl``.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .rl_figures import read
+
+PAGE = Path(__file__).parents[1] / "reference" / "reinforcement_figures.txt"
+_STARTS = {
+    "tiny noisy": "noisy, the AR frozen",
+    "tiny noisy-both": "noisy, the AR trained along",
+    "tiny short": "short, the AR frozen",
+    "tiny short-both": "short, the AR trained along",
+}
+_SLOTS = ("subject", "attribute", "tone", "stage", "current", "next", "all slots")
+_TINY = {
+    "step": "Step",
+    "reward": "reward",
+    "kl": "KL",
+    "distinct": "distinct",
+    "eval_fve": "FVE",
+    "eval_fve_trained": "FVE, trained AR",
+    "eval_grounded_subject": "subject",
+    "eval_grounded_attribute": "attribute",
+    "eval_grounded_current": "current",
+    "eval_grounded_label_next": "next",
+    "eval_grounded_position": "position match",
+}
+_SMOLLM2 = {
+    "step": "Step",
+    "reward": "reward",
+    "kl": "KL",
+    "entropy": "entropy",
+    "eval_fve": "FVE",
+    "eval_grounded_subject": "subject",
+    "eval_grounded_content": "content",
+    "eval_grounded_last_word": "last word",
+    "eval_grounded_next": "next token",
+    "eval_grounded_position": "position match",
+    "eval_grounded_source": "source match",
+    "eval_grounded_mentions_so_far": "quotes in the text",
+}
+_HACKS = {
+    "step": "Step",
+    "length": "length, tokens",
+    "extraction": "extraction",
+    "blind": "blind AR's reward",
+    "reward": "reward",
+    "kl": "KL",
+    "eval_fve": "FVE",
+    "eval_grounded_subject": "subject",
+    "eval_grounded_source": "source match",
+}
+
+
+def page() -> str:
+    """Return the tables, each with a sentence on what was measured."""
+    found = read()
+    runs = {name: found[name] for name in _STARTS if name in found}
+    parts = ["Made by ``python -m tutorials.recipes.rl_tables``."]
+    if runs:
+        parts += [*_title("The tiny pair"), *_tiny(runs)]
+    if "smollm2" in found:
+        parts += [*_title("SmolLM2"), *_smollm2(found["smollm2"])]
+    if "tiny length" in found or "tiny blind" in found:
+        parts += [*_title("Rewards that can be hacked"), *_hacks(found)]
+    return "\n\n".join(map(_wrapped, parts)) + "\n"
+
+
+def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows: list[tuple[Any, ...]] = []
+    for name, run in runs.items():
+        for when in ("before", "after", "after, by the trained reconstructor"):
+            if when in run:
+                each = run[when]
+                shown = (each["fve"], *(each[slot] for slot in _SLOTS), each["extraction"])
+                rows.append((_STARTS[name], when, *shown, each["null_reward"]))
+    times = "; ".join(
+        f"{_STARTS[name]}, {run['cpu_minutes']:.1f} ({run['minutes']:.1f})"
+        for name, run in runs.items()
+    )
+    first = next(iter(runs))
+    return [
+        "Two bad verbalizers: *noisy*, the shipped one with noise on its weights, and *short*, "
+        "trained on labels for a third of the steps. Both are trained on vectors alone (``python "
+        "-m tutorials.recipes.tiny.rl WORK``) and measured, greedily, on 300 vectors of pairs of "
+        "subject and tone that no training saw. The FVE is judged by the shipped reconstructor "
+        "(AR), whichever is trained. The null control's reward is that of the text without a "
+        "vector.",
+        _table(("Start", "", "FVE", *_SLOTS, "extraction", "null reward"), rows),
+        f"Minutes of processor time on one thread (and on the clock, on two cores that others used "
+        f"too): {times}.",
+        f"The curve of *{_STARTS[first]}*, on held-out documents:",
+        _curve(runs[first]["log"], _TINY),
+    ]
+
+
+def _smollm2(run: Mapping[str, Any]) -> list[str]:
+    settings = run["settings"]
+    steps = int(run["log"][-1]["step"])
+    return [
+        f"``python -m tutorials.recipes.smollm2.rl``: {steps} steps of {settings['prompts']} "
+        f"vectors × {settings['draws']} texts, {run['minutes']:.0f} minutes on the clock of a "
+        "processor that other work shared, the reconstructor frozen, an adapter of rank 12 that "
+        f"continues at a rate of {settings['av_rate']:g}. That is {steps * settings['prompts']:,} "
+        "vectors, where the published recipe has 102,400. Measured on "
+        f"{run['rows']} vectors of held-out documents; shares have an interval of about ±.08.",
+        _curve(run["log"], _SMOLLM2),
+    ]
+
+
+def _hacks(found: Mapping[str, Any]) -> list[str]:
+    parts: list[str] = []
+    for name, what in (
+        (
+            "tiny length",
+            "The reward is the number of words alone. Its reward rises, and what is watched falls:",
+        ),
+        (
+            "tiny blind",
+            "The reward is that of a reconstructor that does not read the first line, where the "
+            "subject stands, and a little for brevity:",
+        ),
+    ):
+        if name in found:
+            stopped = found[name]["stopped"]
+            end = f" Stopped by its condition: {stopped}." if stopped else ""
+            parts += [what, _curve(found[name]["log"], _HACKS)]
+            parts += [end.strip()] if end else []
+    return parts
+
+
+def _curve(log: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> str:
+    """Return the measured steps; figures of the draws are means since the measurement before."""
+    rows: list[dict[str, float]] = []
+    since: list[Mapping[str, float]] = []
+    for line in log:
+        since.append(line)
+        if any(name.startswith("eval_") for name in line):
+            drawn = {
+                name: sum(each[name] for each in since if name in each)
+                / sum(name in each for each in since)
+                for name in columns
+                if not name.startswith("eval_") and any(name in each for each in since)
+            }
+            rows.append({**drawn, **{name: line[name] for name in columns if name in line
+                                     and name.startswith("eval_")}, "step": line["step"]})  # fmt: skip
+            since = []
+    used = [name for name in columns if any(name in row for row in rows)]
+    return _table(
+        [columns[name] for name in used],
+        [tuple(int(row[n]) if n == "step" else row.get(n) for n in used) for row in rows],
+    )
+
+
+def _title(text: str) -> tuple[str]:
+    return (f"{text}\n{'~' * len(text)}",)
+
+
+def _wrapped(part: str) -> str:
+    if part.startswith(".. ") or "\n" in part:
+        return part
+    return textwrap.fill(part, 100, break_long_words=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]) -> str:
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in (head, *rows):
+        cells = [
+            "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+            for cell in row
+        ]
+        lines += [f"   {'* ' if i == 0 else '  '}- {cell}".rstrip() for i, cell in enumerate(cells)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE}\n")
+
+
+if __name__ == "__main__":
+    main()
