@@ -34,6 +34,7 @@ _TINY = {
     "eval_grounded_attribute": "attribute",
     "eval_grounded_current": "current",
     "eval_grounded_label_next": "next",
+    "eval_exact": "all slots",
     "eval_grounded_position": "position match",
 }
 _SMOLLM2 = {
@@ -86,7 +87,7 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 shown = (each["fve"], *(each[slot] for slot in _SLOTS), each["extraction"])
                 rows.append((_STARTS[name], when, *shown, each["null_reward"]))
     times = "; ".join(
-        f"{_STARTS[name]}, {run['cpu_minutes']:.1f} ({run['minutes']:.1f})"
+        f"{_STARTS[name]}, {run['steps']} steps in {run['minutes']:.0f} minutes"
         for name, run in runs.items()
     )
     first = next(iter(runs))
@@ -98,8 +99,8 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "(AR), whichever is trained. The null control's reward is that of the text without a "
         "vector.",
         _table(("Start", "", "FVE", *_SLOTS, "extraction", "null reward"), rows),
-        f"Minutes of processor time on one thread (and on the clock, on two cores that others used "
-        f"too): {times}.",
+        "On the clock of a machine of two cores that other work used too, one thread, without the "
+        f"measurements: {times}.",
         f"The curve of *{_STARTS[first]}*, on held-out documents:",
         _curve(runs[first]["log"], _TINY),
     ]
@@ -153,8 +154,8 @@ def _curve(log: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> st
                 for name in columns
                 if not name.startswith("eval_") and any(name in each for each in since)
             }
-            rows.append({**drawn, **{name: line[name] for name in columns if name in line
-                                     and name.startswith("eval_")}, "step": line["step"]})  # fmt: skip
+            held = {name: line[name] for name in columns if name in line and "eval_" in name}
+            rows.append({**drawn, **held, "step": line["step"]})
             since = []
     used = [name for name in columns if any(name in row for row in rows)]
     return _table(

@@ -28,6 +28,7 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
 from ...core.group_relative import advantages, distinct, k3, policy_loss
+from ...progress import progress
 from ..files import Log
 from ..rows import TrainingError
 from .pair import Pair
@@ -100,10 +101,15 @@ class Loop:
             TrainingError: A step teaches nothing: no text is an explanation, or the loss is not a
                 number.
         """
-        with self.policy.writing():
-            for step in range(done, self.settings.steps):
+        steps = self.settings.steps
+        with (
+            self.policy.writing(),
+            progress("reinforcing", total=max(0, steps - done), unit="step") as bar,
+        ):
+            for step in range(done, steps):
                 figures = self._step(step)
                 self.log.append({"step": float(step + 1), **figures})
+                bar.advance(1)
                 if after(step + 1, figures):
                     return
 

@@ -8,8 +8,9 @@ can be hacked: ``length``, and ``blind``, a reconstructor that does not read the
 default; what is finished in the folder WORK is not done again. The figures of each go into
 ``tutorials/numbers/reinforcement.json``.
 
-A run has two stages. The first draws at temperature 1.3: a policy that is sure of a wrong subject
-never draws the right one, and at 1 it becomes sure too early. The second draws at 1.
+A run has stages, each the warm start of the next. The first draws at temperature 1.3: a policy that
+is sure of a wrong subject never draws the right one, and at 1 it becomes sure too early. The second
+draws at 1; the third, where there is one, at 1.2.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from nnsight_nla import NLA, tiny
+from nnsight_nla import NLA, Sampling, tiny
 from nnsight_nla.core.similarity import direction_mse
 from nnsight_nla.tiny.examples import Examples, collect
 from nnsight_nla.tiny.facts import held_out_pairs
@@ -35,7 +36,7 @@ from .evaluate import slot_accuracies
 from .warm_starts import noisy, short, write_rows
 
 EXPLORE = RLSettings(
-    steps=45,
+    steps=100,
     prompts=32,
     draws=8,
     max_new_tokens=64,
@@ -43,12 +44,17 @@ EXPLORE = RLSettings(
     temperature=1.3,
     av_rate=1e-4,
     warmup=2,
+    final_rate=0.3,
     reconstructor="freeze",
     batch_size=64,
 )
 """The first stage."""
-SETTLE = replace(EXPLORE, steps=25, temperature=1.0, av_rate=2e-4, final_rate=0.3, seed=1)
+SETTLE = replace(EXPLORE, steps=60, temperature=1.0, av_rate=2e-4, warmup=5)
 """The second stage."""
+AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0.2, seed=2)
+"""The third stage."""
+STEPS = {"noisy": (100, 60, 60), "noisy-both": (60, 30), "short": (40, 20), "short-both": (40, 20)}
+"""Steps of each stage in each run."""
 HACKED = replace(SETTLE, steps=30, prompts=16, av_rate=3e-4, final_rate=1.0, reconstruction=0.0)
 HELD_OUT = 0.1
 AR = tiny.paths()["ar"]
@@ -56,34 +62,36 @@ Report = Callable[[str], None]
 
 
 def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -> dict[str, Any]:
-    """Run both stages from a verbalizer; return its figures before and after, and the log."""
+    """Run the stages from a verbalizer; return its figures before and after, and the log."""
     held_out = _held_out()
     began, cpu = time.monotonic(), time.process_time()
     av, ar, log = start, AR, []
-    for number, settings in enumerate((EXPLORE, SETTLE)):
-        settings = replace(settings, reconstructor="train" if both else "freeze")
+    how = "train" if both else "freeze"
+    for number, (stage, steps) in enumerate(
+        zip((EXPLORE, SETTLE, AGAIN), STEPS[name], strict=False)
+    ):
         found = rl(
             av,
             work / "rows.parquet",
             ar=ar,
             out=work / f"{name}.{number + 1}",
-            settings=settings,
-            watching=RLWatching(every=5, rows=100),
+            settings=replace(stage, steps=steps, reconstructor=how),
+            watching=RLWatching(every=10, rows=200, judges={"exact": _exact}),
             held_out=HELD_OUT,
-            dtype="float32",
-            save_dtype="float32",
             report=report,
         )
-        done = log[-1]["step"] if log else 0
-        log += [
-            {**line, "step": line["step"] + done} for line in found.log if line["step"] or not done
-        ]
+        # The second stage begins where the first one was measured last.
+        done = log[-1]["step"] if log else 0.0
+        new = found.log[1:] if log else found.log
+        log += [{**line, "step": line["step"] + done} for line in new]
         av, ar = found.av, found.ar or ar
-    minutes, cpu = (time.monotonic() - began) / 60, (time.process_time() - cpu) / 60
+    took, used = (time.monotonic() - began) / 60, (time.process_time() - cpu) / 60
+    report(f"{took:.1f} minutes on the clock, {used:.1f} of a processor")
+    minutes = sum(line.get("seconds", 0.0) for line in log) / 60
     figures = {"before": measure(start, AR, held_out), "after": measure(av, AR, held_out)}
     if both:
         figures["after, by the trained reconstructor"] = measure(av, ar, held_out)
-    return {**figures, "minutes": minutes, "cpu_minutes": cpu, "log": log}
+    return {**figures, "steps": len(log) - 1, "minutes": minutes, "log": log}
 
 
 def measure(av: Path, ar: Path, held_out: Examples) -> dict[str, float]:
@@ -92,6 +100,7 @@ def measure(av: Path, ar: Path, held_out: Examples) -> dict[str, float]:
     ``null_reward`` is the reward of what it says without a vector, for these vectors.
     """
     nla = NLA(av, ar=ar, dtype=torch.float32)
+    nla.sampling = Sampling(max_new_tokens=EXPLORE.max_new_tokens)
     told, nothing = nla.explain(held_out.vectors), nla.explain_nothing()
     nla.resolve()
     texts, failed = told.extracted()
@@ -127,6 +136,10 @@ def hack(work: Path, name: str, report: Report) -> dict[str, Any]:
         report=report,
     )
     return {"log": found.log, "stopped": found.stopped}
+
+
+def _exact(texts: list[str], labels: list[str], vectors: torch.Tensor) -> float:
+    return sum(told == true for told, true in zip(texts, labels, strict=True)) / len(texts)
 
 
 def _length(texts: list[str], vectors: torch.Tensor) -> list[float]:
