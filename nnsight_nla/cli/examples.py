@@ -155,13 +155,13 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ),
         Example(
             "The verbalizer alone, until it drifts; the most truthful step is kept",
-            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar --out runs/rl \\\n"
-            "--freeze-ar --stop 'kl>0.5' --stop 'extraction<0.9' --best grounded_next",
+            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar \\\n"
+            "--out runs/rl --freeze-ar --stop 'kl>0.5' --stop 'extraction<0.9' --best grounded_next",
         ),
         Example(
             "With a reward of your own, for texts of plain words",
-            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar --out runs/rl \\\n"
-            "--reward mine:plain=0.2",
+            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar \\\n"
+            "--out runs/rl --reward mine:plain=0.2",
         ),
     ),
     "evaluate": (

@@ -234,4 +234,5 @@ def train_rl(
         )
     else:
         judged = ar if made.ar is None else f"{out}/ar"
-        console.print(f"{out}: NLA('{out}/av', ar='{judged}') loads it.", highlight=False)
+        line = f"{out}: NLA('{out}/av', ar='{judged}') loads it."
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,10 +1,10 @@
 """The draws of a step: tokens per second against ``generate`` with a hook, and their share of it.
 
-``generate`` with a hook is what anyone writes first: the plain model of transformers, a forward hook
-that writes the vectors in the prefill, ``do_sample=True``, and the same texts to stop at. Both draw
-eight texts for each vector at temperature 1, in turn within one run, in processor time, which other
-work on the machine changes less than the clock on the wall. Run with
-``pytest tests/bench/test_reinforcement.py -s``.
+``generate`` with a hook is what anyone writes first: the plain model of transformers, a forward
+hook that writes the vectors in the prefill, ``do_sample=True``, and the same texts to stop at. Both
+draw eight texts for each vector at temperature 1, in turn within one run, in processor time, which
+other work on the machine changes less than the clock on the wall. Run with ``pytest
+tests/bench/test_reinforcement.py -s``.
 """
 
 import statistics
