@@ -156,7 +156,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         Example(
             "The verbalizer alone, until it drifts; the most truthful step is kept",
             "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar \\\n"
-            "--out runs/rl --freeze-ar --stop 'kl>0.5' --stop 'extraction<0.9' --best grounded_next",
+            "--out runs/rl --freeze-ar --stop 'kl>0.5' --best grounded_next",
         ),
         Example(
             "With a reward of your own, for texts of plain words",
