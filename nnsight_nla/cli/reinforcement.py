@@ -62,8 +62,8 @@ def train_rl(
     reward: Annotated[
         list[str] | None,
         Option(
-            metavar="MODULE:FUNCTION=X",
-            help="A reward of your own, and its weight; may be repeated. It is called with texts "
+            metavar="FUNCTION=X",
+            help="A reward of your own, module:function=weight; may be repeated. It gets texts "
             "and vectors, and returns a number for each text.",
         ),
     ] = None,
