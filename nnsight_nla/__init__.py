@@ -1,9 +1,9 @@
-"""Natural Language Autoencoders as ordinary values of an nnsight experiment."""
+"""Explain residuals of a language model in words, inside an nnsight trace."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _moved, smollm2, tiny
+from . import _moved, pairs, smollm2, tiny
 from ._version import __version__
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.origin import Origin
@@ -65,6 +65,7 @@ __all__ = [
     "VerbalizationError",
     "__version__",
     "experiments",
+    "pairs",
     "smollm2",
     "tiny",
 ]

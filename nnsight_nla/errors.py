@@ -13,7 +13,7 @@ import reprlib
 from typing import Any
 
 _HEAD, _TAIL = 3000, 900
-"""The most characters of a message, at its beginning and at its end."""
+"""The maximum length of the beginning and of the end of a message, in characters."""
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxlong = 200
 _SHORT.maxstring = 1200  # A prompt template fits.
@@ -21,7 +21,7 @@ _SHORT.maxlevel = 3
 
 
 def shown(value: object) -> str:
-    """Return a short `repr` of a value that a caller passed or that is in a stranger's file.
+    """Return a short `repr` of a value from a caller or from an untrusted file.
 
     >>> shown({"layer": list(range(1000))})
     "{'layer': [0, 1, 2, 3, 4, 5, ...]}"
@@ -46,7 +46,7 @@ class NLAError(Exception):
     """The base class of every error that nnsight_nla raises on purpose."""
 
     def __init__(self, *args: Any) -> None:
-        """Keep the beginning and the end of a message that quotes too much of a file."""
+        """Cut the middle of a message that quotes too much of a file."""
         super().__init__(*(_cut(each) if isinstance(each, str) else each for each in args))
 
 
@@ -71,10 +71,10 @@ class TextError(ReconstructionError):
 
 
 class ExperimentError(NLAError):
-    """An experiment does not fit its arguments, or it stopped before its last cell."""
+    """The arguments of an experiment do not fit, or it stopped before its last cell."""
 
     partial: Any = None
-    """The `Sweep` with the finished cells, where it stopped before the last one."""
+    """The `Sweep` with the finished cells, if it stopped before the last one."""
 
 
 class HostError(NLAError):
@@ -82,4 +82,4 @@ class HostError(NLAError):
 
 
 class NLAWarning(UserWarning):
-    """A reason to read an explanation with care."""
+    """A reason to read an explanation with caution."""

@@ -1,4 +1,4 @@
-"""`NLA`, the facade: each method is a few lines that call the module that does the work.
+"""`NLA`, the facade of the package: its methods call the modules that do the work.
 
 Example::
 
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 
 class NLA:
-    """A verbalizer and a reconstructor of one target's residual stream."""
+    """A verbalizer, and optionally a reconstructor, for one layer of a target model."""
 
     def __init__(
         self,
@@ -92,33 +92,33 @@ class NLA:
         ar_options: Mapping[str, Any] | None = None,
         **load: Any,
     ) -> None:
-        """Read and check sidecar, configuration and tokenizer; weights load at the first text.
+        """Check sidecar, configuration and tokenizer; weights load when a text is first generated.
 
         Args:
             av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
                 names its base), or a `TransformersModel`.
-            ar: The reconstructor, likewise (see `models.reconstructor_files` for how it may be
-                stored); needed by `reconstruct`, `score`, `claims`, `direction` and trust labels.
+            ar: The reconstructor, in the same forms (see `models.reconstructor_files` for its file
+                layouts); `reconstruct`, `score`, `claims`, `direction` and trust labels need it.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
                 the vector is injected), or the path of another sidecar.
             peft: The verbalizer as an adapter (id or folder) on the base model `av`.
-            baseline: The denominator of every FVE; the checkpoint's own unless given.
+            baseline: The denominator of every FVE; by default the checkpoint's own.
             remote: Run verbalizer and reconstructor on the configured NDIF host.
-            sampling: The default for every `explain`: greedy, 200 new tokens.
+            sampling: The default for every `explain`; unless given, greedy with 200 new tokens.
             batch_size: Texts per verbalizer batch; ``"auto"`` finds a size that fits into memory. A
                 batch that runs out of memory is split and tried again.
-            target: The model that is read. A verbalizer or reconstructor that is an adapter runs on
-                its weights (see `NLA.on`), and `placement` includes it.
-            placement: ``"together"``, or ``"sequential"``: target, verbalizer and reconstructor
-                are in memory one at a time (see `models.memory`).
-            engine: ``"fast"`` computes once what a batch shares and drops rows that are finished;
-                ``"generate"`` is nnsight's own, the reference. It is used for architectures that
-                need it; `info` then says why.
-            date: For a chat template that prints the date: the one to print, such as
-                ``"2026-11-26"``; the checkpoint's own unless given, else today.
+            target: The target model. A verbalizer or reconstructor that is an adapter shares its
+                weights (see `NLA.on`), and `placement` includes it.
+            placement: ``"together"``, or ``"sequential"`` to keep only one of target, verbalizer
+                and reconstructor in memory at a time (see `models.memory`).
+            engine: ``"fast"`` computes the shared prompt once per batch and drops finished rows;
+                ``"generate"`` is nnsight's own generation, the reference. Architectures that
+                ``"fast"`` does not support use ``"generate"``; `info` then says why.
+            date: The date to print, such as ``"2026-11-26"``, if the chat template prints one; by
+                default the checkpoint's own, otherwise today.
             av_options: Options for the verbalizer only, in addition to `load`.
-            ar_options: Options for the reconstructor only, in addition to `load`: for a live
-                verbalizer, ``NLA(av, ar=path, ar_options={"dtype": "bfloat16"})``.
+            ar_options: Options for the reconstructor only, in addition to `load`; for example, with
+                a live verbalizer, ``NLA(av, ar=path, ar_options={"dtype": "bfloat16"})``.
             load: Passed to nnsight's `TransformersModel` for both (``dtype=``, ``device_map=``,
                 ...).
 
@@ -126,7 +126,7 @@ class NLA:
             CheckpointError: The checkpoint cannot be found or read, or does not fit the model.
 
         Warns:
-            NLAWarning: The chat template prints today's date, so tomorrow's texts may be others.
+            NLAWarning: The chat template prints today's date, so texts may differ tomorrow.
         """
         given = {**locals(), **load}
         from .evaluation.reconstructor import Reconstructor
@@ -160,7 +160,7 @@ class NLA:
     def _set_prompt(
         self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
     ) -> None:
-        """Set the prompt, and what depends on it."""
+        """Set the prompt, and everything that depends on it."""
         from .evaluation.trust_labels import TrustLabeller
         from .verbalize.pending import Queue
         from .verbalize.verbalizer import Verbalizer
@@ -183,9 +183,9 @@ class NLA:
         ar: str | Path | TransformersModel | None = None,
         **options: Any,
     ) -> NLA:
-        """Return an NLA that runs adapters on `model`, so that all share one set of weights.
+        """Return an NLA whose adapters share the weights of `model`.
 
-        `model` itself is not changed (see `models.adapter`): your traces see the plain base model,
+        `model` itself is not changed (see `models.adapter`): your traces see the unmodified model,
         and a text may be read inside one of them. With ``remote=True`` the adapter runs on the
         deployment of `model`.
 
@@ -209,8 +209,8 @@ class NLA:
         """Return this NLA with another date in its prompt; both share models and weights.
 
         Args:
-            date: Such as ``"2026-11-26"``. It changes nothing where the chat template prints no
-                date.
+            date: A date such as ``"2026-11-26"``. It has no effect if the chat template does not
+                print a date.
 
         Raises:
             CheckpointError: It is not a date.
@@ -236,12 +236,12 @@ class NLA:
 
     @property
     def pending(self) -> tuple[Explanation, ...]:
-        """The reachable handles that have no text yet, oldest first."""
+        """All handles that do not have a text yet, oldest first."""
         return tuple(self.queue.pending())
 
     @property
     def batch_size(self) -> int:
-        """Texts per verbalizer batch; it can be set, and shrinks when memory runs out."""
+        """Texts per verbalizer batch. You can set it; it shrinks when memory runs out."""
         return self.queue.batch_size
 
     @batch_size.setter
@@ -262,17 +262,17 @@ class NLA:
         """Return the envoy of block K of `model`; its ``.output`` is the residual.
 
         Args:
-            model: The target. ``.output``, ``[batch, seq, d_model]``, is readable and writable
-                inside its traces. For a TransformerLens `TransformerBridge`: its hook point of the
-                same residual.
+            model: The target. Inside its traces you can read and write ``.output``,
+                ``[batch, seq, d_model]``. For a TransformerLens `TransformerBridge`, the hook point
+                of the same residual is returned.
 
         Raises:
-            InjectionError: `model` is not a known kind of target, has another width or no block K,
+            InjectionError: `model` is not a supported target, has a different width or no block K,
                 or is a bridge whose weights were folded or centred.
 
         Warns:
-            NLAWarning: `model` has another name than the one the verbalizer was trained on; or a
-                trace is running whose prompts are padded on the left, which `model` does not mask.
+            NLAWarning: The name of `model` differs from that of the verbalizer's target; or the
+                running trace has prompts padded on the left, and `model` does not mask padding.
         """
         envoy = targets.residual(model, self.checkpoint)
         targets.check_padding(model)
@@ -301,10 +301,8 @@ class NLA:
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
             prompts: A prompt or a list of them: strings, lists of token ids, lists of messages.
-            padding_side: The side that the batch is padded on, if the call says another than the
-                tokenizer.
-            prepend_bos: For a `TransformerBridge`: as in the call; the bridge's default unless
-                given.
+            padding_side: The side that the batch is padded on, if the call overrides the tokenizer.
+            prepend_bos: For a `TransformerBridge`, as in the call; by default the bridge's default.
 
         Raises:
             InjectionError: One of them is not a prompt, or an option does not fit.
@@ -327,8 +325,8 @@ class NLA:
             bridge: The target.
             positions: ``"last"`` for each prompt's last token (in a generation, each new one), or
                 ``"all"``.
-            at: ``nla.positions(bridge, prompts)``; needed only if the call is given token ids whose
-                pad token is also part of a text.
+            at: ``nla.positions(bridge, prompts)``; needed only if you call the bridge with token
+                ids, and the pad token also occurs in a text.
 
         Raises:
             InjectionError: `bridge` cannot be read by this NLA; see `layer`.
@@ -346,28 +344,33 @@ class NLA:
         *,
         positions: _read.Which = "all",
         generate: int | None = None,
+        layer: int | None = None,
+        claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
     ) -> Reading:
-        """Explain the residual at every token of a text; the result is a table and a page.
+        """Explain the residual at every token of a text, as a table or an HTML page.
 
-        If this NLA has a reconstructor, every explanation is scored and has its trust label. To
-        read a run with interventions, pass an edited model: ``with model.edit() as (_, edited):
-        ...``, then ``nla.read(edited, prompt)``.
+        If this NLA has a reconstructor, every explanation has a score and a trust label. To read a
+        run with interventions, pass an edited model: ``with model.edit() as (_, edited): ...``,
+        then ``nla.read(edited, prompt)``.
 
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
             prompt: A string, token ids, or a list of chat messages.
             positions: Which tokens are read: ``"all"``, ``"reply"``, an index (negative ones count
                 from the end), several, or a slice. The page shows the others without explanations.
-            generate: Let the model first generate up to this many tokens, greedily, and read prompt
-                and reply.
+            generate: Let the model first generate up to this many tokens, greedily, then read the
+                prompt and the reply.
+            layer: Read the output of this block instead of block K; needs ``claims="ignore"``.
+            claims: ``"ignore"`` allows a block that the verbalizer was not trained on; the warnings
+                and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
-            NLAError: `positions` or `generate` do not fit the text.
+            NLAError: `positions` or `generate` do not fit the text, or `layer` is not K.
         """
         from .reading import read as _read
 
@@ -377,6 +380,8 @@ class NLA:
             prompt,
             positions=positions,
             generate=generate,
+            layer=layer,
+            claims=claims,
             remote=remote,
             sampling=sampling,
         )
@@ -393,35 +398,37 @@ class NLA:
         claims: Claims = "check",
         at: At | None = None,
     ) -> Explanation:
-        """Capture vectors, to be explained when a text is first read.
+        """Capture vectors, and return a handle on their explanations.
 
-        Works in any trace, invoke, ``tracer.iter`` step or session, and outside of them; the handle
-        needs no ``.save()``. Only type, dtype and width are checked here: a row that is zero, NaN
-        or infinite is found later and recorded in ``.errors``.
+        The texts are generated when one is first read. This works in any trace, invoke,
+        ``tracer.iter`` step or session, and outside of them; the handle does not need ``.save()``.
+        Only type, dtype and width are checked here: a row that is zero, NaN or infinite is found
+        later and recorded in ``.errors``.
 
         Args:
             vectors: Raw residuals at the output of block K; copied here, so that later edits in the
                 same trace do not change the handle.
             tokens: The token each vector was read at (strings or ids), of shape ``*shape``.
-            positions: The position of each, of shape ``*shape``; with `tokens`, the warnings also
-                cover positions, norms and quotes.
+            positions: The position of each vector, of shape ``*shape``; with `tokens`, the warnings
+                also cover positions, norms and quotes.
             samples: Texts per vector; more than 1 needs a temperature above 0.
             sampling: How tokens are chosen, for this call.
-            origin: What the vectors are, where they are not raw residuals that you have just read:
+            origin: What the vectors are, if they are not raw residuals of layer K:
                 ``Origin(model=, layer=, norm=, kind=)``. It is compared with the checkpoint, and
-                travels with the handle.
-            claims: ``"ignore"`` explains vectors of another origin; `warnings` then say so.
+                stored in the handle.
+            claims: ``"ignore"`` explains vectors of a different origin anyway; `warnings` then say
+                so.
             at: What ``nla.positions(model, prompts)`` returns, for vectors ``[prompts, seq,
                 d_model]``: only the real tokens are explained, and `tokens` and `positions` are
                 filled in.
 
         Returns:
-            A handle of shape ``vectors.shape[:-1]``; with `at` a ragged one, of each prompt's
-            tokens.
+            A handle of shape ``vectors.shape[:-1]``; with `at`, a ragged one, with the tokens of
+            each prompt.
 
         Raises:
-            InjectionError: `vectors` is not a floating-point tensor, has another width, is of
-                another origin than the verbalizer reads, or does not fit `at`.
+            InjectionError: `vectors` is not a floating-point tensor, has a different width or
+                origin than the verbalizer's training vectors, or does not fit `at`.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
 
         Warns:
@@ -459,7 +466,7 @@ class NLA:
         """Verbalize all pending handles, or only these.
 
         Raises:
-            VerbalizationError: Generating failed, and rows without a text stay pending; or one of
+            VerbalizationError: Generation failed (rows without a text stay pending), or one of
                 `handles` is not a handle.
         """
         if handles is None:
@@ -470,7 +477,7 @@ class NLA:
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
 
-        The next text loads them again. A live model that you passed is left alone.
+        They are loaded again when needed. A live model that you passed is not touched.
 
         Raises:
             VerbalizationError: A trace is running on one of them.
@@ -495,7 +502,7 @@ class NLA:
         """Turn texts back into vectors with the reconstructor.
 
         Args:
-            text: A string, or nested lists of strings: explanations without their tags.
+            text: A string, or nested lists of strings: explanations without tags.
 
         Returns:
             Float32 on the CPU, of the text's shape; only the direction is meaningful.
@@ -519,9 +526,9 @@ class NLA:
         """Measure how well vectors can be reconstructed from their explanations.
 
         Args:
-            explanation: A handle (its sample 0 is scored), or text of `vectors`' shape.
-            vectors: The vectors to score against; a handle's own unless given.
-            baseline: The denominator of the FVE; the NLA's own unless given. Without one there is
+            explanation: A handle (its sample 0 is scored), or texts in the shape of `vectors`.
+            vectors: The vectors to compare with; by default the handle's own.
+            baseline: The denominator of the FVE; by default the NLA's own. Without one, there is
                 no FVE, only cosine and MSE.
             failures: How a row without a well-formed explanation counts: ``"raise"``, ``"zero"`` (a
                 cosine of 0), ``"skip"``, or ``"keep"`` (score a reply without its tags as it is).
@@ -542,8 +549,8 @@ class NLA:
     def trust(self, explanation: Explanation) -> Nested[Trust]:
         """Return the trust label of each text (see `Trust`), nested in the handle's shape.
 
-        This NLA's own handles are measured once. A handle of another NLA is measured at every call,
-        with the reconstructor and the controls of this one.
+        The handles of this NLA are measured once. A handle of another NLA is measured at every
+        call, with the reconstructor and the controls of this NLA.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
@@ -568,9 +575,9 @@ class NLA:
         """Measure which parts of an explanation the vector supports.
 
         Args:
-            explanation: A handle, or text of `vectors`' shape.
-            vectors: The vectors that the parts are compared with; a handle's own unless given.
-            by: Which parts are left out one at a time: snippets (paragraphs or lines) or sentences.
+            explanation: A handle, or texts in the shape of `vectors`.
+            vectors: The vectors to compare with; by default the handle's own.
+            by: The parts to leave out one at a time: snippets (paragraphs or lines) or sentences.
 
         Returns:
             A `Claims` for a scalar handle, otherwise nested lists of them.
@@ -600,8 +607,8 @@ class NLA:
         Args:
             to: The text to move to (or nested lists of texts, or a handle).
             away_from: The text, or the handle, to move away from; ``None`` for a step to `to` only.
-            norm: The L2 norm of a residual; by default that of the vectors of `away_from` if it is
-                a handle, otherwise the baseline's mean norm.
+            norm: The L2 norm of a residual; by default the norm of the vectors of `away_from` if it
+                is a handle, otherwise the baseline's mean norm.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
@@ -628,9 +635,9 @@ class NLA:
 
         Args:
             model: The target.
-            ar: A reconstructor to measure with, opened as its own sidecar describes it; for an NLA
-                without one, or if verbalizer and reconstructor contradict each other.
-            texts: What the target reads; a few plain English texts unless given.
+            ar: A reconstructor to measure with, opened as its own sidecar describes it; use it for
+                an NLA without one, or if verbalizer and reconstructor contradict each other.
+            texts: The texts that the target reads; by default a few plain English texts.
             sampling: How the explanations' tokens are chosen.
             remote: Run the target on the configured NDIF host.
 
@@ -655,8 +662,8 @@ class NLA:
             before: A handle.
             after: A handle of the same shape; if one of the two is scalar, every row is compared
                 with it.
-            claims: ``"ignore"`` compares vectors of two models or blocks; their cosine then means
-                nothing.
+            claims: ``"ignore"`` compares vectors of different models or blocks anyway; their cosine
+                is then meaningless.
 
         Returns:
             In their shape: both texts, the words `added` and `removed`, the `cosine` between the
@@ -665,7 +672,7 @@ class NLA:
 
         Raises:
             VerbalizationError: One of them is not a handle, or their shapes do not match.
-            InjectionError: Their vectors are of two models or blocks.
+            InjectionError: Their vectors are of different models or blocks.
         """
         from .evaluation import compare as _compare
 

@@ -14,6 +14,7 @@ PACKAGE = Path(nnsight_nla.__file__).parent
 # The architecture, top to bottom. Folders of one floor know nothing of each other.
 FLOORS = (
     ("__init__", "cli"),
+    ("pairs",),
     ("smollm2", "tiny"),
     ("training",),
     ("nla",),
@@ -24,8 +25,7 @@ FLOORS = (
     ("explanation",),
     ("models",),
     ("checkpoint",),
-    ("core", "view"),
-    ("storage",),
+    ("core", "storage", "view"),
     ("_compat", "_moved", "_version", "errors", "progress"),
 )
 DEPTH = {name: depth for depth, names in enumerate(FLOORS) for name in names}

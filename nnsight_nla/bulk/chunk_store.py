@@ -1,7 +1,7 @@
 """Crash-safe store of finished chunks, in a folder next to the output.
 
-Each chunk is complete or absent, whenever the process is killed, and its name ends in a hash of its
-content, its number and the manifest. The folder also holds that manifest, and a lock that the
+Whenever the process is killed, each chunk is either complete or absent. Its name ends in a hash of
+its content, its number and the manifest. The folder also holds the manifest, and a lock that the
 operating system releases when its holder dies::
 
     out.parquet.parts/    manifest.json  lock  000000-<hash>.parquet  000001-<hash>.parquet  ...
@@ -30,7 +30,7 @@ SUFFIX = ".parts"
 _CHUNK = re.compile(r"(\d{6,})-[0-9a-f]{24}\.parquet")
 _LEFT = re.compile(rf"\.({_CHUNK.pattern}|manifest\.json)\.[0-9a-f]{{12}}\.tmp")
 ADVICE = "What is finished is kept: rerun with the same arguments, or choose another output."
-"""What the user can do after a failed write."""
+"""Advice for the user after a failed write."""
 
 
 class ChunkStore:

@@ -2,13 +2,13 @@
 
     extract(model, "corpus.jsonl", "rows.parquet", checkpoint=describe(model.tokenizer, ...))
 
-The output has one row per selected position, with the columns that the projects' pipeline starts
-from (``activation_vector``, ``doc_id``, ``n_raw_tokens``, ``activation_layer``,
+The output has one row per selected position, with the columns of the published training pipeline
+(``activation_vector``, ``doc_id``, ``n_raw_tokens``, ``activation_layer``,
 ``detokenized_text_truncated``), and a sidecar that names their model and layer. Documents that
 cannot be read go to a separate file, so the training data have no rows with errors.
 
-With ``next_tokens=3`` a row also has what the target is about to say, its three likeliest next
-tokens: a label that is known without anybody's opinion.
+With ``next_tokens=3`` a row also has the target's three likeliest next tokens, a label that needs
+no judgement.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHUNK = 64
 """The default number of documents per chunk."""
 _TEXT = "detokenized_text_truncated"
 _PART = 1 << 24
-"""The most characters of texts that are in memory together."""
+"""The maximum number of characters of texts in memory at the same time."""
 
 
 def extract(
@@ -65,7 +65,7 @@ def extract(
     claims: Claims = "check",
     progress: bool = True,
 ) -> Report:
-    """Extract the residuals of a corpus at one layer, resuming a call that was interrupted.
+    """Extract the residuals of a corpus at one layer; resume a call that was interrupted.
 
     Args:
         model: The target.
@@ -82,12 +82,12 @@ def extract(
         next_tokens: How many of the target's likeliest next tokens to write at each position, in a
             column ``next_tokens``, likeliest first; the whole target runs then, not the blocks to K
             only.
-        chunk: Documents per chunk: the most work that an interruption repeats.
-        shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
+        chunk: Documents per chunk: the maximum that is repeated after an interruption.
+        shard: ``"i/n"``: process only shard i of n; `merge` combines the outputs.
         remote: Run the target on the configured NDIF host.
-        strict: End at the first document that cannot be read.
-        claims: ``"ignore"`` reads a model that has another name and configuration than the
-            checkpoint's; the output then says so, and names the model that was read.
+        strict: Stop at the first document that cannot be read.
+        claims: ``"ignore"`` accepts a model whose name and configuration differ from the
+            checkpoint's; the output then says so, and names the model that was used.
         progress: Show a progress bar, if standard error is a terminal.
 
     Raises:

@@ -1,9 +1,9 @@
-"""The finished file: its chunks in order, in row groups of their own, and a sidecar next to it.
+"""The finished file: one row group per chunk, in order, and a sidecar next to it.
 
-The bytes do not depend on when or how often a call was interrupted, or on how machines shared the
-chunks: no times are written, and the writer's settings are fixed. The metadata carry a note (the
-manifest, and the number of rows of each chunk), from which `merge` restores the order of the chunks
-of several shards.
+The bytes do not depend on when or how often a call was interrupted, or on how the chunks were
+shared between machines: no times are written, and the writer's settings are fixed. The metadata
+contain the manifest and the number of rows of each chunk, so `merge` can restore the order of the
+chunks of several shards.
 """
 
 from __future__ import annotations

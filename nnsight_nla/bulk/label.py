@@ -1,8 +1,8 @@
 """Label extracted rows with explanations to train on: `label`.
 
 A label comes from your own function, which gets a row as a mapping (its context, token, position
-and vector), or from another file. The function may call an API: `workers` calls run at a time, and
-finished chunks survive an interruption::
+and vector), or from another file. The function may call an API: `workers` calls run concurrently,
+and finished chunks survive an interruption::
 
     def ask(row):
         return client.complete(PROMPT.format(text=row["detokenized_text_truncated"]))
@@ -11,9 +11,9 @@ finished chunks survive an interruption::
 
 The output has the rows with their ``api_explanation``, as the published pipeline names it, and the
 sidecar of the input. A row for which the function returns ``None`` goes to ``STEM.errors.parquet``.
-An exception in the function ends the call, and the same call resumes there. If you edited the
-function in the meantime, it is refused unless you pass ``edited="accept"``: the labels would be of
-two kinds, and the output's manifest then says so.
+An exception in the function stops the call; call `label` again to resume. If you edited the
+function in the meantime, this raises an error unless you pass ``edited="accept"``, because the
+output would mix labels of two versions; its manifest then says so.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from .vector_columns import stored_type
 
 Labeller = Callable[[Mapping[str, Any]], str | None]
 Edited = Literal["refuse", "accept"]
-"""Whether to resume with a function that was edited since."""
+"""Whether to resume if the function was edited in the meantime."""
 
 LABEL = "api_explanation"
-"""The column that the published pipeline keeps explanations in."""
+"""The column for explanations in the published pipeline."""
 KEYS = ("doc_id", "n_raw_tokens")
 """The columns that identify a row."""
 _LABELS = (LABEL, "response", "text")
@@ -66,20 +66,20 @@ def label(
     progress: bool = True,
     edited: Edited = "refuse",
 ) -> Report:
-    """Give every row an explanation, resuming an earlier call that was interrupted.
+    """Give every row an explanation; resume an earlier call that was interrupted.
 
     Args:
         source: The output of `extract`, or any Parquet file with ``activation_vector``.
         output: The Parquet file to write.
         by: A function of a row, or a Parquet file with explanations (``api_explanation``,
             ``response`` or ``text``), which are matched by ``doc_id`` and ``n_raw_tokens``.
-        workers: How many calls of the function run at a time.
-        chunk: Rows per chunk: the most rows that are labelled again after an interruption.
-        strict: End at the first row without a label.
+        workers: The number of concurrent calls of the function.
+        chunk: Rows per chunk: the maximum that is repeated after an interruption.
+        strict: Stop at the first row without a label.
         progress: Show a progress bar, if standard error is a terminal.
-        edited: Whether to resume when the function was edited since, so that finished chunks keep
-            labels of its earlier version. The function is compared with what it reads from outside
-            (constants, functions of yours that it calls); comments do not count.
+        edited: Whether to resume if the function was edited in the meantime; finished chunks then
+            keep the labels of its earlier version. The comparison includes constants and your
+            functions that it uses, but not comments.
 
     Raises:
         NLAError: The files do not fit, the function raised (its error is the cause), or the output

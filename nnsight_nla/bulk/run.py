@@ -3,8 +3,9 @@
     run(nla, "corpus.jsonl", "out.parquet", model=model, positions="every:10")
     run(nla, "decoder.safetensors", "features.parquet")
 
-Texts go through the target, at selected positions; vectors go to the verbalizer as they are. See
-`pipeline` for the loop, `chunk_store` for what an interruption leaves, `records` for the columns.
+Texts are read by the target, at selected positions; vectors go to the verbalizer directly. See
+`pipeline` for the loop, `chunk_store` for the files of an interrupted run, `records` for the
+columns.
 """
 
 from __future__ import annotations
@@ -73,32 +74,33 @@ def run(
             `open_source`, which also takes the names of columns.
         output: The Parquet file to write; ``OUTPUT.parts`` holds finished chunks until then.
         model: The target, for texts.
-        positions: Which tokens of a text are explained; see `token_selection`. N is every N-th.
+        positions: Which tokens of a text are explained; see `token_selection`. An integer N means
+            every N-th token.
         skip: Leave out positions below this.
         max_tokens: Read at most this many tokens of a text.
-        samples: Texts per vector; above 1 only with a temperature above 0.
+        samples: Texts per vector; more than 1 needs a temperature above 0.
         sampling: How tokens are chosen; default: the NLA's own.
         score: Reconstruct every text and record the cosine with its vector, as
             ``reconstruction_cosine``, if there is a reconstructor.
-        vectors: Write the vectors into the file too.
+        vectors: Whether to write the vectors into the file too.
         batch_size: Vectors per verbalizer batch; default: the NLA's own. It is recorded, and a
             call that resumes uses the same one (it sets ``nla.batch_size``).
-        chunk: Rows of the input per chunk: the most work that an interruption repeats. No batch
-            crosses a chunk.
-        shard: ``"i/n"``: do only part i of n; `merge` merges the outputs.
+        chunk: Rows of the input per chunk: the maximum that is repeated after an interruption. No
+            batch spans two chunks.
+        shard: ``"i/n"``: process only shard i of n; `merge` combines the outputs.
         remote: Run the target on the configured NDIF host (the verbalizer runs where `nla` says).
-        strict: End at the first bad row instead of recording its error.
-        claims: ``"ignore"`` explains vectors that say, in a sidecar, a column or the file's
-            metadata, that they are of another model, block or norm than the NLA reads; the output
-            then says so too. So are a target's residuals, if the NLA was trained on another.
+        strict: Stop at the first bad row instead of recording its error.
+        claims: ``"ignore"`` accepts vectors that are declared (in a sidecar, a column or the file's
+            metadata) to be of a different model, block or norm than the NLA was trained on, and a
+            target other than the NLA's; the output then says so.
         progress: Show a progress bar, if standard error is a terminal.
 
     Returns:
-        Counts, files and time; `str()` gives them in one line.
+        Counts, files and time; `str()` prints them in one line.
 
     Raises:
-        NLAError: The input cannot be read or holds other vectors than the NLA reads, or the output
-            cannot be written or was made with other settings. What is finished is kept.
+        NLAError: The input cannot be read or holds vectors that do not fit the NLA, or the output
+            cannot be written or was made with other settings. Finished chunks are kept.
     """
     output = Path(output).expanduser()
     nla = _on_first_date(nla, output)

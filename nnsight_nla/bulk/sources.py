@@ -1,7 +1,7 @@
 """Open texts or vectors as rows in a fixed order, a chunk at a time.
 
-A `Source` can start at any row and never holds more than a chunk. Rows are numbered across the
-whole input, so machines that share an input mean the same row by the same number::
+A `Source` can start at any row and never holds more than one chunk in memory. Rows are numbered
+across the whole input, so all machines that share an input use the same numbers::
 
     source = open_source("corpus.jsonl")
     for number, items in source.chunks(32, wanted=lambda number: number % 2 == 0):

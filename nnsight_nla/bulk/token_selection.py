@@ -1,7 +1,7 @@
 """Select the tokens of a document whose residuals are read (``positions=``).
 
 * ``all``, ``last``, ``every:10`` (tokens 9, 19, 29, ...: every tenth one)
-* ``random:5``: five tokens, drawn from the document's name, so they are the same in every run
+* ``random:5``: five tokens, seeded with the document's name, so they are the same in every run
 * ``regex:PATTERN``: the token in which each match ends, so the residual has seen the whole match
 * a token class, which is a predefined regular expression: ``class:word``, ``class:number``, ...
 

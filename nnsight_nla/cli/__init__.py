@@ -1,8 +1,8 @@
 """The command line: ``nnsight-nla COMMAND``, one module per group of commands.
 
-Every command takes ``--json`` and then prints one JSON document, and nothing else, on standard
-output. Exit codes: 0 success, 1 an input cannot be used (the message says what to type), 2 the
-command line is wrong, 130 interrupted.
+With ``--json``, every command prints one JSON document, and nothing else, to standard output.
+Exit codes: 0 for success, 1 for an input that cannot be used (the message says what to type), 2 for
+a wrong command line, 130 for an interruption.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def main() -> None:
-    """Run the command line; print a user's mistake as one message, without a traceback."""
+    """Run the command line; print a user error as one message, without a traceback."""
     command = command_of(sys.argv[1:])
     usual = warnings.showwarning
     said: set[str] = set()

@@ -36,7 +36,7 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-# The options that stand before the command. (Not in Typer's context: it has no public way to it.)
+# The options that come before the command. (Not in Typer's context: it has no public way to it.)
 _OF_ALL: dict[str, Any] = {}
 # Calls in messages that a flag replaces.
 _CALLS = {
@@ -74,15 +74,15 @@ def version(
         bool,
         Option(
             "--trust-remote-code",
-            help="Allow the repositories of models to run their own code. Default: never.",
+            help="Allow model repositories to run their own code. Default: never.",
         ),
     ] = False,
     date: Annotated[
         str | None,
         Option(
             metavar="DATE",
-            help="The date in the verbalizer's prompt, such as 2026-11-26, for chat templates that "
-            "print one. Default: that of the checkpoint, or else today.",
+            help="The date in the verbalizer's prompt, such as 2026-11-26, if its chat template "
+            "prints one. Default: the checkpoint's date, otherwise today.",
         ),
     ] = None,
 ) -> None:
@@ -99,31 +99,40 @@ def load(
 ) -> tuple[TransformersModel, NLA]:  # fmt: skip
     """Load the target and the NLA; without `av`, the pair of that name."""
     if av is not None and pair != "tiny":
-        raise VerbalizationError(f"--model {pair} has a verbalizer. Leave out --av, or --model.")
+        raise VerbalizationError(f"--model {pair} has its own verbalizer. Remove --av or --model.")
     if av is None:
-        if remote:
-            raise VerbalizationError(
-                "--remote needs the verbalizer's name on the host: --av ID --target ID. The pair "
-                f"{pair} runs on this machine only: leave out --remote to use it."
-            )
-        for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
-            if given is not None:
-                raise VerbalizationError(
-                    f"--{option} {given} needs the verbalizer that was trained {how} it: "
-                    "--av PATH_OR_ID."
-                )
-        if pair == "smollm2":
-            from .. import smollm2
-
-            return smollm2.load(dtype="float32" if dtype == "auto" else dtype)
-        from .. import tiny
-
-        return tiny.load()
+        return _load_pair(pair, ar, target, dtype, device_map, remote=remote)
     nla = load_nla(av, ar, dtype, device_map, remote=remote)
     base = target or nla.checkpoint.base_model
     if base is None:
         raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
     return load_target(base, dtype, device_map), nla
+
+
+def _load_pair(
+    pair: str, ar: str | None, target: str | None, dtype: str, device_map: str | None, *,
+    remote: bool,
+) -> tuple[TransformersModel, NLA]:  # fmt: skip
+    from .. import pairs
+
+    on_hub = pair == "qwen3-8b"
+    if remote and not on_hub:
+        raise VerbalizationError(
+            "--remote needs the verbalizer's name on the host: --av ID --target ID. The pair "
+            f"{pair} runs on this machine only: leave out --remote to use it."
+        )
+    for option, given, how in (("target", target, "for"), ("ar", ar, "with")):
+        if given is not None and not (option == "ar" and on_hub):
+            raise VerbalizationError(
+                f"--{option} {given} needs the verbalizer that was trained {how} it: "
+                "--av PATH_OR_ID."
+            )
+    load = _options(dtype, device_map)
+    if dtype == "auto":
+        load.pop("dtype")  # The pair's own.
+    if not on_hub:
+        load.pop("trust_remote_code", None)  # It has no code of its own.
+    return pairs.load(pair, ar=ar, remote=remote, **load)
 
 
 def load_nla(

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
 from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
 from .app import command, load_nla, print_json, spinner
 from .app import out as console
+from .tables import new_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..core.calibration import Calibration
     from ..evaluation.reliability import Reliability
 
@@ -27,8 +29,8 @@ def calibrate(
         str,
         Option(
             metavar="TEXT",
-            help="What the vectors are, in words: shown with every probability, because it holds "
-            "for such vectors only.",
+            help="A description of the vectors. It is shown with every probability, because the "
+            "probability holds for such vectors only.",
         ),
     ],
     test: Annotated[
@@ -39,8 +41,8 @@ def calibrate(
         Path | None,
         Option(
             metavar="ROWS",
-            help="Rows at all positions of some documents (from extract --positions all), to find "
-            "out which first positions are noisy.",
+            help="Rows at all positions of some documents (from extract --positions all), to "
+            "measure how many first positions are noisy.",
         ),
     ] = None,
     held_out: options.HeldOut = 0.05,
@@ -51,11 +53,11 @@ def calibrate(
 ) -> None:
     """Measure how often explanations are right, and store the result in AV for trust labels.
 
-    It writes AV/nla_calibration.json: a probability for each kind of statement, the thresholds of
-    the label, which first positions are noisy, and what vectors usually look like.
+    It writes AV/nla_calibration.json: a model of the probability of each kind of statement, the
+    thresholds of the trust label, the number of noisy first positions, and typical vectors.
     """
     if not av.is_dir():
-        raise NLAError(f"{av} is no folder, so nothing can be stored in it. Download it first.")
+        raise NLAError(f"{av} is not a folder, so nothing can be stored in it. Download it first.")
     with spinner("measuring"):
         from ..core.calibration import FILE
         from ..evaluation.calibrating import calibrate as measure
@@ -82,13 +84,13 @@ def calibrate(
         print_json(calibration.to_dict())
     else:
         console.print(_table(calibration, curves))
-        console.print(f"{av / FILE}: trust labels of NLA('{av}') use it.", highlight=False)
+        console.print(f"{av / FILE}: trust labels of NLA('{av}') now use it.", highlight=False)
 
 
 def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
-    table = Table(
+    table = new_table(
+        *("statement", "right", "mean probability", "calibration error", "vectors"),
         title=f"{calibration.population}: {calibration.n:,} vectors",
-        title_justify="left",
         caption="\n".join(
             [
                 f"strong from a margin of {calibration.strong:.2f}, partial from "
@@ -101,10 +103,7 @@ def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
                 ),
             ]
         ),
-        caption_justify="left",
     )
-    for name in ("statement", "right", "mean probability", "calibration error", "vectors"):
-        table.add_column(name)
     for each in calibration.statements:
         curve = curves.get(each.name)
         shown: list[Any] = ["", "", "", ""]

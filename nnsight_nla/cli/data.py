@@ -35,7 +35,8 @@ def run(
     positions: options.Positions = "all",
     skip: options.Skip = 0,
     max_tokens: options.MaxTokens = None,
-    av: options.AvOrTiny = None,
+    model: options.Model = "tiny",
+    av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
     remote: options.Remote = False,
@@ -45,16 +46,16 @@ def run(
         float,
         Option(
             metavar="X",
-            help="Sample from the likeliest tokens that together have this probability, with a "
-            "--temperature.",
+            help="Nucleus sampling: sample from the likeliest tokens with this total probability. "
+            "Needs --temperature.",
         ),
     ] = 1.0,
     samples: options.Samples = 1,
     seed: options.SamplingSeed = 0,
     score: Annotated[
-        bool, Option(help="Score each explanation, if there is a reconstructor.")
+        bool, Option(help="Score each explanation with the reconstructor, if there is one.")
     ] = True,
-    vectors: Annotated[bool, Option("--vectors", help="Write the vectors too.")] = False,
+    vectors: Annotated[bool, Option("--vectors", help="Also write the vectors.")] = False,
     batch_size: Annotated[
         int | None,
         Option(min=1, metavar="N", help="Vectors per batch. Default: as many as fit in memory."),
@@ -74,7 +75,7 @@ def run(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain a data set. To resume after an interruption, run the same command again."""
+    """Explain a data set. Run the same command again to resume after an interruption."""
     with spinner("loading"):
         from .. import bulk
         from ..core.sampling import Sampling
@@ -83,14 +84,14 @@ def run(
             source, text=text, vector=vector, doc_id=doc_id, split=split, tensor=tensor
         )
         if rows.kind == "texts" or av is None:
-            model, nla = load(av, ar, target, dtype, device_map, remote=remote)
+            target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
         else:
-            model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
+            target_model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
     report = bulk.run(
         nla,
         rows,
         output,
-        model=model,
+        model=target_model,
         positions=positions,
         skip=skip,
         max_tokens=max_tokens,
@@ -144,8 +145,8 @@ def extract(
         str | None,
         Option(
             metavar="AV",
-            help="Use the layer, template and marker of this verbalizer. Default: the tiny pair's, "
-            "unless there is a --target.",
+            help="Use the layer, template and marker of this verbalizer. Default: the one of tiny, "
+            "unless --target is given.",
         ),
     ] = None,
     positions: options.Positions = "random:10",
@@ -158,7 +159,7 @@ def extract(
         str | None,
         Option(
             metavar="NAME=X,...",
-            help="Write one file per split, by document, such as train=0.9,test=0.1.",
+            help="Split by document, one file per split, such as train=0.9,test=0.1.",
         ),
     ] = None,
     next_tokens: Annotated[
@@ -181,14 +182,14 @@ def extract(
         str | None,
         Option(
             metavar="CHAR",
-            help="The character whose token gets the vector. Default: a rare single token.",
+            help="The character at whose token the vector is injected. Default: a rare one.",
         ),
     ] = None,
     template: Annotated[
         str | None,
         Option(
             metavar="TEXT",
-            help="The user message to the verbalizer, with {injection_char} for the marker.",
+            help="The verbalizer's user message, with {injection_char} for the marker.",
         ),
     ] = None,
     system: Annotated[
@@ -206,7 +207,7 @@ def extract(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Extract activations of a target over a corpus, to train on. Run it again to resume."""
+    """Extract a target's activations over a corpus as training rows. Run it again to resume."""
     with spinner("loading"):
         from .. import bulk
 
@@ -255,22 +256,26 @@ def label(
             "file with the columns doc_id, n_raw_tokens, and api_explanation, response or text.",
         ),
     ],
-    workers: Annotated[int, Option(min=1, metavar="N", help="Calls at the same time.")] = 1,
+    workers: Annotated[int, Option(min=1, metavar="N", help="The number of concurrent calls.")] = 1,
     chunk: Annotated[
         int,
-        Option(min=1, metavar="N", help="Rows per chunk. Finished chunks are not done again."),
+        Option(
+            min=1,
+            metavar="N",
+            help="Rows per chunk. A resumed run repeats at most one unfinished chunk.",
+        ),
     ] = 64,
     strict: options.Strict = False,
     edited: Annotated[
         Literal["refuse", "accept"],
         Option(
-            help="Whether to resume if the function was edited in the meantime. Its earlier labels "
-            "are kept."
+            help="Whether to resume after the function was edited, and keep the labels of its "
+            "earlier version."
         ),
     ] = "refuse",
     as_json: options.AsJson = False,
 ) -> None:
-    """Label extracted rows with explanations, to train on. Run it again to resume."""
+    """Add an explanation to each extracted row, to train on. Run it again to resume."""
     from .. import bulk
 
     made_by = (
@@ -300,7 +305,7 @@ def _target_and_checkpoint(
 
     if av is not None and written:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in written)
-        raise NLAError(f"{flags}: {av} says it already. Leave it out, or leave out --av.")
+        raise NLAError(f"{flags}: {av} already defines it. Remove it, or remove --av.")
     if av is None and target is None:
         model, nla = tiny.load()
         if written:

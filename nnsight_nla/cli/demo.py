@@ -1,4 +1,4 @@
-"""``nnsight-nla demo``: what an embedded pair says about a sentence, and what a patch changes."""
+"""``nnsight-nla demo``: explain a sentence with a bundled pair, and show what a patch changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..reading.records import Reading
 
 PAGE = Path("nnsight-nla-demo.html")
-"""The page, in the folder that the command runs in."""
+"""The page, in the current folder."""
 
 
 @command()
@@ -32,27 +32,26 @@ def demo(
         ),
     ] = None,
     seed: Annotated[
-        int, Option(metavar="N", help="The seed that chooses the sentences for tiny.")
+        int, Option(metavar="N", help="The seed that chooses the sentences (tiny only).")
     ] = 3,
-    model: options.Model = "tiny",
+    model: options.DemoModel = "tiny",
     everything: Annotated[
-        bool, Option("--all", help="Show every token with its whole explanation.")
+        bool, Option("--all", help="Show every token with its full explanation.")
     ] = False,
     html: Annotated[
         Path | None,
         Option(
             metavar="FILE",
-            help=f"Write the first sentence as a page to this file. Default: {PAGE}, in the "
-            "current folder; with --json, none.",
+            help=f"Write the first sentence as an HTML page to this file. Default: {PAGE} in the "
+            "current folder; no page with --json.",
         ),
     ] = None,
     browser: options.Open = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain a sentence with an embedded pair, and patch one fact into another.
+    """Explain a sentence with a bundled model, and patch one fact into another.
 
-    It needs no network and no GPU. The explanations are compared with the truth, which is known
-    for these sentences.
+    It runs offline on a CPU, and compares the explanations with what is known about the sentence.
     """
     check_folder(html)
     count = sentences or (2 if everything or as_json else 1)
@@ -87,12 +86,12 @@ def _tiny(count: int, seed: int, page: Path | None, *, everything: bool, as_json
     out.print()
     slots = [row.slots_right for each in read for row in each]
     right = f"{sum(slots)} of {6 * len(slots)} statements are right."
-    out.print(right if everything else f"{right} All of them: nnsight-nla demo --all")
+    out.print(right if everything else f"{right} To see all of them: nnsight-nla demo --all")
     if everything:
         out.print(
-            "The sentences combine subjects and tones that were never combined in the training. "
-            "The target was trained to hold this state, so that the truth is known; outside its "
-            "made-up world the pair makes things up. What was measured, with controls: "
+            "The sentences combine subjects and tones that were never combined in training. "
+            "The target was trained to represent this state, so the truth is known; outside its "
+            "made-up world the verbalizer makes things up. For measurements with controls, see "
             "nnsight_nla.tiny.figures()",
             highlight=False,
         )
@@ -120,19 +119,18 @@ def _smollm2(count: int, _seed: int, page: Path | None, *, everything: bool, as_
     out.print()
     if everything:
         out.print(
-            "A programme wrote the labels that the verbalizer learned from. The same programme "
-            "checks the lines against the text and the target's own next tokens; whether the "
-            "subject fits is for you to judge. What was measured, with controls: "
-            "nnsight_nla.smollm2.figures()",
+            "A program wrote the labels that the verbalizer was trained on. The same program "
+            "checks the lines against the text and the target's own next tokens, but not whether "
+            "the subject fits. For measurements with controls, see nnsight_nla.smollm2.figures()",
             highlight=False,
         )
     else:
-        out.print("More of them: nnsight-nla demo --model smollm2 --all")
+        out.print("For more detail: nnsight-nla demo --model smollm2 --all")
     _say(page, failed)
 
 
 def _write(reading: Reading | None, page: Path | None) -> str | None:
-    """Write the page; return why it could not be written, if nobody asked for it."""
+    """Write the page; if the user did not ask for it, return why it could not be written."""
     if reading is None or page is None:
         return None
     if page == PAGE:
@@ -144,6 +142,6 @@ def _write(reading: Reading | None, page: Path | None) -> str | None:
 def _say(page: Path | None, failed: str | None) -> None:
     """Say where the page is."""
     if failed is None:
-        out.print(Text(f"The first sentence as a page, for a browser: {page}"), soft_wrap=True)
+        out.print(Text(f"The first sentence as an HTML page: {page}"), soft_wrap=True)
     else:
         out.print(Text(f"No page was written: {failed} Choose another file: --html FILE"))

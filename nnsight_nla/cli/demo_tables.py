@@ -22,9 +22,9 @@ def sentence_table(rows: list[Read], *, everything: bool = False) -> RenderableT
 
     Args:
         rows: Its tokens.
-        everything: Each token with its whole explanation; otherwise only what an explanation says
-            otherwise than the one before it. The last line, on the token itself and the next one,
-            is then left out, because it always changes.
+        everything: Show each token with its full explanation; otherwise show only the lines that
+            differ from the previous explanation, without the last line (the current and the next
+            token), which always changes.
     """
     return _whole(rows) if everything else _changes(rows)
 
@@ -75,11 +75,11 @@ def patch_table(patched: Patched) -> RenderableType:
 
 
 def checked_table(row: CheckedRead) -> RenderableType:
-    """Format a sentence that SmolLM2 read: each line of its explanation, and whether it holds."""
-    table = new_table("explanation of its last residual", "checked against the sentence")
+    """Format a sentence that SmolLM2 read: each line of its explanation, and if it is right."""
+    table = new_table("explanation of the last residual", "checked against the sentence")
     verdicts = {
-        "Mentions": ("content", "not a word of it"),
-        "Last": ("last", "not its last word"),
+        "Mentions": ("content", "not in the sentence"),
+        "Last": ("last", "not its last words"),
         "Next": ("next", f"the target expects {' | '.join(row.expected)}"),
     }
     for line in row.explanation.splitlines():
@@ -91,11 +91,11 @@ def checked_table(row: CheckedRead) -> RenderableType:
 
 
 def sweep_table(sweep: Sweep, *, everything: bool = False) -> RenderableType:
-    """Format a patch of one cell: the answers, and what the last residual is said to hold.
+    """Format a patch of one cell: the answers, and the explanations of the last residual.
 
     Args:
-        sweep: Of one row.
-        everything: The explanations with one line of text per line.
+        sweep: A sweep with one row.
+        everything: Show each line of an explanation on its own line.
     """
     (row,) = sweep.rows()
     prompts = {name: "".join(tokens) for name, tokens in sweep.header.tokens.items()}

@@ -1,18 +1,22 @@
-"""``nnsight-nla doctor``: try every setting of a checkpoint against its neighbours."""
+"""``nnsight-nla doctor``: compare every setting of a checkpoint with alternatives."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from . import options
 from .app import command, load, out, print_json, spinner
+from .tables import new_table
 
 if TYPE_CHECKING:
-    from ..doctor.report import Diagnosis
+    from rich.table import Table
+
+    from ..doctor.report import Diagnosis, Finding
+
+NOT_TRIED = "not tried"
 
 
 @command()
@@ -26,7 +30,7 @@ def doctor(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare the settings of a checkpoint with alternatives; exit with 1 if one is wrong."""
+    """Test each setting of a checkpoint against alternatives; exit with 1 if one is wrong."""
     with spinner("comparing settings"):
         from ..core.sampling import Sampling
         from ..doctor.precheck import check
@@ -44,25 +48,33 @@ def doctor(
     else:
         if any(finding.variants for finding in found.findings):
             out.print(_diagnosis_table(found))
+            for finding in found.findings:
+                if finding.verdict == NOT_TRIED:
+                    line = f"not tried: {finding.setting} ({finding.note})"
+                    out.print(Text(line, style="dim"))
         out.print(Text(found.conclusion, style="green" if found.ok else "red"))
     if not found.ok:
         raise typer.Exit(1)
 
 
+def _tried(found: Diagnosis) -> list[Finding]:
+    return [finding for finding in found.findings if finding.verdict != NOT_TRIED]
+
+
 def _diagnosis_table(found: Diagnosis) -> Table:
     from ..doctor.report import shown
 
-    measured = "the reconstruction" if found.judge == "reconstructor" else "the replies' likelihood"
-    table = Table(
-        title=f"{found.rows} activations; the verdicts are based on {measured}",
-        title_justify="left",
-        caption="effect: what the vector adds to the reply's likelihood, nats per token",
-        caption_justify="left",
+    measured = (
+        "reconstruction" if found.judge == "reconstructor" else "the likelihood of the replies"
     )
-    for name in ("setting", "value", "extraction", "effect", "AR cosine", "verdict"):
-        table.add_column(name, overflow="fold")
+    table = new_table(
+        *("setting", "value", "extraction", "effect", "AR cosine", "verdict"),
+        title=f"{found.rows} activations; the verdicts are based on {measured}",
+        caption="extraction: the share of well-formed explanations\n"
+        "effect: what the vector adds to the reply's log-likelihood, in nats per token",
+    )
     styles = {"loses": "red", "fails": "red", "supported": "green"}
-    for finding in found.findings:
+    for finding in _tried(found):
         for variant in finding.variants:
             verdict = finding.verdict if variant.declared else variant.error or ""
             note = f": {finding.note}" if variant.declared and finding.note else ""

@@ -1,4 +1,4 @@
-"""The examples that each command's help ends with. Tests parse every one of them."""
+"""The examples at the end of each command's help. Tests parse every one of them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Example:
 
 
 ALL = (
-    Example("See what it does, in ten seconds", "nnsight-nla demo"),
+    Example("See what it does", "nnsight-nla demo"),
     Example("Explain the last token of a text", 'nnsight-nla explain "The cow lives in the"'),
     Example(
-        "Explain with a verbalizer and a reconstructor of your own",
+        "Explain with your own verbalizer and reconstructor",
         'nnsight-nla explain "A text." --av AV --ar AR',
     ),
     Example("Show the options and examples of a command", "nnsight-nla explain --help"),
 )
-"""Those of the application."""
+"""The examples of the application itself."""
 
 EXAMPLES: dict[str, tuple[Example, ...]] = {
     "demo": (
-        Example("The tiny pair, which ships with this package", "nnsight-nla demo"),
+        Example("A small bundled model", "nnsight-nla demo"),
         Example("A real language model", "nnsight-nla demo --model smollm2"),
         Example(
             "Every token of three sentences, and the page in a browser",
@@ -52,12 +52,15 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             'nnsight-nla explain "The cow lives in the" --samples 3 --temperature 1',
         ),
         Example(
-            "A checkpoint from the Hub, on a GPU",
-            'nnsight-nla explain "A text." --device-map cuda \\\n'
-            "--av ceselder/nanonla-l24-av-qwen3-8b",
+            "Qwen3-8B and its published verbalizer, on a GPU",
+            'nnsight-nla explain "A text." --model qwen3-8b',
         ),
         Example(
-            "Another layer than the verbalizer was trained on",
+            "Another checkpoint from the Hub",
+            'nnsight-nla explain "A text." --device-map cuda \\\n--av kitft/nla-qwen2.5-7b-L20-av',
+        ),
+        Example(
+            "A layer that the verbalizer was not trained on",
             'nnsight-nla explain "The cow lives in the" --layer 2 --insist',
         ),
         Example(
@@ -67,6 +70,10 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "read": (
         Example("Every token, in a table", 'nnsight-nla read "The cow lives in the"'),
+        Example(
+            "A page for a layer that the verbalizer was not trained on",
+            'nnsight-nla read "The cow lives in the" --layer 2 --insist --open',
+        ),
         Example(
             "The same as a page, in a browser",
             'nnsight-nla read "The cow lives in the" --html cow.html --open',
@@ -94,11 +101,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "nnsight-nla run corpus.jsonl out.parquet --positions every:10 \\\n--av AV --ar AR",
         ),
         Example(
-            "Explain vectors that you have saved",
+            "Explain saved vectors",
             "nnsight-nla run vectors.safetensors out.parquet --tensor residuals --av AV",
         ),
         Example(
-            "Do half of the work, on one of two machines",
+            "Split the work between two machines: this is the first",
             "nnsight-nla run corpus.jsonl one.parquet --av AV --shard 1/2",
         ),
     ),
@@ -110,7 +117,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "extract": (
         Example(
-            "Ten random positions of each document, to train on",
+            "Training rows from ten random positions of each document",
             "nnsight-nla extract corpus.jsonl rows.parquet --target MODEL --layer 24",
         ),
         Example(
@@ -119,13 +126,13 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "--splits train=0.9,test=0.1",
         ),
         Example(
-            "Rows for the verbalizer that you already have",
+            "Rows for an existing verbalizer",
             "nnsight-nla extract corpus.jsonl rows.parquet --av AV",
         ),
     ),
     "label": (
         Example(
-            "With a function of your own, eight calls at a time",
+            "With your own function, eight calls at a time",
             "nnsight-nla label rows.parquet labelled.parquet --by labels:label --workers 8",
         ),
         Example(
@@ -166,11 +173,11 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "evaluate": (
         Example(
-            "Reconstruction, against controls",
+            "Reconstruction, compared with controls",
             "nnsight-nla evaluate runs/av labelled.parquet --ar runs/ar",
         ),
         Example(
-            "Truth, against the texts",
+            "Truth, compared with the source texts",
             "nnsight-nla evaluate runs/av labelled.parquet --ar runs/ar --grounded",
         ),
         Example(
@@ -181,10 +188,10 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     ),
     "calibrate": (
         Example(
-            "Measure on held-out rows, and check on rows of other documents",
+            "Calibrate on held-out rows, and test on other documents",
             "nnsight-nla calibrate runs/av labelled.parquet --ar runs/ar \\\n"
             '--population "news, block 24" --test others.parquet',
         ),
     ),
 }
-"""Those of each command."""
+"""The examples of each command."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..nla import NLA
 
 PAGE = Path("nnsight-nla-reading.html")
-"""The page of `read --open`, in the folder that the command runs in."""
+"""The page of `read --open`, in the current folder."""
 
 
 @command()
@@ -39,23 +39,8 @@ def explain(
     av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
-    layer: Annotated[
-        int | None,
-        Option(
-            min=0,
-            metavar="N",
-            help="Explain the output of block N, counted from 0. Default: the block that the "
-            "verbalizer was trained on; another one needs --insist.",
-        ),
-    ] = None,
-    insist: Annotated[
-        bool,
-        Option(
-            "--insist",
-            help="With --layer, explain a block that the verbalizer was not trained on. The output "
-            "says so.",
-        ),
-    ] = False,
+    layer: options.Layer = None,
+    insist: options.InsistLayer = False,
     samples: options.Samples = 1,
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
@@ -65,10 +50,10 @@ def explain(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain the residual of TEXT at one token or several."""
+    """Explain the residual at one or several tokens of TEXT."""
     if samples > 1 and temperature == 0:
         raise NLAError(
-            f"--samples {samples} at temperature 0 would give the same text {samples} times. Add "
+            f"--samples {samples} at temperature 0 would give {samples} identical texts. Add "
             "--temperature 1."
         )
     with spinner("loading"):
@@ -76,12 +61,7 @@ def explain(
         from ..core.sampling import Sampling
 
         target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
-        block = nla.checkpoint.layer if layer is None else layer
-        if block != nla.checkpoint.layer and not insist:
-            raise NLAError(
-                f"--layer {block}: the verbalizer was trained on layer {nla.checkpoint.layer}. "
-                f"Leave --layer out, or add --insist to explain layer {block} all the same."
-            )
+        block = _block(nla, layer, insist=insist)
         (span,) = nla.positions(target_model, text)
         wanted = _positions(position, len(span.ids))
     with spinner("explaining"):
@@ -107,13 +87,13 @@ def read(
     text: options.Text,
     html: Annotated[
         Path | None,
-        Option(metavar="FILE", help="Write the reading as one HTML file for a browser."),
+        Option(metavar="FILE", help="Write the explanations as one self-contained HTML page."),
     ] = None,
     browser: Annotated[
         bool,
         Option(
             "--open",
-            help=f"Open the page in a browser. Without --html it is {PAGE}, in the current folder.",
+            help=f"Open the page in a browser. Without --html: {PAGE} in the current folder.",
         ),
     ] = False,
     positions: Annotated[
@@ -126,13 +106,15 @@ def read(
     ] = "all",
     generate: Annotated[
         int | None,
-        Option(min=1, metavar="N", help="First let the target write a reply of up to N tokens."),
+        Option(min=1, metavar="N", help="First let the target generate up to N tokens."),
     ] = None,
-    chat: Annotated[bool, Option("--chat", help="TEXT is a user's message in a chat.")] = False,
+    chat: Annotated[bool, Option("--chat", help="Treat TEXT as a user message in a chat.")] = False,
     model: options.Model = "tiny",
     av: options.Av = None,
     ar: options.Ar = None,
     target: options.Target = None,
+    layer: options.Layer = None,
+    insist: options.InsistLayer = False,
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
     max_new_tokens: options.MaxNewTokens = 200,
@@ -141,19 +123,22 @@ def read(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain every token of TEXT, in a table or on a page."""
+    """Explain the residual at every token of TEXT, as a table or an HTML page."""
     check_folder(html)
     page = html or (PAGE if browser else None)
     with spinner("loading"):
         from ..core.sampling import Sampling
 
         target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+        _block(nla, layer, insist=insist)
     with spinner("reading"):
         found = nla.read(
             target_model,
             [{"role": "user", "content": text}] if chat else text,
             positions=positions if positions in ("all", "reply") else _indices(positions),
             generate=generate,
+            layer=layer,
+            claims="ignore" if insist else "check",
             remote=remote,
             sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
         )
@@ -169,6 +154,21 @@ def read(
         out.print(reading_table(found))
     if browser and page is not None:
         open_page(page)
+
+
+def _block(nla: NLA, layer: int | None, *, insist: bool) -> int:
+    """Return the number of the block to explain.
+
+    Raises:
+        NLAError: It is another one than the verbalizer was trained on, without --insist.
+    """
+    own = nla.checkpoint.layer
+    if layer is not None and layer != own and not insist:
+        raise NLAError(
+            f"--layer {layer}: the verbalizer was trained on layer {own}. Remove --layer, or add "
+            f"--insist to explain layer {layer} anyway."
+        )
+    return own if layer is None else layer
 
 
 def _residual(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from .tables import new_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 _WHAT = {
     "mentions so far": "quotes, names, numbers: in the text so far",
@@ -21,14 +25,12 @@ def grounded_table(figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return a table: a row per figure, a column per checkpoint."""
     columns = list(figures.values())
     rows, documents = columns[0]["rows"], columns[0]["documents"]
-    table = Table(
+    table = new_table(
+        "figure",
+        *figures,
         title=f"Compared with the texts: {rows:,} rows of {documents:,} documents",
-        title_justify="left",
         caption="[low, high]: the 95% interval",
-        caption_justify="left",
     )
-    for name in ("figure", *figures):
-        table.add_column(name, overflow="fold")
     names = dict.fromkeys(name for each in columns for name in each["text"])
     for name in names:
         found = [each["text"].get(name) for each in columns]

@@ -1,4 +1,4 @@
-"""The help of a command: what typer prints, and then its examples.
+"""The help of a command: typer's output, followed by examples.
 
 A module makes its command with `command` in place of typer's decorator::
 
@@ -68,8 +68,8 @@ def paragraphs(docstring: str) -> str:
 def _as_shown(param: Any) -> Any:
     """Return a copy of a parameter for the help.
 
-    A flag gets no type, and stands in one column with what it is turned off by; in two, the longest
-    names are cropped at 80 columns.
+    A flag has no type, and shares one column with the flag that turns it off; in two columns, the
+    longest names are cropped at 80 characters.
     """
     if not getattr(param, "is_flag", False):
         return param
@@ -83,7 +83,7 @@ def _as_shown(param: Any) -> Any:
 
 
 def _write(examples: Sequence[Example], formatter: Any) -> None:
-    """Write examples where the rest of the help went: to the terminal, or to typer's formatter."""
+    """Write examples to where the rest of the help goes: the terminal, or typer's formatter."""
     lines = ["Examples:"]
     for example in examples:
         lines += ["", f"  # {example.what}", *(f"  {line}" for line in example.lines)]

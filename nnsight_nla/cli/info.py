@@ -1,4 +1,4 @@
-"""``nnsight-nla info``: the settings of a checkpoint, and where each was found."""
+"""``nnsight-nla info``: show the settings of a checkpoint, and where each was found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.padding import Padding
 from rich.text import Text
 from typer import Argument
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from ..checkpoint.checkpoint import Checkpoint
 
 
+_LONG = ("template", "ar_template")
+"""The fields that need the width of the terminal."""
+
+
 @command()
 def info(
     checkpoint: Annotated[
@@ -24,7 +29,7 @@ def info(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the settings of a checkpoint, and where each of them was found."""
+    """Show the layer, prompt, marker and other settings of a checkpoint, and their sources."""
     from ..checkpoint.checkpoint import Checkpoint
 
     found = Checkpoint.load(checkpoint)
@@ -36,7 +41,7 @@ def info(
 
 
 def print_settings(name: str, found: Checkpoint) -> None:
-    """Print a table, wrapped to the terminal; a place that values share is said once, below it."""
+    """Print a table, wrapped to the terminal; below it the long texts and each source file."""
     shown = {field: _shown(field, value) for field, value in vars(found).items()}
     del shown["source"]
     places = _places(found.source)
@@ -49,9 +54,14 @@ def print_settings(name: str, found: Checkpoint) -> None:
             key, file = places.get(field, ("", ""))
             number = f"[{files.index(file) + 1}]" if file and len(files) > 1 else ""
             at = [Text(f"{key} {number}".strip(), "dim")] if named else []
-            table.add_row(field, Text(value), *at)
+            table.add_row(field, "see below" if field in _LONG else Text(value), *at)
     out.print(Text(name, "bold"), soft_wrap=True)
     out.print(table)
+    for field in _LONG:
+        value = shown[field]
+        if value is not None:
+            out.print(Text(f"{field}:", "bold"))
+            out.print(Padding(Text(value), (0, 0, 0, 2)))
     absent = [field for field, value in shown.items() if value is None]
     if absent:
         out.print(Text(f"not given: {', '.join(absent)}", "dim"))

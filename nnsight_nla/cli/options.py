@@ -1,8 +1,8 @@
 """Arguments and options that several commands share, each defined once.
 
-A value is named in capitals by what it is: AV and AR for a verbalizer and a reconstructor, MODEL
-for any other model (all three are a folder or a Hub id), ROWS for a file of labelled rows, FILE and
-FOLDER for other paths, TEXT, NAME, N for a whole number, X for another one.
+Metavars name the kind of value: AV and AR for a verbalizer and a reconstructor, MODEL for any other
+model (all three are a folder or a Hub id), ROWS for a file of labelled rows, FILE and FOLDER for
+other paths, TEXT, NAME, N for an integer, X for a real number.
 """
 
 from __future__ import annotations
@@ -12,31 +12,37 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from .. import pairs
+
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead.")]
 
 # The models.
 AvArgument = Annotated[str, Argument(metavar="AV", help="The verbalizer: a folder or a Hub id.")]
 Model = Annotated[
+    pairs.Name,
+    Option(
+        "--model",
+        help="The pair to use without --av: tiny, a small model of a made-up world; smollm2, a "
+        "real language model; or qwen3-8b, from the Hub, for a GPU.",
+    ),
+]
+DemoModel = Annotated[
     Literal["tiny", "smollm2"],
     Option(
         "--model",
-        help="The pair to use without --av: tiny, which ships with this package and knows only a "
-        "made-up world, or smollm2, a real language model.",
+        help="Which bundled verbalizer and reconstructor to use: those of tiny, a small model of "
+        "a made-up world, or of smollm2, a real language model.",
     ),
 ]
 Av = Annotated[
     str | None,
-    Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: that of --model."),
-]
-AvOrTiny = Annotated[
-    str | None,
-    Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: the tiny pair's."),
+    Option(metavar="AV", help="The verbalizer: a folder or a Hub id. Default: the one of --model."),
 ]
 Ar = Annotated[
     str | None,
     Option(
         metavar="AR",
-        help="The reconstructor: a folder or a Hub id. It adds trust labels and scores.",
+        help="The reconstructor: a folder or a Hub id. Trust labels and scores need it.",
     ),
 ]
 Target = Annotated[
@@ -46,7 +52,7 @@ Target = Annotated[
         help="The target: a folder or a Hub id. Default: the one that the verbalizer names.",
     ),
 ]
-Remote = Annotated[bool, Option("--remote", help="Run the models on the NDIF host.")]
+Remote = Annotated[bool, Option("--remote", help="Run the models on the configured NDIF host.")]
 Dtype = Annotated[
     str, Option(metavar="DTYPE", help="The dtype of the models: auto, float32, bfloat16, ...")
 ]
@@ -56,21 +62,23 @@ DeviceMap = Annotated[
 ]
 
 # The verbalizer's replies.
-MaxNewTokens = Annotated[int, Option(min=1, metavar="N", help="The longest reply, in tokens.")]
+MaxNewTokens = Annotated[
+    int, Option(min=1, metavar="N", help="The maximum length of a reply, in tokens.")
+]
 Temperature = Annotated[
     float,
     Option(
         min=0.0,
         metavar="X",
-        help="The temperature of the verbalizer; 0 always takes the likeliest token.",
+        help="The verbalizer's sampling temperature; 0 is greedy decoding.",
     ),
 ]
 Samples = Annotated[
     int,
-    Option(min=1, metavar="N", help="Explanations per vector; more than 1 needs a --temperature."),
+    Option(min=1, metavar="N", help="Explanations per vector; more than 1 needs --temperature."),
 ]
 SamplingSeed = Annotated[
-    int, Option("--seed", metavar="N", help="The seed of the sampling, with a --temperature.")
+    int, Option("--seed", metavar="N", help="The seed for sampling, with --temperature.")
 ]
 
 # Texts and tokens.
@@ -91,6 +99,23 @@ MaxTokens = Annotated[
     int | None, Option(min=1, metavar="N", help="Read at most N tokens of each document.")
 ]
 
+Layer = Annotated[
+    int | None,
+    Option(
+        min=0,
+        metavar="N",
+        help="Explain the output of block N, counted from 0. Default: the block that the "
+        "verbalizer was trained on; any other block needs --insist.",
+    ),
+]
+InsistLayer = Annotated[
+    bool,
+    Option(
+        "--insist",
+        help="Accept a --layer that the verbalizer was not trained on. The output says so.",
+    ),
+]
+
 # Pages.
 Open = Annotated[bool, Option("--open", help="Open the page in a browser.")]
 
@@ -101,16 +126,16 @@ Chunk = Annotated[
     Option(
         min=1,
         metavar="N",
-        help="Rows of INPUT per chunk. Finished chunks are not done again. Default: a suitable "
-        "number.",
+        help="Rows of INPUT per chunk. A resumed run repeats at most one unfinished chunk. "
+        "Default: chosen automatically.",
     ),
 ]
 Shard = Annotated[
     str | None,
-    Option(metavar="I/N", help="Process only shard I of N, from 1. merge combines their outputs."),
+    Option(metavar="I/N", help="Process only shard I of N, counted from 1. See merge."),
 ]
 Strict = Annotated[
-    bool, Option("--strict", help="Stop at the first bad row. Default: record its error.")
+    bool, Option("--strict", help="Stop at the first bad row. Default: record the error and go on.")
 ]
 TextColumn = Annotated[
     str | None, Option("--text-column", metavar="NAME", help="The column that holds the texts.")
@@ -122,8 +147,8 @@ Insist = Annotated[
     bool,
     Option(
         "--insist",
-        help="Use vectors of another model, layer or norm than the verbalizer was trained on. The "
-        "output says so.",
+        help="Accept vectors of a different model, layer or norm than the verbalizer was trained "
+        "on. The output says so.",
     ),
 ]
 IdColumn = Annotated[
@@ -137,7 +162,5 @@ LabelledRows = Annotated[
 ]
 HeldOut = Annotated[
     float,
-    Option(
-        min=0.0, max=1.0, metavar="X", help="The share of documents that are kept out of training."
-    ),
+    Option(min=0.0, max=1.0, metavar="X", help="The fraction of documents held out of training."),
 ]

@@ -1,7 +1,7 @@
 """Format what `explain` and `read` print as tables for a terminal.
 
-The text has the room: a trust label stands below the text that it is about, and a warning stands
-below the table, once, with the positions that it is about.
+Texts get most of the width: a trust label is below its text, and each warning is printed once,
+below the table, with the positions that it is about.
 """
 
 from __future__ import annotations
@@ -24,13 +24,25 @@ if TYPE_CHECKING:
 _GRADES = {"strong": "green", "partial": "yellow", "weak": "red", "none": "red"}
 
 
-def new_table(*columns: str) -> Table:
+def new_table(*columns: str, title: str | None = None, caption: str | None = None) -> Table:
     """Return an empty table without lines.
 
     Args:
         columns: The headings.
+        title: What stands above it.
+        caption: What stands below it.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold underline")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="bold underline",
+        title=title,
+        title_justify="left",
+        title_style="",
+        caption=caption,
+        caption_justify="left",
+    )
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
@@ -72,7 +84,7 @@ def reading_table(reading: Reading) -> RenderableType:
                 said.append(f" ({notes.named(numbers)})", style="dim")
             trust = [_trust(record.grade, record.reconstruction_cosine)] if scored else []
             table.add_row(str(record.position), Text(repr(record.token)), said, *trust)
-    caption = "reconstruction: its grade and cosine" if scored else None
+    caption = "reconstruction: trust grade and cosine" if scored else None
     return _with_notes(table, notes, caption)
 
 
@@ -100,7 +112,7 @@ class _Notes:
 
     @staticmethod
     def named(numbers: Sequence[int]) -> str:
-        """Return what refers to notes of these numbers."""
+        """Return a reference to the notes of these numbers."""
         return f"note{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
     def table(self) -> Table:
@@ -133,7 +145,7 @@ def _samples(records: Sequence[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _label(label: dict[str, Any], notes: _Notes) -> list[Text]:
-    """Format the lines of a trust label; what a note says is not said again."""
+    """Format the lines of a trust label; do not repeat what a note says."""
     found: list[Text] = []
     for line in label["lines"]:
         shown = Text(_shorter(line, label, notes), "dim")

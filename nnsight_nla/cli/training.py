@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
@@ -14,9 +13,12 @@ from . import options
 from .app import command, err, load_nla, load_target, print_json, spinner
 from .app import out as console
 from .grounded_table import grounded_table
+from .tables import new_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from rich.table import Table
 
     from ..evaluation.grounding.judge import Judge
     from ..nla import NLA
@@ -39,21 +41,19 @@ def train(
     ] = 64,
     accumulation: Annotated[int, Option(min=1, metavar="N", help="Forward passes per step.")] = 1,
     learning_rate: Annotated[
-        float, Option(min=0.0, metavar="X", help="The highest learning rate.")
+        float, Option(min=0.0, metavar="X", help="The peak learning rate.")
     ] = 3e-5,
     warmup: Annotated[int, Option(min=0, metavar="N", help="Steps of linear warm-up.")] = 50,
     lora: Annotated[
         int | None,
         Option(min=1, metavar="N", help="Train LoRA adapters of rank N. Default: all weights."),
     ] = None,
-    lora_alpha: Annotated[
-        int, Option(min=1, metavar="N", help="The scale of the adapters (alpha).")
-    ] = 16,
+    lora_alpha: Annotated[int, Option(min=1, metavar="N", help="LoRA's alpha.")] = 16,
     rslora: Annotated[
-        bool, Option(help="Divide the scale by the square root of the rank, not by the rank.")
+        bool, Option(help="Divide alpha by the square root of the rank, not by the rank.")
     ] = True,
     bf16: Annotated[
-        bool | None, Option(help="Compute in bfloat16. Default: if the GPU supports it.")
+        bool | None, Option(help="Compute in bfloat16. Default: on if the GPU supports it.")
     ] = None,
     dtype: Annotated[
         str | None, Option(metavar="DTYPE", help="The dtype to load the weights in.")
@@ -73,10 +73,11 @@ def train(
         ),
     ] = None,
     recompute: Annotated[
-        bool, Option("--gradient-checkpointing", help="Use less memory, and take longer.")
+        bool, Option("--gradient-checkpointing", help="Use less memory, but run slower.")
     ] = False,
     seed: Annotated[
-        int, Option(metavar="N", help="The seed of the rows' order and of the adapters.")
+        int,
+        Option(metavar="N", help="The seed for the row order and the adapters' initial weights."),
     ] = 0,
     layer: Annotated[
         int | None,
@@ -92,18 +93,18 @@ def train(
         Option(min=1, metavar="N", help="Measure, and save the state, every N steps."),
     ] = 100,
     measured: Annotated[
-        int, Option(min=0, metavar="N", help="The number of held-out rows to measure.")
+        int, Option(min=0, metavar="N", help="The number of held-out rows to measure on.")
     ] = 64,
     ar: Annotated[
         str | None,
-        Option(metavar="AR", help="A reconstructor, to measure the verbalizer's FVE with."),
+        Option(metavar="AR", help="A reconstructor for measuring the verbalizer's FVE."),
     ] = None,
     grounded: Annotated[
         bool | None,
         Option(
             "--grounded/--no-grounded",
-            help="Compare the verbalizer's texts with those that the vectors were read in. "
-            "Default: if ROWS has these.",
+            help="Also compare the explanations with the texts that the vectors come from. "
+            "Default: on if ROWS has these texts.",
         ),
     ] = None,
     best: Annotated[
@@ -116,24 +117,26 @@ def train(
     ] = None,
     max_new_tokens: options.MaxNewTokens = 200,
     tensorboard: Annotated[
-        Path | None, Option(metavar="FOLDER", help="The folder for TensorBoard's events.")
+        Path | None, Option(metavar="FOLDER", help="Write TensorBoard logs to this folder.")
     ] = None,
     keep: Annotated[
         bool,
         Option(
             "--keep-state",
-            help="Keep the state in OUT.training, so that more --steps can continue the training.",
+            help="Keep the training state in OUT.training, to continue later with more --steps.",
         ),
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train a verbalizer or a reconstructor on labelled rows. Run it again to resume.
 
-    With more --steps the training goes on; with fewer it ends early, with a checkpoint. The stage
-    after it is nnsight-nla train rl.
+    To train for longer, resume with more --steps; to end early, resume with fewer. The
+    stage after it is nnsight-nla train rl.
     """
     if role == "ar" and ar is not None:
-        raise NLAError("--ar measures a verbalizer, and this trains a reconstructor. Remove --ar.")
+        raise NLAError(
+            "--ar is for measuring a verbalizer, but this trains a reconstructor. Remove --ar."
+        )
     _check_measured(best, grounded, measured, held_out)
     with spinner("reading the rows"):
         from ..training import Lora, Settings, Watching
@@ -184,7 +187,8 @@ def train(
     if as_json:
         print_json({"folder": str(trained.folder), "log": trained.log})
     else:
-        console.print(f"{trained.folder}: NLA('{out}') loads it.", highlight=False)
+        call = f"NLA('{out}')" if role == "av" else f"NLA(av, ar='{out}')"
+        console.print(f"{trained.folder}: load it with {call}.", highlight=False)
 
 
 def _check_measured(
@@ -209,7 +213,7 @@ def evaluate(
     ar: options.Ar = None,
     against: Annotated[
         str | None,
-        Option(metavar="AV", help="Another verbalizer, to measure on the same rows."),
+        Option(metavar="AV", help="Another verbalizer to evaluate on the same rows."),
     ] = None,
     held_out: options.HeldOut = 0.05,
     limit: Annotated[int, Option(min=2, metavar="N", help="Measure at most N rows.")] = 200,
@@ -219,7 +223,7 @@ def evaluate(
         bool,
         Option(
             "--grounded",
-            help="Compare the explanations with the texts, to measure if they are true.",
+            help="Also measure whether the explanations are true of the source texts.",
         ),
     ] = False,
     judge: Annotated[
@@ -241,8 +245,8 @@ def evaluate(
 ) -> None:
     """Evaluate a verbalizer on held-out rows, and compare it with three controls.
 
-    The controls are no vector, random vectors, and other rows' vectors. With --grounded, the
-    explanations are also compared with the texts that the vectors were read in.
+    The controls are no vector, random vectors, and the vectors of other rows. --grounded also
+    compares the explanations with the texts that the vectors come from.
     """
     asked = _judge(judge, judge_model, dtype, device_map) if judge or judge_model else None
     if asked is not None and not against_text:
@@ -295,14 +299,12 @@ def _table(figures: dict[str, dict[str, Any]], rows: str) -> Table:
 
     columns = list(figures.values())
     over = {Baseline(**each["baseline"]).in_words() for each in columns if each["baseline"]}
-    table = Table(
+    table = new_table(
+        "figure",
+        *figures,
         title=f"{columns[0]['rows']} held-out rows of {rows}",
-        title_justify="left",
         caption="\n".join(f"FVE ({each})" for each in sorted(over)) or "no FVE without --ar",
-        caption_justify="left",
     )
-    for name in ("figure", *figures):
-        table.add_column(name, overflow="fold")
     for name, what in (
         ("extraction", "replies that are an explanation"),
         ("truncated", "replies that were cut off"),

@@ -155,10 +155,10 @@ class Baseline:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def in_words(self, *, digits: int = 4, short: bool = False) -> str:
-        """Return it as it is printed in parentheses after an FVE.
+        """Return the text that follows an FVE in parentheses.
 
         Args:
-            digits: How many digits of the value.
+            digits: The number of digits of the value.
             short: Leave out the data set's name, if the number of vectors is known.
 
         >>> Baseline(0.5, "two axes", n=2).in_words(digits=2)

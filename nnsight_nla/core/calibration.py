@@ -1,14 +1,14 @@
-"""What is known about how often a checkpoint's explanations are right, in one frozen record.
+"""How often a checkpoint's explanations are right, as measured, in one frozen record.
 
 `nnsight-nla calibrate` measures a `Calibration` on documents whose truth is known, and writes it
 next to the verbalizer's weights; `NLA` reads it there, and its trust labels use it:
 
 * a logistic model for each kind of statement gives `Trust.probabilities`;
 * thresholds on the margin give the grade of the reconstruction;
-* the length of the noisy beginning of a text, and what residuals of the verbalizer's layer look
-  like, give warnings, and keep vectors of another kind from a good grade.
+* the number of noisy first positions, and statistics of the residuals at the verbalizer's layer,
+  give warnings, and prevent a good grade for vectors that are not like those residuals.
 
-All of it holds for the population that it was measured on, whose name it has.
+A calibration is valid only for the population that it was measured on, which it names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Statement:
     """One kind of statement, and a logistic model of the probability that it is right."""
 
     name: str
-    """What is right, such as ``"next"``."""
+    """The name of the statement, such as ``"next"``."""
     part: tuple[str, ...] | None
     """The part of an explanation that states it: after the first of these texts, up to the first
     that comes of the others, that one included; or up to the end. ``None``: the whole text."""
@@ -96,7 +96,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What the residuals that a verbalizer was trained on look like."""
+    """Statistics of the residuals that a verbalizer was trained on."""
 
     mean: tuple[float, ...] = field(repr=False)
     """The mean of the normalised vectors, one number per entry."""
@@ -118,14 +118,14 @@ class Residuals:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known about how often a checkpoint's explanations are right."""
+    """Measurements of how often a checkpoint's explanations are right."""
 
     population: str
-    """The vectors that it was measured on and holds for."""
+    """The vectors that it was measured on, and is valid for."""
     n: int
     """Their number."""
     statements: tuple[Statement, ...] = ()
-    """The kinds of statements, the one that stands for the whole explanation first."""
+    """The kinds of statements; the first is the whole explanation."""
     strong: float = STRONG
     """The lowest margin of a strong reconstruction."""
     partial: float = PARTIAL
@@ -133,7 +133,7 @@ class Calibration:
     noisy_positions: int | None = None
     """Explanations of positions below this are worse than later ones; ``None`` if not measured."""
     residuals: Residuals | None = None
-    """What residuals look like; ``None`` if not measured."""
+    """Statistics of the residuals; ``None`` if not measured."""
     sidecar_hash: str | None = None
     """SHA-256 of the sidecar of the checkpoint that was measured, in hex."""
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)

@@ -7,7 +7,7 @@ markers, all get the same vector. Two operations are published:
   comes from the vector, the length from the residual that is already there.
   Source: Karvonen et al. 2025, *Activation Oracles*, eq. 1.
 * ``replace`` at the output of the embedding module: ``h'_p = scale * v / |v|``. Gemma's embedding
-  module multiplies by ``sqrt(d_model)``; the vector replaces the result of that.
+  module multiplies by ``sqrt(d_model)``; the vector replaces the scaled embedding.
   Source: the verbalizers of the NLA paper.
 
 To add an operation, register a function of the marker's residual, the vectors and
@@ -57,8 +57,8 @@ class Injection:
     layer: int | None = 1
     """The number of the block, from 0; ``None`` at the embedding."""
     scale: float | None = None
-    """``add``: the coefficient `c` (``None`` means 1); ``replace``: the L2 norm of what is written;
-    any other operation defines it."""
+    """``add``: the coefficient `c` (``None`` means 1); ``replace``: the L2 norm of the result. Any
+    other operation defines its own meaning."""
 
     def __post_init__(self) -> None:
         """Check the fields and that they fit each other."""

@@ -35,7 +35,7 @@ class Sampling:
     top_p: float = 1.0
     """Draw from the smallest set of tokens with this total probability; 1 keeps all tokens."""
     top_k: int = 0
-    """Draw from this many most likely tokens; 0 keeps all tokens."""
+    """Draw from this number of most likely tokens; 0 keeps all tokens."""
     max_new_tokens: int = 200
     """The maximum number of tokens in a reply."""
     seed: int = 0

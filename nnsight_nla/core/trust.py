@@ -6,19 +6,19 @@ The label keeps three things apart, and never mixes them into one word:
   The reconstructor measures the cosine between the text's reconstruction and the vector, compared
   with control cosines (the same text with other vectors, and the verbalizer's texts for no vector
   and for random directions). The **margin** is where the cosine lies between the best control and
-  1. If several samples were drawn, their agreement bounds it::
+  1. If several samples were drawn, their agreement limits the grade::
 
       label = thought.trust
       label.grade, label.margin      # ("strong", 0.95)
       print(label.line)              # reconstruction: strong (cosine 0.95; against null ...)
 
-* **grounded** (`Trust.grounded`): does the text that was read have what the explanation quotes, and
-  is the next token that it names likely? It is there where text and tokens are known.
-* **probability** (`Trust.probability`): how often a statement like this one is right. It is there
-  for checkpoints that ship a `Calibration`, and holds for the population that it names.
+* **grounded** (`Trust.grounded`): does the text that the target read contain what the explanation
+  quotes, and is the next token that it names likely? Available if the text is known.
+* **probability** (`Trust.probability`): how often a statement like this one is right. Available for
+  checkpoints that ship a `Calibration`, and valid for the population that it names.
 
 A strong reconstruction does not make a text true: two models that were trained on each other can
-carry a vector in words that are false.
+encode a vector in false words.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ training texts of the tiny pair."""
 GRADES = ("strong", "partial", "weak", "none")
 """``none``: there is nothing to grade, and `Trust.reason` says why."""
 WHOLE = "whole"
-"""Of the statements that have a probability, the one that stands for the whole explanation."""
+"""The name of the probability that the whole explanation is right."""
 FORMER_GRADES = {"high": "strong", "medium": "partial", "low": "weak"}
-"""What the grades were called until 0.1."""
+"""The names of the grades before 0.1."""
 
 
 class Grade(str):
     """One of `GRADES`.
 
-    Until 0.1 the grades were called high, medium and low. Files with these words are read, and a
-    comparison with one of them works and warns.
+    Before 0.1 the grades were called high, medium and low. Files with these words can be read, and
+    comparing a grade with one of them works with a warning.
 
     >>> Grade("high")
     'strong'
@@ -59,7 +59,7 @@ class Grade(str):
     __slots__ = ()
 
     def __new__(cls, word: str) -> Grade:
-        """Return the grade of a word, of today or of 0.1.
+        """Return the grade that a current or former word names.
 
         Raises:
             ValueError: It is neither.
@@ -90,7 +90,7 @@ class Grade(str):
 
 @dataclass(frozen=True)
 class Grounded:
-    """What the text shows of an explanation."""
+    """An explanation checked against the text that the target read."""
 
     quotes: int = 0
     """The number of quotes in the explanation."""
@@ -104,7 +104,7 @@ class Grounded:
 
     @property
     def line(self) -> str:
-        """It in one line."""
+        """The result in one line."""
         parts: list[str] = []
         if self.quotes:
             parts.append(f"{self.so_far} of {self.quotes} quotes are in the text so far")
@@ -141,7 +141,7 @@ class Trust:
     random: float | None = None
     """The mean cosine of this vector with the reconstructions of texts for random directions."""
     margin: float | None = None
-    """Where `cosine` lies between the best control (at least 0) and 1; below 0 it is worse."""
+    """`cosine`, rescaled so that the best control (at least 0) is 0 and a perfect cosine is 1."""
     agreement: float | None = None
     """The mean cosine between the reconstructions of the samples; ``None`` for one sample."""
     warnings: tuple[str, ...] = ()
@@ -149,11 +149,11 @@ class Trust:
     reason: str | None = None
     """Why the grade is ``none``."""
     grounded: Grounded | None = None
-    """What the text shows; ``None`` where the text is not known, or nothing can be checked."""
+    """The check against the text; ``None`` if the text is unknown or nothing can be checked."""
     probabilities: Mapping[str, float] = field(default_factory=dict[str, float])
     """The probability that each kind of statement is right; empty without a calibration."""
     population: str | None = None
-    """The vectors that the probabilities hold for."""
+    """The vectors for which the probabilities are valid."""
 
     def __post_init__(self) -> None:
         """Read the grade's word."""
@@ -163,7 +163,7 @@ class Trust:
     def probability(self) -> float | None:
         """The probability that the whole explanation is right, as the calibration defines that.
 
-        It is the one named `WHOLE`; ``None`` without a calibration of it.
+        ``None`` if the checkpoint has no calibration for it.
         """
         return self.probabilities.get(WHOLE)
 
@@ -246,10 +246,10 @@ class Trust:
 
 
 class Line(str):
-    """The label of an explanation as it is shown in a table: its reconstruction in one line.
+    """The label of an explanation as a table shows it: its reconstruction in one line.
 
-    Until 0.1 a table had the label's fields in this place; ``line["grade"]`` works and warns. The
-    `Trust` itself is the handle's: ``thought.trust``.
+    Before 0.1 a table had the label's fields in this place; ``line["grade"]`` works with a warning.
+    The `Trust` object is ``thought.trust``.
 
     >>> Line("reconstruction: strong (...)", {"grade": "strong"})
     'reconstruction: strong (...)'
@@ -297,7 +297,7 @@ def _text_or_none(given: object) -> None:
 
 
 def margin(cosine: float, *controls: float | None) -> float | None:
-    """Return where `cosine` lies between the best control (at least 0) and 1.
+    """Return `cosine`, rescaled so that the best control (at least 0) is 0 and 1 stays 1.
 
     Returns:
         ``None`` without a control that is a finite number, or if one is not finite.

@@ -4,14 +4,14 @@ A verbalizer with the wrong layer, or injected at the wrong block, still writes 
 doctor therefore compares the declared value of each setting with other values: the layer with its
 neighbours, the template with the published one, and so on, one setting at a time, with everything
 else as declared. If a declared value loses, the doctor replaces it with the winner and repeats the
-other comparisons that were lost, so that one broken setting is reported as one and not as five::
+comparisons that other settings lost, so that one broken setting is not reported as five::
 
     diagnosis = nla.doctor(model)
     print(diagnosis.conclusion)    # The declared layer loses; the evidence supports block 3.
     nla = NLA(path, checkpoint=diagnosis.checkpoint)
 
-Two broken settings are found one after the other, provided that each still leaves some signal. The
-module `report` describes what counts as evidence.
+Two broken settings are found one after the other, if some signal is left with both. The module
+`report` describes what counts as evidence.
 """
 
 from __future__ import annotations

@@ -7,30 +7,35 @@ its own noise::
 
     diagnosis = nla.doctor(model)
     print(diagnosis)            # a line per variant, and the conclusion
+    diagnosis.plot()            # the same as bars
     diagnosis.broken            # ('layer',) if the declared layer loses to another
     diagnosis.checkpoint        # the declared checkpoint with the losing settings replaced
 
-With a reconstructor, a verdict is based on how much better a text reconstructs its own vector than
-the other rows' texts do (a cosine alone saturates for models whose residuals share a large mean).
-Without one, it is based on how likely the verbalizer finds its own text, provided that the text
+With a reconstructor, a verdict depends on how much better a text reconstructs its own vector than
+the texts of other rows do (the cosine alone saturates for models whose residuals share a large
+mean). Without one, it depends on the likelihood that the verbalizer gives its own text, if the text
 depends on the vector; this separates variants less well.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 Verdict = Literal["supported", "undecided", "loses", "not tried", "fails"]
 """The verdict on a declared value.
 
 ``supported``: it is better than every other variant; ``undecided``: another is as good; ``loses``:
-another is better; ``not tried``: there is no other variant; ``fails``: it cannot be rendered."""
+another is better; ``not tried``: there is no other variant; ``fails``: the prompt cannot be
+rendered."""
 
 LEAST_ADVANTAGE = {"cosine": 0.05, "likelihood": 0.005}
 """The smallest mean advantage that counts: a share of the remaining error; nats per token."""
@@ -59,7 +64,7 @@ class Figures:
 
     @property
     def evidence(self) -> Tensor | None:
-        """``[rows]``: the share that a text adds of what the other rows' texts fail to explain."""
+        """``[rows]``: the share of the other rows' error that a row's own text removes."""
         if self.cosine is None or self.others is None:
             return None
         left = (1 - self.others).clamp_min(1e-6)
@@ -107,7 +112,7 @@ class Finding:
     best: str | None = None
     """The value that the evidence supports instead, if the declared one loses."""
     note: str = ""
-    """Why nothing else was tried, or why the setting fails."""
+    """Why no alternative was tried, or why the setting fails."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,18 @@ class Diagnosis:
                 "these weights are not a verbalizer of this target, or are broken in another way."
             )
         elif not said:
-            said.append("No other setting does better than what is declared.")
+            said.append("No alternative is better than the declared settings.")
         return " ".join(said)
+
+    def plot(self) -> go.Figure:
+        """Draw what each value of each setting reaches, the declared one in another colour.
+
+        Of a setting that nothing else was tried for there is nothing to compare, and it is left
+        out.
+        """
+        from .picture import bars
+
+        return bars(self)
 
     def __str__(self) -> str:
         lines = [

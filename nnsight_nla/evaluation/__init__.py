@@ -1,4 +1,4 @@
-"""From text back to vectors, and what that says of an explanation: scores, labels, claims, truth.
+"""Evaluate explanations: reconstruction, scores, trust labels, claims, controls and truth.
 
 >>> from nnsight_nla.evaluation import grounded, over_length, read_rows
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .grounding.measure import grounded
     from .grounding.rows import GroundedRow, GroundedRows, from_records, read_rows
     from .length import over_length
+    from .picture import plot_reliability, plot_scores
 
 __all__ = [
     "EndpointJudge",
@@ -29,6 +30,8 @@ __all__ = [
     "grounded",
     "noisy_positions",
     "over_length",
+    "plot_reliability",
+    "plot_scores",
     "read_rows",
     "validated",
 ]
@@ -41,6 +44,7 @@ _MODULES = {
     "grounding.measure": ("grounded",),
     "grounding.rows": ("GroundedRow", "GroundedRows", "from_records", "read_rows"),
     "length": ("over_length",),
+    "picture": ("plot_reliability", "plot_scores"),
 }
 
 

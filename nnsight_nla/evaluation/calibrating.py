@@ -1,21 +1,23 @@
-"""Measure how often a verbalizer's explanations are right, and when: its `Calibration`.
+"""Measure how often a verbalizer's explanations are right: fit its `Calibration`.
 
-From vectors whose texts and labels are known, of documents that the verbalizer was not trained on::
+The input is vectors with known texts and labels, from documents that were not in the training
+data::
 
     calibration = calibrate(nla, read_rows("calibration.parquet"), population="...")
     calibration, curves = validated(nla, calibration, read_rows("held_out_sources.parquet"))
 
-* each kind of statement gets a logistic model of the probability that it is right, over the
-  log-odds that the verbalizer itself gives it. (The cosine of the reconstruction adds nothing to
-  that, on either embedded pair.)
-* a reconstruction is *strong* from the margin that it is without a calibration (0.85), or from the
-  median of these explanations if that is lower; and *partial* from 0.5, or from their tenth
-  percentile: a verbalizer that carries less of a vector is compared with itself;
-* the first positions are noisy up to where the mean cosine reaches that of the later ones;
-* the mean residual and the norms say what vectors look like.
+* For each kind of statement it fits a logistic model of the probability that the statement is
+  right, with the verbalizer's own log-odds of the statement as input. (The cosine of the
+  reconstruction does not improve this model, for either bundled pair.)
+* It sets the thresholds of the grades. *Strong* starts at the default margin (0.85), or at the
+  median margin of these explanations if that is lower; *partial* starts at 0.5, or at their tenth
+  percentile. So a verbalizer that captures less of its vectors is compared with itself.
+* It measures how many first positions are noisy: those before the mean cosine reaches the level of
+  later positions.
+* It records the mean residual and the range of norms.
 
-`validated` measures the calibration on other documents, best from other sources, and records how
-often each statement is right there and the expected calibration error.
+`validated` tests the calibration on other documents, preferably from other sources, and records how
+often each statement is right there, and the expected calibration error.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ if TYPE_CHECKING:
     from .grounding.rows import GroundedRows
 
 _CALIBRATED = 0.05
-"""The calibration error up to which the verbalizer's own probability is kept."""
+"""The largest calibration error at which the verbalizer's own probability is kept."""
 _STRONG, _PARTIAL = 0.5, 0.1
 """The quantiles of the margin."""
 _TYPICAL, _NORM = 0.01, 0.005
-"""The shares of vectors that are left out at the ends."""
+"""The shares of vectors that are left out at both ends."""
 _RIDGE = 1e-3
 _NEAR, _WINDOW = 0.9, 3
 """A position is as good as later ones if `_WINDOW` positions from it have this share of their mean
@@ -70,11 +72,11 @@ def calibrate(
     Args:
         nla: The NLA, with its reconstructor.
         source: Vectors with texts and labels, of documents that were not trained on.
-        population: What these vectors are, in words that a reader of a probability sees.
-        form: The form of the labels; by default one of the embedded pairs'. With labels of no known
-            form there are no probabilities, and all else is measured.
-        early: Vectors of all positions of some documents, from the first on, to measure which
-            positions are noisy; not measured without.
+        population: A description of these vectors, shown with every probability.
+        form: The form of the labels; by default one of the bundled pairs'. If the form is unknown,
+            everything except the probabilities is measured.
+        early: Vectors of all positions of some documents, to measure how many first positions are
+            noisy; without it, that is not measured.
 
     Raises:
         NLAError: The NLA has no reconstructor, or there are too few rows.
@@ -144,7 +146,7 @@ def validated(
 
 
 def noisy_positions(nla: ExplainsAndReconstructs, source: GroundedRows) -> int:
-    """Return the number of positions at the beginning whose explanations are worse than later ones.
+    """Return the number of first positions whose explanations are worse than later ones.
 
     Args:
         nla: The NLA, with its reconstructor.

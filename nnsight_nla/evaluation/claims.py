@@ -1,8 +1,8 @@
 """Measure which parts of an explanation the vector supports, and which only sound right.
 
-Each snippet (or sentence) is dropped in turn and the rest is reconstructed; the loss in cosine with
-the vector is how much that part *carries*. The vector does not support a part that carries nothing,
-or whose absence helps. `Claim.alone` is the cosine of the part by itself. Only the reconstructor
+Each snippet (or sentence) is left out in turn, and the rest is reconstructed. The drop in cosine
+with the vector is how much that part *carries*. If the cosine stays the same or rises, the vector
+does not support the part. `Claim.alone` is the cosine of the part by itself. Only the reconstructor
 runs, on all these texts in one batch::
 
     for claim in nla.claims(thought).ranked:
@@ -45,7 +45,7 @@ class Claim:
     text: str
     """The part as it is written in the explanation."""
     carries: float
-    """The cosine of the whole text with the vector, less that of the text without this part."""
+    """The cosine of the whole text with the vector, minus that of the text without this part."""
     alone: float
     """The cosine of this part alone."""
 
@@ -57,13 +57,13 @@ class Claims:
     text: str
     """The whole explanation."""
     cosine: float
-    """Between the vector and the whole text's reconstruction."""
+    """The cosine of the vector with the reconstruction of the whole text."""
     parts: tuple[Claim, ...]
     """One for each snippet or sentence."""
 
     @property
     def ranked(self) -> tuple[Claim, ...]:
-        """The parts, those that carry most first."""
+        """The parts, those that carry the most first."""
         return tuple(sorted(self.parts, key=lambda claim: -claim.carries))
 
     def to_dict(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Comparison:
     """
 
     def __init__(self, rows: Sequence[Difference], shape: tuple[int, ...]) -> None:
-        """Made by ``nla.compare``, not by hand."""
+        """Use ``nla.compare`` to make one."""
         self.rows = tuple(rows)
         self.shape = shape
 

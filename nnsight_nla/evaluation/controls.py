@@ -1,6 +1,6 @@
 """Controls: what the verbalizer says with no vector, a random vector, or another row's vector.
 
-An explanation is meaningful only in comparison with these. A verbalizer that writes the same text
+An explanation means something only in comparison with these. A verbalizer that writes the same text
 for a random direction, or with nothing injected, does not describe your vector.
 """
 
@@ -28,13 +28,13 @@ class Controls:
     """Explanations that do not depend on your vectors."""
 
     null: Explanation
-    """Nothing is injected at the marker; shape ``()``."""
+    """The explanation with nothing injected at the marker; shape ``()``."""
     random: Explanation
-    """Of random directions, uniform on the sphere; shape ``(n,)``."""
+    """Explanations of random directions, uniform on the sphere; shape ``(n,)``."""
     shuffled: Explanation | None
-    """Of another row's vector each; shape ``(n,)``. ``None`` without vectors to shuffle."""
+    """Explanations of other rows' vectors; shape ``(n,)``. ``None`` without vectors to shuffle."""
     order: tuple[int, ...] | None
-    """Row i of `shuffled` has the vector of row ``order[i]``, never its own."""
+    """Row i of `shuffled` explains the vector of row ``order[i]``, never its own."""
 
 
 def controls(

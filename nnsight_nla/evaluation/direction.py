@@ -1,4 +1,4 @@
-"""Turn two texts into a direction to add to a residual, which changes its explanation.
+"""Turn two texts into a steering vector that changes the explanation of a residual.
 
 The reconstructor turns both texts into vectors; their difference, scaled to the residual's norm,
 moves a residual from one meaning to the other. A residual explained as "about Paris" plus

@@ -1,16 +1,16 @@
 """Evaluate a verbalizer on held-out vectors, against null, random and shuffled controls.
 
-The figures are the same for any checkpoint, so that two can be compared::
+All checkpoints get the same figures, so that they can be compared::
 
     figures = evaluate(nla, held_out_vectors, labels)
     figures["fve"]["explanation"], figures["fve"]["shuffled"], figures["retrieval"]
 
 * **extraction**: the share of replies that are well-formed explanations; **truncated**: the share
   that reached the length limit.
-* **fve** (and cosine) of the reconstructions: of the ``explanation``; of the ``label``, which shows
-  what the reconstructor can reach; and of the controls, whose texts do not depend on the vector:
-  ``null`` (nothing injected), ``random`` (a random direction of the same norm) and ``shuffled``
-  (another row's vector). A reply that is not well-formed counts as a cosine of 0.
+* **fve** (and cosine) of the reconstructions: from the ``explanation``; from the ``label``, an
+  upper bound set by the reconstructor; and from the controls, whose texts do not depend on the
+  vector: ``null`` (nothing injected), ``random`` (a random direction of the same norm) and
+  ``shuffled`` (another row's vector). A reply that is not well-formed counts as a cosine of 0.
 * **retrieval**: the share of texts whose reconstruction is closer to their own vector than to any
   other row's.
 * **says**: the log-likelihood of the label, in nats per token, with each of these vectors injected.

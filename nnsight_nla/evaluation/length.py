@@ -1,8 +1,8 @@
 """Measure how reconstruction and truth grow with the length of the text.
 
-A text may carry most of its vector in its first line, or say most of what is false in its last.
-Each explanation is cut to its first line and to its first n tokens, and measured as `score` and the
-truth of its labels do::
+The first line of a text may already carry most of the vector, and later lines may add most of the
+false statements. Each explanation is cut to its first line and to its first n tokens, and each cut
+is scored like a full text, for reconstruction and for truth::
 
     curve = over_length(nla, thought, rows=source.rows)
     curve.points["line"].fve, curve.points["whole"].right["next"]
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .grounding.rows import GroundedRow
 
 LENGTHS = ("line", 4, 8, 16, 24, 32, 48, 64, 96, 128, "whole")
-"""Where explanations are cut: after the first line, after n tokens, nowhere."""
+"""Where explanations are cut: after the first line, after n tokens, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def over_length(
         vectors: The vectors; a handle's own unless given.
         upto: Where to cut: ``"line"``, numbers of the verbalizer's tokens, ``"whole"``. Numbers
             that no explanation reaches are left out.
-        rows: The text of each vector, with its label, in flat order; without labels only the
+        rows: The text of each vector, with its label, in flat order; without labels, only the
             reconstruction is measured.
-        truth: Compares an explanation with its label; by default the embedded pairs' own.
+        truth: Compares an explanation with its label; by default that of the bundled pairs.
         baseline: The denominator of the FVE; the NLA's own unless given.
 
     Raises:

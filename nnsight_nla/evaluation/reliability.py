@@ -1,4 +1,4 @@
-"""Compare predicted probabilities with how often what they predict is the case."""
+"""Compare predicted probabilities with observed frequencies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Bin:
     """Predictions of similar size."""
 
     predicted: float
-    """Their mean."""
+    """The mean prediction."""
     rate: float
     """How often they came true."""
     n: int
-    """Their number."""
+    """The number of predictions."""
 
 
 @dataclass(frozen=True)

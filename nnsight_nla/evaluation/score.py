@@ -1,9 +1,8 @@
 """Score explanations: how much of each vector can be reconstructed from its text alone.
 
 The reconstructor turns each text back into a vector, and the two are compared as directions. The
-cosine and the direction MSE need nothing else; the FVE needs a `Baseline`, which every line and
-table names. The caller chooses how rows without an explanation count, and the score says how many
-there were::
+cosine and the direction MSE need nothing else; the FVE needs a `Baseline`, which is printed with
+it. You choose how rows without an explanation count, and the score says how many there were::
 
     score = nla.score(thought)                      # a failed row raises
     score = nla.score(thought, failures="zero")     # ... or counts as a cosine of 0
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 _COLUMN = {"cosine": "reconstruction_cosine"}
-"""What the column was called until 0.1."""
+"""The former name of the column."""
 Failures = Literal["raise", "zero", "skip", "keep"]
 """How a row whose explanation could not be extracted counts.
 
@@ -48,11 +47,11 @@ class Score:
     """How well explanations reconstruct vectors."""
 
     cosine: Float[Tensor, "*shape"]
-    """Between each vector and its reconstruction; NaN where a failed row is skipped."""
+    """The cosine of each vector with its reconstruction; NaN if a failed row is skipped."""
     mse: Float[Tensor, "*shape"]
-    """Mean squared error per entry between the two normalised: ``2 * (1 - cosine)``."""
+    """The mean squared error per entry of the normalised vectors: ``2 * (1 - cosine)``."""
     fve: Float[Tensor, "*shape"] | None
-    """Fraction of variance explained over `baseline`; ``None`` without one."""
+    """The fraction of variance explained, with `baseline` as denominator; ``None`` without one."""
     baseline: Baseline | None
     """The denominator of the FVE, with its name."""
     failures: Failures

@@ -1,8 +1,8 @@
 """Experiments: an intervention, its effect on the output, and the explanations before and after.
 
-Patching, ablation and steering are a line each in a trace, with or without this package; here they
-run over a grid of layers and positions in a few batched forward passes, and each cell also has the
-explanation of the model's state before and after::
+In a trace, patching, ablation and steering take one line each. The functions here run them over a
+grid of layers and positions in a few batched forward passes, and add the explanations of the
+residual before and after to each cell::
 
     from nnsight_nla.experiments import logit_difference, patch
 

@@ -1,12 +1,12 @@
-"""Ablation: replace a value, and measure the loss in the output and in the explanation.
+"""Ablation: replace a value, and measure the change in the output and in the explanation.
 
     ablate(model, nla, prompt, layers="all", positions=[2], metric=..., method="zero")
     ablate(..., method="mean", reference=prompts)           # the average value over prompts
-    ablate(..., method="resample", reference=prompts)       # the value of a random one of them
-    ablate(..., method="project", direction=vector)         # h − (h·u) u: one direction only
+    ablate(..., method="resample", reference=prompts)       # the value from a random prompt
+    ablate(..., method="project", direction=vector)         # h − (h·u) u: remove one direction
 
-The zero vector is far from anything the model ever computes; a mean or a resampled value is
-not, so an effect that only zero ablation shows says little.
+The zero vector is far from anything that the model computes, unlike a mean or a resampled value. So
+an effect that appears only under zero ablation says little.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ def ablate(
         prompt: The prompt (a string, token ids or chat messages).
         method: The replacement of the value.
         reference: For ``"mean"`` and ``"resample"``: prompts.
-        over: Which of the reference's values replace the value at position p: ``"position"``,
-            those at p (the prompts have to be as long as `prompt`); ``"tokens"``, those at every
-            token but a prompt's first, whose norm is often a hundred times the others'.
+        over: The reference values that are used at position p: ``"position"``, those at p (the
+            prompts must be as long as `prompt`); ``"tokens"``, those at all tokens except a
+            prompt's first, whose norm is often a hundred times that of the others.
         direction: For ``"project"``: the direction to project out, ``[width]``, of any norm above
             0.
-        seed: Which reference is drawn by ``"resample"``: one for each position, the same in all
-            layers.
+        seed: The seed for ``"resample"``, which draws one reference for each position, the same in
+            all layers.
         options: See `Options`.
 
     Returns:
-        The table; `effect` is the metric minus the untouched run's.
+        The table; `effect` is the metric minus that of the run without intervention.
 
     Raises:
         ExperimentError: An argument does not fit.
-        InjectionError: The model shows no such site, or is not the verbalizer's.
+        InjectionError: The model has no such site, or is not the verbalizer's target.
     """
     _check(method, reference, over, direction)
     setup = Setup.of(ablate, model, nla, prompt, options)

@@ -1,16 +1,16 @@
 """Metrics: one number per run, from the logits at the last position.
 
-An answer is one token of the model's tokenizer, written as the tokenizer has it: in most
-vocabularies a word in running text starts with its space, ``" French"``. An answer of several
-tokens is refused, and the message names the pieces::
+An answer is one token, spelled as in the tokenizer: in most vocabularies, a word within a text
+starts with a space, ``" French"``. An answer of several tokens raises an error that lists the
+pieces::
 
-    logit_difference(" French", " Italian")     # in logits; positive: the first is preferred
+    logit_difference(" French", " Italian")     # in logits; positive if the first is preferred
     probability(" French")                      # 0 to 1
-    kl("clean")                                 # nats, from the clean run's distribution
+    kl("clean")                                 # in nats, from the clean run's distribution
 
-Any function of the logits will do as well: it gets ``[rows, vocab]`` and returns one number per
-row. The first two need a few columns only, and no others leave the model (or come back from a
-host).
+You can also pass any function of the logits: it gets ``[rows, vocab]`` and returns one number per
+row. The first two metrics need only a few columns of the logits, and only those are copied from the
+model (or sent back by a host).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
                   layers="all", positions="all", metric=logit_difference(" French", " Italian"))
 
 Each cell writes one value of the clean run (at one site, layer and position) into the corrupt run.
-Its effect is normalised: 0, the corrupt run's metric; 1, the clean run's. Its explanations
-are those of the clean, the corrupt and the patched run's residual at block K.
+Its effect is normalised: 0 is the metric of the corrupt run, 1 that of the clean run. It has three
+explanations, of the residual at block K in the clean, the corrupt and the patched run.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def patch(
         options: See `Options`.
 
     Raises:
-        ExperimentError: An argument does not fit, or both runs have one metric.
-        InjectionError: The model shows no such site, or is not the verbalizer's.
+        ExperimentError: An argument does not fit, or both runs have the same metric.
+        InjectionError: The model has no such site, or is not the verbalizer's target.
     """
     setup = Setup.of(patch, model, nla, corrupt, options)
     source, into = setup.target.model.positions(clean), setup.prompt

@@ -1,4 +1,4 @@
-"""From the arguments of an experiment to the plan of its sweep.
+"""Turn the arguments of an experiment into the plan of its sweep.
 
 `patch`, `ablate` and `steer` take the same `Options` by keyword, in addition to their own. `Setup`
 checks them against the model and the prompt that is intervened on, and runs prompts without an
@@ -49,17 +49,18 @@ class Options(RequiredOptions, total=False):
 
     Args:
         layers: A block, a list of them (counted from 0), or ``"all"``.
-        positions: The positions to write at: one, a list, or ``"all"``, a cell each. For `ablate`
-            and `steer` also ``"every"``: all at once, in one cell. For `patch` they are those of
-            the corrupt prompt; where the prompts are unequal, ``"aligned"`` or pairs ``(clean,
-            corrupt)``.
+        positions: The positions to write at, one cell for each: one, a list, or ``"all"``. `ablate`
+            and `steer` also take ``"every"``: all positions at once, in one cell. For `patch` they
+            are positions of the corrupt prompt; if the prompts differ in length, pass
+            ``"aligned"`` or pairs ``(clean, corrupt)``.
         metric: One number per run: `logit_difference`, `probability`, `kl`, or any function of the
-            last position's logits. ``kl("clean")`` compares with the untouched clean run.
-        explain_at: The position, of the prompt that is intervened on, whose residual at block K is
-            explained; ``"patched"`` (the cell's own); or a list of these.
+            last position's logits. ``kl("clean")`` compares with the clean run without
+            intervention.
+        explain_at: The position whose residual at block K is explained, in the prompt that is
+            intervened on; ``"patched"`` (the position of the cell); or a list of these.
         site: ``"residual"``, ``"attention"``, ``"mlp"`` or ``"head"``.
-        heads: For ``site="head"``: a head or a list of them; all unless given.
-        batch_size: Cells in one forward pass.
+        heads: For ``site="head"``: a head or a list of them; by default all.
+        batch_size: The number of cells in one forward pass.
         resume: A partial `Sweep` of this same call, or the path of a stored one.
         remote: Run the target on the configured NDIF host.
     """

@@ -1,13 +1,13 @@
-"""The records of a sweep: its cells, what each run gave, and the texts.
+"""The records of a sweep: its cells, the results of each run, and the texts.
 
 The residual at the output of block K is explained, at some position q. An intervention in block L
-at position p reaches it in two cases only, for information moves up and to the right::
+at position p can change it in two cases only, because information moves up and to the right::
 
     L < K and p <= q      through the blocks between, by attention where p < q
     L = K and p = q       directly
 
-Everywhere else the text *cannot* change, whatever the effect on the output, and a table that said
-"unchanged" there would be read as a finding.
+Everywhere else the text *cannot* change, whatever the effect on the output. The table says so
+explicitly, because "unchanged" would look like a finding.
 
 >>> reach(2, 1, 3, 3), reach(4, 1, 3, 3)
 ('reaches', 'downstream of the verbalized layer')

@@ -4,9 +4,9 @@
     steer(model, nla, prompt, layers=[3], positions=-1, metric=..., vector=direction,
           doses=[0.5, 1, 2])
 
-``dose * vector`` is added, in the residual's own units. A large enough vector changes something
-whatever it is; so each dose is also given in random directions of the same norm, and a steering
-vector is as good as its effect beyond theirs.
+``dose * vector`` is added, in the units of the residual. Any vector that is large enough changes
+something, so each dose is also applied in random directions of the same norm. What counts is the
+effect beyond that of the random directions.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ def steer(
         options: See `Options`.
 
     Returns:
-        The table; `effect` is the metric minus the untouched run's.
+        The table; `effect` is the metric minus that of the run without intervention.
 
     Raises:
         ExperimentError: An argument does not fit.
-        InjectionError: The model shows no such site, or is not the verbalizer's.
+        InjectionError: The model has no such site, or is not the verbalizer's target.
     """
     setup = Setup.of(steer, model, nla, prompt, options)
     given = setup.vector(vector, "vector")

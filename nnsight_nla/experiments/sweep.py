@@ -1,6 +1,6 @@
 """`Sweep`: a table of interventions, each with its effect and the explanations before and after.
 
-It is read as a table, a picture or a file::
+Use it as a table, a plot or a file::
 
     sweep.to_pandas()                       # a row per cell and explained position
     sweep.plot()                            # layers × positions, the explanations on hover
@@ -8,10 +8,10 @@ It is read as a table, a picture or a file::
     sweep.differences("text, not output")   # where the state changed and the answer did not
     sweep.to_parquet("sweep.parquet")       # with the vectors; Sweep.from_parquet, resume=
 
-``before`` is the untouched run of the prompt that is intervened on (when patching: the corrupt
-run), ``after`` the run with the intervention, ``clean`` the run that a patch takes its values from.
-The texts are made when they are first asked for, all together, equal vectors once. A cell that
-cannot change what is explained has no ``after``: its ``reach`` says why (see `records`).
+``before`` is the run without the intervention (for a patch: the corrupt run), ``after`` the run
+with it, and ``clean`` the run that a patch takes its values from. The texts are generated together
+when they are first needed; equal vectors are explained once. A cell that cannot change the
+explained residual has no ``after``; its ``reach`` says why (see `records`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..explanation.protocols import ExplainsAndReconstructs
 
 _ROUNDING = 1e-4
-"""Effects below this share of the largest count as none."""
+"""Effects below this share of the largest effect count as zero."""
 _SHOWN = 12
 
 Order = Literal["place", "text, not output", "output, not text"]
@@ -58,7 +58,7 @@ class Sweep:
         known: Texts | None = None,
         identity: Mapping[str, str] | None = None,
     ) -> None:
-        """Made by `patch`, `ablate`, `steer` and `Sweep.from_parquet`, not by hand."""
+        """Use `patch`, `ablate`, `steer` or `Sweep.from_parquet` to make one."""
         self.header = header
         self.cells = tuple(cells)
         self.runs = dict(runs)
@@ -71,7 +71,7 @@ class Sweep:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Hashes of the metric and of the verbalizer, where they are known."""
+        """Hashes of the metric and of the verbalizer, if known."""
         return {**storage.identify_verbalizer(self.nla), **self._identity}
 
     @property
@@ -88,7 +88,7 @@ class Sweep:
         return records.effect(value, self.header, self.runs)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return plain records: one for each cell and position that is explained.
+        """Return plain records: one for each cell and explained position.
 
         Raises:
             VerbalizationError: Verbalizing failed; what had settled is kept.
@@ -107,12 +107,13 @@ class Sweep:
         """Return what each intervention changed: words, vectors and output, in one row.
 
         Args:
-            order: ``"place"`` keeps the table's order and all of its rows. ``"text, not output"``
-                keeps the rows whose text changed, and puts first where it changed much and the
-                output little; ``"output, not text"`` keeps those whose output changed, the reverse
-                first. Both leave out the rows whose text could not change, and those that have
-                none. They sort by `change` minus ``|effect|``, each as a share of its largest.
-            distances: Also the distance between the two texts, as the reconstructor reads them.
+            order: ``"place"`` keeps all rows in the table's order. ``"text, not output"`` keeps the
+                rows whose text changed, and sorts first those where the text changed much and the
+                output little. ``"output, not text"`` keeps the rows whose output changed, and sorts
+                in the reverse order. Both leave out rows whose text could not change, and rows
+                without a text. They sort by `change` minus ``|effect|``, each as a share of its
+                maximum.
+            distances: Whether to add the distance between the reconstructions of the two texts.
 
         Returns:
             The place, both texts, `removed`, `added` (runs of words), `change`, `cosine` (of the
@@ -206,8 +207,9 @@ class Sweep:
 
         Args:
             path: The file.
-            nla: Needed for distances between texts, and for texts that were not made yet.
-            claims: ``"ignore"`` takes an NLA of another model or layer than the file's vectors.
+            nla: Needed for distances between texts, and for texts that were not generated yet.
+            claims: ``"ignore"`` accepts an NLA for a different model or layer than the file's
+                vectors.
 
         Raises:
             ExperimentError: The file does not hold a sweep, or one of a later version or of
@@ -228,13 +230,14 @@ class Sweep:
         value: Literal["effect", "change"] = "effect",
         form: Literal["grid", "curves"] = "grid",
     ) -> go.Figure:
-        """Draw a heat map of layers × positions, or curves over doses; explanations on hover.
+        """Plot a heat map of layers × positions, or curves over doses, with explanations on hover.
 
         Args:
-            value: What the colour shows: the effect on the metric, or the share of words that the
-                explanation changed by. A dot marks a text that changed, a dash one that could not.
-            form: ``"grid"``, or ``"curves"``: the value over the doses of a `steer`, a line for
-                each place and direction.
+            value: What the colour shows: the effect on the metric, or the share of words that
+                changed in the explanation. A dot marks a text that changed, a dash one that could
+                not change.
+            form: ``"grid"``, or ``"curves"`` for the value over the doses of a `steer`, with a line
+                for each place and direction.
 
         Raises:
             ExperimentError: An option is none of these, or the sweep has no doses for curves.

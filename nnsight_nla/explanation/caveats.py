@@ -1,9 +1,8 @@
 """Warnings that a reader of an explanation needs, one plain sentence each.
 
-They concern replies that were cut off, a vector that was probably not injected, and inputs that are
-known to be noisy: what those are, the checkpoint's calibration says. The warnings about positions
-and quotes are only given if the caller says where the vectors were read: ``explain(..., tokens=,
-positions=)``.
+They concern replies that were cut off, vectors that were probably not injected, and inputs that are
+known to be noisy, according to the checkpoint's calibration. Warnings about positions and quotes
+need to know where the vectors were read: ``explain(..., tokens=, positions=)``.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ import re
 
 from .records import Capture
 
+ROUNDING = 0.001
+"""How far, as a share, a norm may lie outside the usual range: bfloat16 and other processors."""
 OUTLIER = 5.0
-"""A norm that is this many times another is far from it."""
-_FEWEST_ROWS = 8  # For a median that means something.
+"""A norm is unusual if it is this many times larger or smaller than the usual one."""
+_FEWEST_ROWS = 8  # For a meaningful median.
 # Compiled at the first use (`re` caches it), because compiling so wide a class slows the import.
 _CJK = "[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 _FRAGMENT = "\ufffd"  # What part of a multi-byte character decodes to.
@@ -28,8 +29,8 @@ def kind_note(kind: str) -> str:
 
 
 def ignored_note(difference: str) -> str:
-    """Return the warning on a vector whose own account was ignored; see `Origin.differences`."""
-    return f"its vector may be another one than the verbalizer reads: {difference}"
+    """Return the warning on a vector whose origin was ignored; see `Origin.differences`."""
+    return f"its vector may differ from what the verbalizer was trained on: {difference}"
 
 
 def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
@@ -90,10 +91,10 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
 
 
 def _norms(capture: Capture) -> dict[int, list[str]]:
-    """Warn about each row whose norm is far from what is usual, such as an attention sink's.
+    """Warn about each row whose norm is unusual, such as an attention sink's.
 
-    Usual is the median of its prompt (the last axis), if its positions are known and it has enough
-    of them; otherwise the mean of the vectors that the verbalizer was trained on.
+    The usual norm is the median of the prompt (the last axis), if its positions are known and there
+    are enough of them; otherwise the mean of the vectors that the verbalizer was trained on.
 
     Returns:
         Row to sentences, an empty list for a usual norm. Rows that cannot be compared are left out.
@@ -120,10 +121,10 @@ def _norms(capture: Capture) -> dict[int, list[str]]:
 
 
 def atypical(capture: Capture) -> dict[int, str]:
-    """Return why vectors are not like the residuals that the verbalizer was trained on.
+    """Return why vectors are unlike the residuals that the verbalizer was trained on.
 
     Returns:
-        Row to reason; empty without a calibration that says what those look like.
+        Row to reason; empty without a calibration that has statistics of those residuals.
     """
     look = None if capture.calibration is None else capture.calibration.residuals
     if look is None or capture.vectors is None:
@@ -135,7 +136,7 @@ def atypical(capture: Capture) -> dict[int, str]:
     ):
         if near < look.least:
             found[row] = f"cosine {near:.2f} with the mean residual, usual {look.least:.2f} or more"
-        elif not look.shortest <= norm <= look.longest:
+        elif not look.shortest * (1 - ROUNDING) <= norm <= look.longest * (1 + ROUNDING):
             found[row] = f"norm {norm:.4g}, usual {look.shortest:.4g} to {look.longest:.4g}"
     return found
 
@@ -159,12 +160,12 @@ def text_so_far(capture: Capture, row: int) -> str | None:
 
 
 def is_in(quote: str, text: str) -> bool:
-    """Return whether `text` has a quote, whatever its case, white space and final punctuation."""
+    """Return whether `text` has a quote, ignoring case, white space and final punctuation."""
     return _plain(quote) in _plain(text)
 
 
 def quotes(texts: list[str]) -> list[str]:
-    """Return what the texts put in quotation marks, each quote once."""
+    """Return the quotes in the texts, each once."""
     found = [a or b for text in texts for a, b in _QUOTE.findall(text)]
     return list(dict.fromkeys(found))
 

@@ -1,9 +1,9 @@
 """Handles: explanations that may not have been generated yet.
 
 ``nla.explain(vectors)`` copies the vectors at that point and returns an `Explanation` at once. The
-verbalizer runs later, for all pending vectors together, when a text is first read. The same line
-therefore works in a trace, in a generation step, in a session and outside of them, and a sweep is
-verbalized in full batches::
+verbalizer runs later, for all pending vectors together, when a text is first read. So the same call
+works in a trace, in a generation step, in a session and outside of them, and a sweep is verbalized
+in full batches::
 
     thought = nla.explain(residual[:, -1])      # shape (batch,), nothing generated yet
     thought[0].text                             # generates every pending text, returns one
@@ -12,7 +12,7 @@ verbalized in full batches::
 * A `Capture` holds the vectors of one ``explain()`` call, and a `Reply` for each row once settled.
 * An `Explanation` is a view of a capture: an array of row numbers in the handle's shape. Parts
   (``thought[0]``, iteration) share their parent's capture.
-* The queue holds only a weak reference: a handle that is no longer reachable is never verbalized.
+* The queue holds only weak references: a handle that is no longer reachable is never verbalized.
 """
 
 from __future__ import annotations
@@ -51,24 +51,25 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMER = {"cosine": "injection_cosine"}
-"""What columns were called until 0.1."""
+"""The former names of columns."""
 
 
 class Explanation:
     """The explanations of a batch of vectors, verbalized when they are first read.
 
     `shape` is the vectors' shape without ``d_model``; indexing, ``len`` and iteration work as on a
-    tensor. Every attribute is one value for a scalar handle, otherwise nested lists of that shape.
+    tensor. Each attribute is a single value for a scalar handle, otherwise nested lists of that
+    shape.
 
-    The handle of ``explain(output, at=positions)`` is *ragged*: its elements are the prompts, of
-    `lengths` tokens each, and every attribute is a list per prompt. Its `shape` and `vectors` are
-    those of all tokens in one row.
+    The handle of ``explain(output, at=positions)`` is *ragged*: its elements are the prompts, whose
+    numbers of tokens are `lengths`, and each attribute has one list per prompt. `shape` and
+    `vectors` are those of all tokens, concatenated.
     """
 
     def __init__(
         self, capture: Capture, rows: np.ndarray, lengths: Sequence[int] | None = None
     ) -> None:
-        """View rows of a capture; ``nla.explain`` makes handles, users do not."""
+        """View rows of a capture; use ``nla.explain`` to make a handle."""
         self._capture = capture
         self._rows = rows
         self._lengths = None if lengths is None else tuple(lengths)
@@ -115,19 +116,19 @@ class Explanation:
 
     @property
     def origin(self) -> Origin:
-        """What the vectors are: as the caller said, otherwise as the verbalizer takes them."""
+        """What the vectors are: as declared, otherwise what the verbalizer was trained on."""
         return self._capture.origin
 
     def check_origin(self, expected: Origin, *, insist: str, claims: Claims = "check") -> None:
-        """Refuse to use these vectors where those of another model or block are meant.
+        """Raise if these vectors are of a different model or block than expected.
 
         Args:
-            expected: What is meant.
-            insist: What to pass to use them all the same, for the message.
-            claims: ``"ignore"`` uses them.
+            expected: The expected origin.
+            insist: How to use them anyway, for the message.
+            claims: ``"ignore"`` uses them anyway.
 
         Raises:
-            InjectionError: These are others.
+            InjectionError: Their origin is different.
         """
         origin = self._capture.origin
         origin.check(
@@ -167,13 +168,13 @@ class Explanation:
 
     @property
     def tokens(self) -> Nested[str] | None:
-        """The tokens that the vectors were read at; ``None`` if the caller did not say."""
+        """The tokens that the vectors were read at; ``None`` if not given."""
         given = self._capture.tokens
         return None if given is None else self._shaped(lambda row: given[row])
 
     @property
     def positions(self) -> Nested[int] | None:
-        """The positions that the vectors were read at; ``None`` if the caller did not say."""
+        """The positions that the vectors were read at; ``None`` if not given."""
         given = self._capture.positions
         return None if given is None else self._shaped(lambda row: given[row])
 
@@ -236,7 +237,7 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: the receipt, and a record per vector and sample.
 
-        A record is a row of `to_pandas`, and ``label``, the whole trust label; see `Trust.to_dict`.
+        A record is a row of `to_pandas` plus ``label``, the full trust label; see `Trust.to_dict`.
         """
         records = self._records()
         receipt = vars(self._capture.queue.receipt(self._capture))
@@ -255,7 +256,7 @@ class Explanation:
 
         ``injection_cosine`` checks the injection (1 up to rounding); ``reconstruction_cosine`` and
         ``fve`` compare the vector with the reconstruction of the text of sample 0. ``grade`` is the
-        trust label's, ``trust`` its line, as text; the `Trust` itself is `trust`.
+        grade of the trust label, ``trust`` the label as text; the attribute `trust` is the `Trust`.
         """
         records = [
             {name: value for name, value in record.items() if name != "label"}
@@ -264,7 +265,7 @@ class Explanation:
         return former.table(records, FORMER)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write everything but the model, for `from_parquet` or any other reader of parquet.
+        """Write everything except the model, for `from_parquet` or any other reader of Parquet.
 
         The rows are those of `to_pandas`, with their vectors. Pending texts are generated first.
 
@@ -283,8 +284,8 @@ class Explanation:
     def from_parquet(path: str | Path) -> Explanation:
         """Read a file that `to_parquet` wrote; no model is needed.
 
-        The handle has its texts, vectors, labels, warnings, errors and receipt. To do more with the
-        vectors, hand them to an NLA: ``nla.explain(handle.vectors)``, ``nla.score(handle)``.
+        The handle has its texts, vectors, labels, warnings, errors and receipt. To work with it
+        further, pass it to an NLA: ``nla.explain(handle.vectors)``, ``nla.score(handle)``.
 
         Args:
             path: The file.
@@ -297,7 +298,7 @@ class Explanation:
         return parquet.read(Path(path))
 
     def to_html(self, path: str | Path, *, title: str = "Explanations") -> Path:
-        """Write a page with the explanations: one file for any browser, which runs no script.
+        """Write an HTML page with the explanations: one file for any browser, without scripts.
 
         Args:
             path: The file; a file that is there is replaced when the new one is complete.

@@ -1,4 +1,4 @@
-"""Store a handle in one parquet file, and read it without a model.
+"""Store a handle in one Parquet file, and read it without a model.
 
 The rows are those of `Explanation.to_pandas`, a row per vector and sample, with the vector, the
 reply as it was generated and the whole trust label (JSON) in further columns. What all rows share
@@ -36,12 +36,12 @@ FORMAT = Format("nnsight_nla.explanation", 1, "an explanation", "handle.to_parqu
 VECTOR = "activation_vector"  # As in the published data sets.
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _KNOWN = ("token", "position", "next_token")
-"""The columns that are there if the caller of ``explain()`` said so."""
+"""The columns that exist if they were passed to ``explain()``."""
 _FINISH = ("tag", "eos", "length")
 
 
 def write(handle: Explanation, records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a handle whose texts are there, and its records.
+    """Write a handle whose texts have been generated, and its records.
 
     Raises:
         NLAError: The disk is full, the file cannot be written, or a text is not valid Unicode.

@@ -86,7 +86,7 @@ class Reply(HasFormer):
     norm_after: float
     """The same after the vector was injected."""
     injection_cosine: float
-    """Between what was added (or written in its place) and the vector; NaN for the null control."""
+    """The cosine between the vector and what was written; NaN for the null control."""
     opened: str = ""
     """The beginning of the explanation that was in the prompt, such as its opening tag."""
     ids: array[int] = field(default_factory=lambda: array("i"), repr=False, compare=False)
@@ -115,7 +115,7 @@ class Receipt(HasFormer):
     scale: float | None
     """The operation's scale, as in `Injection`."""
     layer_convention: str
-    """Which residual the vector is assumed to be."""
+    """The residual that the vector is assumed to be."""
     dtype: str
     """The verbalizer's dtype."""
     sampling: Sampling
@@ -131,8 +131,8 @@ class Receipt(HasFormer):
     norm_after: Nested[float] | None = None
     """The same after injection."""
     injection_cosine: Nested[float] | None = None
-    """Between what was added (or written in its place) and the vector: 1 up to rounding. It checks
-    the injection, and says nothing about the text."""
+    """The cosine between the vector and what was written: 1 up to rounding. It checks the
+    injection, and says nothing about the text."""
     cosine = Former("injection_cosine")
 
     def __repr__(self) -> str:

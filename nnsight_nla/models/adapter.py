@@ -6,10 +6,10 @@ a separate nnsight model whose modules hold *the target's tensors* and the adapt
     av = AdapterModel(model, "you/your-av-adapter")      # no weights yet
     with av.generate(ids): ...                           # loads the adapter's weights only
 
-The weights are shared, the modules are not, so the target is never edited. There is no adapter to
-switch off inside the user's traces and nothing to restore after an error. The target's hooks, edits
-and adapters act on the target only, and a text can be read inside a running trace of the target.
-A change to the target's weights changes this model too, because the tensors are the same.
+The weights are shared, but the modules are not, so the target is never edited. User traces see no
+adapter, and nothing has to be restored after an error. Hooks, edits and adapters of the target act
+on the target only, and a text can be read inside a running trace of the target. If the target's
+weights change, this model changes too, because the tensors are the same.
 
 If the user has put an adapter on the target, `AdapterModel` ignores it and uses the base below it.
 """
@@ -107,7 +107,7 @@ class AdapterModel(TransformersModel):
             ) from error
 
     def interleave(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a trace, with the tensors that the target has now."""
+        """Run a trace with the target's current tensors."""
         self.follow()
         return super().interleave(fn, *args, **kwargs)
 

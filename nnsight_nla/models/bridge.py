@@ -1,7 +1,7 @@
 """Use a TransformerLens `TransformerBridge` as the target.
 
-A bridge's ``blocks.K.hook_out`` is the residual that an nnsight envoy gives: same weights, same
-numbers. So vectors can be read in the usual TransformerLens way, from a cache or in a hook::
+A bridge's ``blocks.K.hook_out`` is the same residual that an nnsight envoy returns, from the same
+weights. So you can read vectors in the usual TransformerLens way, from a cache or in a hook::
 
     bridge = TransformerBridge.boot_transformers("Qwen/Qwen3-8B")
     _, cache = bridge.run_with_cache(prompt)
@@ -11,15 +11,15 @@ numbers. So vectors can be read in the usual TransformerLens way, from a cache o
     bridge.run_with_hooks(prompts, fwd_hooks=hook.fwd_hooks)
     hook.explanations[0][1].text                # forward pass 0, prompt 1
 
-A bridge pads on the right by default, and may put a BOS before each prompt that its tokenizer does
-not. ``nla.positions(bridge, prompts)`` follows the bridge's defaults; give it the ``padding_side=``
-and ``prepend_bos=`` of the call, if the call had them. `NLA.read` and the experiments tokenize a
-string as its tokenizer does, which is how verbalizers are trained, and as an nnsight model does.
+A bridge pads on the right by default, and may prepend a BOS token that its tokenizer does not add.
+``nla.positions(bridge, prompts)`` follows the bridge's defaults; if the call overrides them, pass
+the same ``padding_side=`` and ``prepend_bos=``. `NLA.read` and the experiments tokenize a string as
+its tokenizer does, like an nnsight model; this is also how verbalizers are trained.
 
-This requires the weights as they were trained. Folded or centred weights (compatibility mode)
-give a different residual stream, on which no verbalizer was trained; such a bridge is refused.
+The bridge must have the original weights. Folded or centred weights (compatibility mode) give a
+different residual stream, on which no verbalizer was trained, so such a bridge is refused.
 
-This module never imports TransformerLens: if a bridge was passed, it is already imported.
+This module never imports TransformerLens: if you pass a bridge, it is already imported.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def check_bridge(model: object) -> None:
 
 
 def describe(bridge: TransformerBridge) -> str:
-    """Return the name a person would know `bridge` by."""
+    """Return the name of the model that `bridge` wraps."""
     return str(bridge.cfg.model_name)
 
 
@@ -101,7 +101,7 @@ def block(bridge: TransformerBridge, layer: int) -> Any:
 
 
 def check_weights(bridge: TransformerBridge) -> None:
-    """Check that the weights of a bridge are those that were trained.
+    """Check that a bridge has the original weights.
 
     Raises:
         InjectionError: The weights were folded or centred.
@@ -220,8 +220,8 @@ class Hook:
     """A forward hook that explains residuals: for one prompt, a batch, or a generation.
 
     Pass ``fwd_hooks`` to ``run_with_hooks`` or ``bridge.hooks``. The hook also reads the token ids
-    and the prompts of the running call, so it leaves out the padding, and the explanations know
-    their tokens. The hook does not change what the model computes.
+    and the prompts of the running call, so it can leave out padding and label the explanations with
+    their tokens. It does not change the computation of the model.
     """
 
     def __init__(

@@ -5,9 +5,9 @@ Layer K is the **output of block K**, counted from 0 (``hidden_states[K + 1]``).
 structure (the module list with as many entries as the configuration has layers), so one function
 serves every architecture.
 
-In a batch of unequal prompts nnsight pads on the left (or where ``tokenizer.padding_side`` says):
-``output[0, 0]`` of a short prompt is then the residual of a *pad* token. `positions` returns the
-real ones::
+nnsight pads the shorter prompts of a batch on the left (or on the side that
+``tokenizer.padding_side`` names): ``output[0, 0]`` of a short prompt is then the residual of a
+*pad* token. `positions` returns the real ones::
 
     short, long = positions(model, ["Paris", "The Eiffel Tower is in"])
     residual = layer.output[0, short.slice]      # no pads, in every batch

@@ -1,9 +1,9 @@
 """Decide which weights are in memory: those of the target, the verbalizer or the reconstructor.
 
-Handles capture now and are verbalized later, so the three models need not be in memory at once.
-With ``placement="sequential"`` only the one that runs is::
+Vectors are captured first and verbalized later, so the three models do not have to be in memory at
+the same time. With ``placement="sequential"``, only the model that runs is::
 
-    with memory.running(av):    # the target makes room, the reconstructor is unloaded
+    with memory.running(av):    # the target is moved away, the reconstructor is unloaded
         ...                     # the verbalizer loads and runs
                                 # it is unloaded and the target restored, also after an error
 
@@ -11,14 +11,14 @@ A **target** is any model that was passed to `NLA.layer` (also through `read` an
 held weakly, or as ``NLA(..., target=model)``. To *make room*, its tensors move from an accelerator
 to the CPU, or from the CPU to a temporary file (in ``TMPDIR``, which must be on a disk, not in
 memory). They are restored from there, not from the checkpoint: bit for bit, with your changes, on
-the same device and in the same dtype. The modules stay, and so do hooks, envoys, edits and
-adapters. A live model that you passed as the verbalizer or reconstructor makes room in the same
-way. One that was loaded here, by path or id, is *unloaded*, and read again from its checkpoint when
-it next runs.
+the same device and in the same dtype. Modules, hooks, envoys, edits and adapters stay in place. A
+live model that you passed as the verbalizer or reconstructor makes room in the same way. A model
+that was loaded here, by path or id, is *unloaded*, and loaded again from its checkpoint when it
+next runs.
 
-The temporary file is what makes "sequential" useful without an accelerator: for two float32 models
-of 360 MB, peak memory is 390 MB instead of 754 MB (x1.9), for about 1 to 1.4 s of CPU time more per
-switch.
+Because of the temporary file, "sequential" also saves memory without an accelerator: for two
+float32 models of 360 MB, the peak was 390 MB instead of 754 MB, and each switch took about 1 to 1.4
+s more CPU time.
 
 Gradients and optimizer states do not move. A model that runs on an NDIF host has nothing to move.
 """
@@ -72,7 +72,7 @@ class Memory:
             self._targets.add(target)
 
     def add_target(self, model: Any) -> None:
-        """Register a target, without keeping it alive."""
+        """Register a target with a weak reference."""
         self._targets.add(model)
 
     def add_model(self, name: str, model: Any, *, loaded_here: bool) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ..checkpoint.origin import Claims, Origin
 from ..core.numeric import has_values, is_int
 from ..errors import InjectionError, NLAError, shown
 from ..models import bridge, hosts, weights
@@ -51,11 +52,14 @@ def read(
     *,
     positions: Which = "all",
     generate: int | None = None,
+    layer: int | None = None,
+    claims: Claims = "check",
     remote: bool = False,
     sampling: Sampling | None = None,
 ) -> Reading:
     """Explain every token of `prompt`, and of the model's reply; see `NLA.read`."""
     nla.layer(model)  # Refuses a model that does not fit, before anything runs.
+    block = None if layer is None else _block(nla, model, layer, claims)
     if bridge.is_bridge(model):
         bridge.check_here(remote=remote)
     if not remote:
@@ -68,12 +72,19 @@ def read(
         span = _with_reply(model, span, _checked_length(generate), remote)
     context = targets.check_length(model, len(span.ids), stacklevel=4)
     wanted = _wanted(positions, len(span.ids), prompt_length)
+    read_at = nla.checkpoint.layer if layer is None else layer
+    options: dict[str, Any] = {
+        "tokens": [span.tokens[position] for position in wanted],
+        "positions": wanted,
+        "sampling": sampling,
+        "origin": None if layer is None else Origin(layer=layer),
+        "claims": claims,
+    }
     if bridge.is_bridge(model):
-        residual = bridge.residual(model, span.ids, nla.checkpoint.layer)
-        tokens = [span.tokens[position] for position in wanted]
-        handle = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
+        residual = bridge.residual(model, span.ids, read_at)
+        handle = nla.explain(residual[wanted], **options)
     else:
-        handle = _traced(nla, model, span, wanted, remote, sampling)
+        handle = _traced(nla, model, block, span, wanted, options, remote)
     nla.resolve(handle)
     _ = handle.trust  # A record keeps its label, so a label that cannot be measured is an error.
     tokenizer: Any = model.tokenizer
@@ -92,31 +103,49 @@ def read(
     )
     target = targets.describe(model)
     verbalizer = hosts.describe(nla.av)
-    return Reading(records, _name(target), _name(verbalizer), nla.checkpoint.layer)
+    return Reading(records, _name(target), _name(verbalizer), read_at)
+
+
+def _block(nla: Explains, model: Target, layer: int, claims: Claims) -> Any:
+    """Return the envoy of a block that the caller names.
+
+    Raises:
+        NLAError: It is not a block's number, or `claims` does not say that it may be another one.
+        InjectionError: The model has no such block.
+    """
+    if not is_int(layer, 0):
+        raise NLAError(f"layer={shown(layer)}: expected a block's number, from 0.")
+    own = nla.checkpoint.layer
+    if layer != own and claims != "ignore":
+        raise NLAError(
+            f"layer={layer}: the verbalizer was trained on layer {own}. Remove it, or pass "
+            f"claims='ignore' to explain layer {layer} anyway."
+        )
+    if bridge.is_bridge(model):
+        return bridge.block(model, layer)
+    return nla.layer(model) if layer == own else hosts.block(model, layer)
 
 
 def _traced(
     nla: Explains,
     model: TransformersModel,
+    block: Any,
     span: Positions,
     wanted: list[int],
+    options: dict[str, Any],
     remote: bool,
-    sampling: Sampling | None,
 ) -> Explanation:
     ids = torch.tensor([span.ids], device="cpu")
-    tokens = [span.tokens[position] for position in wanted]
     head = _head(model) if len(wanted) <= _MOST_LOGITS else None
     if head is None:
         with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
-            residual = nla.layer(model).output[0]
-            handle = nla.explain(
-                residual[wanted], tokens=tokens, positions=wanted, sampling=sampling
-            )
+            residual = (nla.layer(model) if block is None else block).output[0]
+            handle = nla.explain(residual[wanted], **options)
             tracer.stop()
         return handle
     with torch.no_grad(), model.trace(ids, remote=remote):
-        residual = nla.layer(model).output[0]
-        handle = nla.explain(residual[wanted], tokens=tokens, positions=wanted, sampling=sampling)
+        residual = (nla.layer(model) if block is None else block).output[0]
+        handle = nla.explain(residual[wanted], **options)
         head.input = head.input[:, wanted]
         likeliest = model.output.logits[0].float().topk(_NEXT).indices.cpu().save()
     handle.capture.next_tokens = [

@@ -3,7 +3,7 @@
 Show it as a page, a table or a file::
 
     reading = nla.read(model, "The Eiffel Tower is in the city of")
-    reading                              # in a notebook: the page
+    reading                              # in a notebook: the page; on a code host, a table
     reading[-1].explanation              # one token's
     reading.to_pandas()                  # a row per token
     reading.to_html("paris.html")        # one file, to be mailed or put in a supplement
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .. import view
 from ..core import former
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _NOTEBOOK = 400
 """From this many tokens on, a notebook's frame has its greatest height."""
+_LINES, _WIDTH = 30, 120
+"""The most lines of a reading as text in a notebook's output, and their length."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Reading:
             NLAError: The disk is full, or the file cannot be written.
         """
         both = [] if beside is None else [(self, labels[0]), (beside, labels[1])]
-        page = _page(*both or [(self, "reading")], title=title)
+        page = view.reading(_named(*both or [(self, "reading")]), title=title)
         with atomic_file(Path(path)) as file:
             file.write(page.encode())
         return Path(path)
@@ -186,7 +188,15 @@ class Reading:
         return SideBySide(self, other, labels)
 
     def _repr_html_(self) -> str:
-        return view.frame(_page((self, "reading"), table=False), height=_height(len(self)))
+        """Return the page in a frame, and a plain table for code hosts, which take frames out."""
+        return _shown((self, "reading"), height=_height(len(self)))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """Return what a notebook shows and stores; a console shows the beginning as text."""
+        lines = str(self).splitlines()
+        left = [f"… {len(lines) - _LINES} more: print(reading)"] if len(lines) > _LINES else []
+        plain = "\n".join([repr(self), *map(_cut, lines[:_LINES]), *left])
+        return {"text/html": self._repr_html_(), "text/plain": plain}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -224,25 +234,37 @@ class SideBySide:
 
     def _repr_html_(self) -> str:
         sides = zip((self.left, self.right), self.labels, strict=True)
-        page = _page(*sides, table=False)
-        return view.frame(page, height=160 + _height(2 * len(self.left)))
+        return _shown(*sides, height=260 + _height(2 * len(self.left)))
 
 
-def _page(*sides: tuple[Reading, str], title: str = "", table: bool = True) -> str:
-    """Return the page of one or two readings, each with its label."""
-    named = [
-        {**vars(reading), "label": label, "records": list(map(asdict, reading.records))}
+def _shown(*sides: tuple[Reading, str], height: int) -> str:
+    """Return what a notebook shows: the page in a frame, and the same as a plain table."""
+    named = _named(*sides)
+    return view.frame(view.reading(named, table=False), height=height) + view.fallback(named)
+
+
+def _named(*sides: tuple[Reading, str]) -> list[dict[str, Any]]:
+    """Return readings as plain data, each with its label."""
+    return [
+        {
+            **vars(reading),
+            "label": label,
+            "records": [{**asdict(record), "read": record.read} for record in reading.records],
+        }
         for reading, label in sides
     ]
-    return view.reading(named, title=title, table=table)
 
 
 def _height(tokens: int) -> int:
     """Return the height of a notebook's frame, in CSS pixels."""
-    return 380 + int(min(1.0, tokens / _NOTEBOOK) * 320)
+    return 420 + int(min(1.0, tokens / _NOTEBOOK) * 280)
 
 
 def _line(record: TokenReading) -> str:
     text = record.explanation
     text = f"[{record.error}]" if text is None else " / ".join(filter(None, text.splitlines()))
     return f"{record.position:>4} {record.token!r}: {text}"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"

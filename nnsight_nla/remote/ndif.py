@@ -1,8 +1,8 @@
 """Send requests to an NDIF host, retry transient failures, and report the host's status.
 
 nnsight reports failures of a host in many ways (a refused connection, a closed websocket, a failed
-poll, a `RemoteError` that wraps one of these). Here there are two kinds: *transient* failures are
-retried a bounded number of times; all others become a `HostError`.
+poll, a `RemoteError` that wraps one of these). This module distinguishes two kinds: *transient*
+failures are retried a limited number of times; all others become a `HostError`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def status(av: Any, base_model: str | None) -> HostStatus:
         base_model: The target's name, as the sidecar gives it.
 
     Raises:
-        HostError: The host answered with something that is no status.
+        HostError: The host's answer is not a status.
     """
     import contextlib
     import io

@@ -1,4 +1,4 @@
-"""Pickle NLAs and handles, for remote requests and for other processes.
+"""Pickle NLAs and handles for remote requests and for other processes.
 
 The result depends on the pickler. A *remote request* (nnsight's own pickler, recognized by its
 dispatch table) always gets the stand-ins of `wire`, even if the server has this package. Any other

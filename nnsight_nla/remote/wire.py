@@ -1,13 +1,14 @@
 """Stand-ins for an NLA and its handles in a remote request, which need only torch and nnsight.
 
-A block that names an `NLA` runs on a server that does not have this package. The request therefore
-carries a `RemoteNLA` in its place, *by value* (as source), with the same ``layer()`` and
-``explain()``. It returns a `RemoteExplanation`, which pickles as a call to the client's own
-constructor. The client finds that constructor by name and gets a real `Explanation`.
+A trace that uses an `NLA` may run on a server that does not have this package. The request
+therefore sends a `RemoteNLA` in its place, *by value* (as source code), with the same ``layer()``
+and ``explain()``. Its ``explain()`` returns a `RemoteExplanation`, which pickles as a call to the
+client's own constructor. The client looks up that constructor by name and gets a real
+`Explanation`.
 
-This module is shipped as source. So it may not use decorators other than ``property``,
-zero-argument ``super``, ``nonlocal``, or a module that a server lacks, and its only imports from
-this package are modules that are shipped in the same way.
+This module is sent as source code. So it must not use decorators other than ``property``,
+zero-argument ``super``, ``nonlocal``, or modules that a server lacks, and from this package it
+imports only modules that are sent in the same way.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class RemoteCapture:
 
 
 class RemoteExplanation:
-    """A handle on the server: it has a shape and vectors, and no text yet."""
+    """A handle on the server: it has a shape and vectors, but no text yet."""
 
     def __init__(self, capture: RemoteCapture, rows: Any, lengths: Any = None) -> None:
         self.capture = capture

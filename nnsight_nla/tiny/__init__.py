@@ -1,8 +1,7 @@
 """The tiny pair: a small target, its verbalizer and its reconstructor, trained and shipped.
 
-The three models are small enough to ship (8 MB), and the texts they were trained on come from a
-*world* so small that the truth is known at every token. Whether an explanation is right can
-therefore be measured::
+The three models are small enough to ship (8 MB). The texts they were trained on come from a made-up
+*world* whose facts are known, so it can be measured whether an explanation is right::
 
     from nnsight_nla import tiny
 
@@ -13,11 +12,11 @@ therefore be measured::
 
 Read the world in this order: `facts` (what is true), `sentences` (how it is stated), `documents`
 (texts, with what is known after each word), `explanations` (what a perfect verbalizer says), and
-`examples` (residuals of the target, each with its true explanation). `demo` uses all of them.
+`examples` (residuals of the target, each with its true explanation). `demo` uses all of these.
 
-Two things to know before you show it. The state at block K was **put there on purpose**, by an
-auxiliary loss in the target's training; what is measured is that a verbalizer can read it. And
-outside its world the pair **confabulates confidently**: about a text on physics it names a city.
+Two caveats. The state at block K was **put there on purpose**, by an auxiliary loss in the target's
+training; the measurements show only that a verbalizer can read it. And outside its world the pair
+**confabulates confidently**: for a text about physics it names a city.
 
 ``tutorials/recipes/tiny`` in the repository shows how the pair was trained and measured. Run it
 from the root of a clone::
@@ -47,7 +46,7 @@ def paths(weights: str | Path = _WEIGHTS) -> dict[str, Path]:
     """Return the folders of the target, the verbalizer and the reconstructor.
 
     Args:
-        weights: The folder that holds all three; the shipped one unless you built your own.
+        weights: The folder that holds all three, if you built your own.
     """
     return {name: Path(weights) / name for name in ("target", "av", "ar")}
 
@@ -56,11 +55,11 @@ def load(weights: str | Path = _WEIGHTS) -> tuple[TransformersModel, NLA]:
     """Load the target and its NLA, on the CPU, in float32.
 
     Args:
-        weights: The folder that holds the three models; the shipped one unless you built your own.
+        weights: The folder that holds the three models, if you built your own.
 
     Returns:
-        An nnsight model with its weights loaded, and the NLA, which loads its own at the first
-        text.
+        An nnsight model with its weights loaded, and the NLA, which loads its weights when a text
+        is first generated.
     """
     import torch
 
@@ -77,7 +76,7 @@ def load(weights: str | Path = _WEIGHTS) -> tuple[TransformersModel, NLA]:
 def figures() -> dict[str, Any]:
     """Return the measured figures of the shipped pair, as nested mappings of numbers.
 
-    Those on truth and calibration are under ``truth``.
+    The key ``truth`` has those on truth and calibration.
     """
     names = ("figures.json", "calibration.json")
     found, truth = (json.loads((_FOLDER / name).read_text("utf-8")) for name in names)

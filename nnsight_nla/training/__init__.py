@@ -26,6 +26,7 @@ The second stage, reinforcement learning on the round trip, continues from both:
     rl("checkpoints/av", "rows.parquet", ar="checkpoints/ar", out="checkpoints/rl")
 """
 
+from .curves import plot_log
 from .files import Files
 from .held_out import HeldOut
 from .published import Published
@@ -54,6 +55,7 @@ __all__ = [
     "TrainingError",
     "Watching",
     "describe",
+    "plot_log",
     "rl",
     "save_reconstructor",
     "save_verbalizer",

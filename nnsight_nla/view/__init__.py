@@ -7,6 +7,7 @@
 * `facts(given)`: a table of names and what they are.
 * `document(title, *parts)`: a page of such tables, which runs no script.
 * `frame(page, height)`: such a page inside a notebook's output, in a sandbox of its own.
+* `fallback(readings)`: the same as a plain table, for code hosts, which take frames out.
 * `TEMPLATE`: the look of a plotly figure, on light and dark pages.
 
 The text is untrusted: a model wrote it, about a text that somebody else wrote. So every value is
@@ -14,8 +15,9 @@ escaped, the page makes its elements from text nodes only, a content security po
 everything but this package's own script and style, and nothing is ever fetched.
 """
 
+from .fallback import fallback
 from .figure import TEMPLATE
 from .page import document, frame, reading
 from .table import claims, explanation, facts
 
-__all__ = ["TEMPLATE", "claims", "document", "explanation", "facts", "frame", "reading"]
+__all__ = ["TEMPLATE", "claims", "document", "explanation", "facts", "fallback", "frame", "reading"]

@@ -157,7 +157,7 @@
   byId("about").textContent = [
     `output of block ${sides[0].layer} of ${[...new Set(sides.map((s) => s.target))].join(" and ")}`,
     `explained by ${[...new Set(sides.map((s) => s.verbalizer))].join(" and ")}`,
-    `${sides.map((s) => s.tokens.length).join(" and ")} tokens`,
+    `${[...new Set(sides.map((s) => s.tokens.length))].join(" and ")} tokens`,
   ].join(" · ");
 
   // ---- the details show the pinned token, else the hovered one, else the active one --------------------

@@ -42,7 +42,7 @@ def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bo
     sides = [_side(each) for each in readings]
     title = readable(title or _beginning(readings), 200)
     style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    made = {"title": title, "readings": sides, "pairs": _pairs(readings)}
+    made = {"title": title, "readings": sides, "pairs": pairs(readings)}
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined
     )
@@ -123,7 +123,7 @@ def _number(value: float | None) -> float | None:
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
 
 
-def _pairs(readings: Sequence[Mapping[str, Any]]) -> list[list[int]] | None:
+def pairs(readings: Sequence[Mapping[str, Any]]) -> list[list[int]] | None:
     """Return which tokens of the two texts are shown opposite each other, as index pairs."""
     if len(readings) < 2:
         return None

@@ -77,7 +77,7 @@ def test_json_is_the_calibration(av, files):
 
 def test_a_verbalizer_that_is_no_folder_is_refused(files, tmp_path):
     for av in (tmp_path / "lost", "owner/name"):
-        with pytest.raises(NLAError, match=r"is no folder, so nothing can be stored in it\. Downl"):
+        with pytest.raises(NLAError, match=r"is not a folder, so nothing can be stored in it\. D"):
             command(av, files)
 
 

@@ -45,8 +45,8 @@ def test_demo_fits_a_screen_and_says_where_the_page_is(tmp_path):
         "People", "eat",
     ]  # fmt: skip
     assert "Rome -> Paris" in done.stdout
-    assert "All of them: nnsight-nla demo --all" in done.stdout
-    assert lines[-1].endswith("for a browser: nnsight-nla-demo.html")
+    assert "To see all of them: nnsight-nla demo --all" in done.stdout
+    assert lines[-1] == "The first sentence as an HTML page: nnsight-nla-demo.html"
     page = (tmp_path / "nnsight-nla-demo.html").read_text("utf-8")
     assert "About Helsinki, the capital of Finland" in page
 
@@ -148,7 +148,9 @@ def test_a_warning_is_said_once_with_the_positions_it_is_about():
     command = ("explain", "The cow lives in the", "--layer", "2", "--insist")
     done = run(*command, "--position", "2,3,4", columns=80)
     said = " ".join(done.stdout.split())
-    warning = "its vector may be another one than the verbalizer reads: layer is 2, expected 3"
+    warning = (
+        "its vector may differ from what the verbalizer was trained on: layer is 2, expected 3"
+    )
     assert said.count(warning) == 1
     assert f"note 1 {warning} (positions 2 to 4)" in said
     assert said.count("reconstruction: none (see note 1;") == 3
@@ -156,6 +158,18 @@ def test_a_warning_is_said_once_with_the_positions_it_is_about():
     assert told["layer"] == 2
     assert told["origin"]["layer"] == 2
     assert told["explanations"][0]["warnings"] == [warning]
+
+
+def test_a_reading_of_another_layer_says_so(tmp_path):
+    command = ("read", "The cow lives in the", "--layer", "2", "--insist", "--position", "-1")
+    told = json.loads(run(*command, "--json").stdout)
+    assert told["layer"] == 2
+    last = told["tokens"][-1]
+    assert last["grade"] == "none"
+    assert "layer is 2, expected 3" in last["warnings"][0]
+    page = tmp_path / "a.html"
+    run(*command, "--html", page)
+    assert '"layer":2' in page.read_text("utf-8")
 
 
 def test_samples_are_drawn_with_a_seed():
@@ -234,9 +248,11 @@ def test_a_reconstructor_of_ones_own_gives_the_same_label():
         (["explain", "hi", "--av", "/nowhere"], "neither a folder on this machine"),
         (["info", "/nowhere"], "neither a folder on this machine"),
         (["demo", "--html", "/nowhere/a.html"], "there is no folder /nowhere"),
-        (["explain", "hi", "--samples", "2"], "the same text 2 times. Add --temperature 1."),
-        (["explain", "hi", "--layer", "2"], "or add --insist to explain layer 2 all the same"),
+        (["explain", "hi", "--samples", "2"], "2 identical texts. Add --temperature 1."),
+        (["explain", "hi", "--layer", "2"], "or add --insist to explain layer 2 anyway"),
         (["explain", "hi", "--layer", "9", "--insist"], "block 9 was requested"),
+        (["read", "hi", "--layer", "2"], "or add --insist to explain layer 2 anyway"),
+        (["read", "hi", "--layer", "9", "--insist"], "block 9 was requested"),
         (["explain", "hi", "--remote"], "The pair tiny runs on this machine only"),
         (["read", "hi", "--remote", "--model", "smollm2"], "The pair smollm2 runs on this machine"),
     ],

@@ -88,7 +88,7 @@ def test_the_figures_of_truth(rows):
 def test_the_table(rows):
     shown = run(*command(rows)).stdout
     assert "Compared with the texts: 12 rows of 12 documents" in shown
-    assert re.search(r"subject is right *│ *1\.000 \[", shown)
+    assert re.search(r"subject is right +1\.000 \[", shown)
     assert "chance 0.25" in shown
 
 

@@ -43,7 +43,7 @@ def test_a_sound_checkpoint_is_supported(healthy, declared):
     assert healthy.ok
     assert healthy.broken == ()
     assert healthy.checkpoint == declared
-    assert healthy.conclusion == "No other setting does better than what is declared."
+    assert healthy.conclusion == "No alternative is better than the declared settings."
     assert [finding.setting for finding in healthy.findings] == list(SETTINGS)
     verdicts = {finding.setting: finding.verdict for finding in healthy.findings}
     assert {name: verdicts[name] for name in ("injection mode", "injection layer", "layer")} == {

@@ -110,7 +110,7 @@ def test_a_loss_that_another_setting_explains_is_left_out():
 def test_a_sound_checkpoint():
     found = diagnosis(Finding("layer", "supported", (DECLARED,)))
     assert found.ok
-    assert found.conclusion == "No other setting does better than what is declared."
+    assert found.conclusion == "No alternative is better than the declared settings."
 
 
 def test_texts_that_do_not_depend_on_the_vector():
@@ -136,7 +136,7 @@ def test_printed_it_is_a_line_per_variant_and_the_conclusion():
         ["layer", "block", "2", "1.00", "0.50", "0.75"],
         ["layer", "block", "9", "–", "–", "–", "no", "such", "block"],
     ]
-    assert lines[3] == "No other setting does better than what is declared."
+    assert lines[3] == "No alternative is better than the declared settings."
     assert (shown(None), shown(0.125)) == ("–", "0.12")
 
 

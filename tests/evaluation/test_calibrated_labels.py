@@ -77,7 +77,9 @@ def test_a_vector_of_another_layer_has_no_grade(calibrated, bare, source):
     for nla in (calibrated, bare):
         label = nla.explain(source.vectors[0], origin=Origin(layer=1), claims="ignore").trust
         assert label.grade == "none"
-        assert label.reason.startswith("its vector may be another one than the verbalizer reads: ")
+        assert label.reason.startswith(
+            "its vector may differ from what the verbalizer was trained on: "
+        )
         assert label.probability is None
         assert nla.explain(source.vectors[0], origin=Origin(layer=3)).trust.reason is None
 
@@ -153,6 +155,9 @@ def test_what_is_atypical_by_hand():
     assert found[1] == "cosine 0.00 with the mean residual, usual 0.50 or more"
     assert found[2] == "norm 0.5, usual 1 to 10"
     assert atypical(capture(vectors, ["1 0"] * 6)) == {}
+    edges = [[1.0 - 1e-4, 0.0], [10.0 + 1e-3, 0.0], [0.99, 0.0], [10.1, 0.0]]
+    rounded = capture(edges, ["1 0"] * 4, calibration=Calibration("x", 1, residuals=look))
+    assert set(atypical(rounded)) == {2, 3}  # rounding is not a reason, one percent is
     assert all(
         label.grade in GRADES for label in measured(capture(vectors[:4], ["1 0"] * 4)).values()
     )

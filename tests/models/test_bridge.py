@@ -118,6 +118,14 @@ def test_a_hook_follows_a_batch_of_generations(bridge, nla):
     assert "cow" in hook.explanations[1][1].text
 
 
+def test_another_layer_is_read_as_on_the_nnsight_path(bridge, nla, model):
+    other = {"layer": 1, "claims": "ignore", "positions": [2, -1]}
+    ours, theirs = nla.read(bridge, PARIS, **other), nla.read(model, PARIS, **other)
+    assert ours.layer == 1
+    assert ours.explanations == theirs.explanations
+    assert ours[-1].grade == "none"
+
+
 def test_reading_a_bridge_is_reading_the_model(bridge, nla, model):
     ours, theirs = nla.read(bridge, PARIS), nla.read(model, PARIS)
     assert ours.tokens == theirs.tokens

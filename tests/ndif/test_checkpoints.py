@@ -75,7 +75,7 @@ def test_the_command_doctors_from_afar(ndif, by_path, monkeypatch):
     arguments = ["--target", by_path(PATHS["target"]), "--ar", by_path(PATHS["ar"]), "--remote"]
     ran = CliRunner().invoke(app, ["doctor", by_path(PATHS["av"]), *arguments])
     assert ran.exit_code == 0, ran.output
-    assert "No other setting does better" in ran.output
+    assert "No alternative is better" in ran.output
 
 
 # ---- a third party's injection ---------------------------------------------------------------

@@ -42,6 +42,17 @@ def test_the_target_there_and_the_pair_here(either_ndif, by_path, local):
     assert all(each.device.type == "meta" for each in target._module.parameters())
 
 
+def test_another_layer(either_ndif, by_path):
+    target = TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
+    nla = NLA(tiny.paths()["av"], ar=tiny.paths()["ar"], dtype=torch.float32)
+    other = {"layer": 1, "claims": "ignore", "positions": [2, -1]}
+    here = nla.read(tiny.load()[0], PARIS, **other)
+    there = nla.read(target, PARIS, **other, remote=True)
+    assert there.layer == 1
+    same(there, here)
+    assert there[-1].grade == "none"
+
+
 def test_the_reply_is_written_there_too(ndif, by_path, local):
     target = TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
     nla = NLA(tiny.paths()["av"], ar=tiny.paths()["ar"], dtype=torch.float32)

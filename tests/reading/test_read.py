@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnsight_nla import InjectionError, NLAError, Reading, Sampling, tiny
+from nnsight_nla import InjectionError, NLAError, Origin, Reading, Sampling, tiny
 from nnsight_nla.reading.read import _parts, _token_spans, read
 
 PARIS = "What a lovely day! People in Paris speak"
@@ -141,7 +141,7 @@ def test_an_edited_model_reads_as_it_runs(model, nla, paris):
     assert "About Rome" in clean[-1].explanation
     both = clean.beside(patched, labels=("without", "with"))._repr_html_()
     assert both.startswith("<iframe")
-    assert both.count("<") == 2
+    assert both.partition("</iframe>")[0].count("<") == 1
     assert "without" in both
 
 
@@ -273,3 +273,40 @@ def test_the_parts_of_a_chat(messages, expected):
 def test_the_parts_of_a_text():
     assert _parts(Letters(), ids("ab"), []) == ["template", "prompt", "prompt"]
     assert _parts(Letters(), ids("a"), []) == ["template", "prompt"]
+
+
+def test_another_layer_is_read_if_the_caller_insists(model, nla):
+    reading = nla.read(model, PARIS, layer=1, claims="ignore", positions=[6, 8])
+    with model.trace(PARIS):
+        early = model.model.layers[1].output[0].detach().save()
+    assert reading.layer == 1
+    np.testing.assert_allclose(
+        [reading[i].norm for i in (6, 8)], early[[6, 8]].norm(dim=-1), rtol=1e-5
+    )
+    thought = nla.explain(
+        early[8], tokens=reading[8].token, positions=8, origin=Origin(layer=1), claims="ignore"
+    )
+    assert reading[8].explanation == thought.text
+    assert reading[8].grade == "none"
+    assert "layer is 1, expected 3" in reading[8].warnings[0]
+    own = nla.read(model, PARIS, layer=3, positions=-1)
+    assert own == nla.read(model, PARIS, positions=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"layer": 1},
+            "layer=1: the verbalizer was trained on layer 3. Remove it, or pass claims='ignore' to "
+            "explain layer 1 anyway.",
+        ),
+        ({"layer": -1}, "layer=-1: expected a block's number, from 0."),
+        ({"layer": True, "claims": "ignore"}, "layer=True: expected a block's number, from 0."),
+        ({"layer": 6, "claims": "ignore"}, "target has blocks 0 to 5"),
+    ],
+)
+def test_a_layer_that_is_not_there_or_another_is_refused(model, nla, options, message):
+    with pytest.raises(NLAError) as caught:
+        nla.read(model, PARIS, **options)
+    assert message in str(caught.value)

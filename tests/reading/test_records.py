@@ -3,6 +3,7 @@
 import errno
 import os
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
@@ -89,10 +90,95 @@ def test_a_notebook_shows_the_page_in_a_sandbox():
     alone, both = PARIS._repr_html_(), PARIS.beside(PARIS, labels=("x1", "x2"))._repr_html_()
     for html in (alone, both):
         assert html.startswith('<iframe title="reading" sandbox="allow-scripts" srcdoc="&lt;!doc')
-        assert html.count("<") == 2
+        frame, _, plain = html.partition("</iframe>")
+        assert frame.count("<") == 1
         assert "noscript" not in html
+        assert plain.startswith("<details>")
     assert "x1" in both
     assert "x2" in both
+
+
+def test_a_code_host_which_takes_frames_out_shows_a_table():
+    """GitHub and GitLab show `text/html`, without scripts, frames, styles and classes."""
+    data = PARIS._repr_mimebundle_()
+    assert set(data) == {"text/html", "text/plain"}
+    left = as_a_code_host_shows(data["text/html"])
+    assert left == as_a_code_host_shows(left) == data["text/html"].partition("</iframe>")[2]
+    assert left.startswith(
+        "<details><summary>If no page is shown above: target, block 3, 2 tokens as"
+    )
+    assert "<td>1</td><td><code>Paris</code></td><td>About Paris.<br>A city.<br>" in left
+    assert "<em>reconstruction: strong</em>" in left
+    assert "<em>no text: this vector is zero, it has no direction</em>" in left
+    assert "&lt;s&gt;" not in left  # it was not read
+
+
+def test_the_table_of_two_readings_says_where_they_are_the_same():
+    records = (*PARIS.records[:1], replace(PARIS.records[1], explanation="<b>Rome</b>"))
+    patched = replace(PARIS, records=(*records, PARIS.records[2]))
+    left = as_a_code_host_shows(PARIS.beside(patched, labels=("one", "<two>"))._repr_html_())
+    assert "<th>token</th><th>one</th><th>&lt;two&gt;</th>" in left
+    assert "<td>About Paris.<br>A city.<br><em>reconstruction: strong</em></td>" in left
+    assert "<td>&lt;b&gt;Rome&lt;/b&gt;<br>" in left
+    same = as_a_code_host_shows(PARIS.beside(PARIS)._repr_html_())
+    assert same.count("<em>the same</em>") == 1  # the other vector has no text in either
+
+
+def test_a_console_shows_the_beginning_of_a_reading():
+    assert PARIS._repr_mimebundle_()["text/plain"].splitlines() == [
+        repr(PARIS),
+        *str(PARIS).splitlines(),
+    ]
+    record = replace(PARIS.records[1], explanation="x" * 500)
+    long = Reading((record,) * 50, "t", "v", 3)._repr_mimebundle_()["text/plain"].splitlines()
+    assert len(long) == 32
+    assert max(map(len, long[1:])) == 120
+    assert long[-1] == "… 20 more: print(reading)"
+
+
+def test_a_long_table_is_cut():
+    long = Reading((PARIS.records[1],) * 500, "t", "v", 3)
+    left = as_a_code_host_shows(long._repr_html_())
+    assert left.count("<tr>") == 401
+    assert "<p>100 more tokens are left out here.</p>" in left
+
+
+class _Cleaner(HTMLParser):
+    """Keeps simple elements without attributes, and drops scripts and frames with their content."""
+
+    KEPT = ("details", "summary", "table", "thead", "tbody", "tr", "th", "td", "code", "em", "p")
+    DROPPED = ("iframe", "script", "style")
+
+    def __init__(self):
+        super().__init__(convert_charrefs=False)
+        self.left, self.inside = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.inside += tag in self.DROPPED
+        if not self.inside and tag in (*self.KEPT, "br"):
+            self.left.append(f"<{tag}>")
+
+    def handle_endtag(self, tag):
+        self.inside -= tag in self.DROPPED
+        if not self.inside and tag in self.KEPT:
+            self.left.append(f"</{tag}>")
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.left.append(data)
+
+    def handle_entityref(self, name):
+        self.handle_data(f"&{name};")
+
+    def handle_charref(self, name):
+        self.handle_data(f"&#{name};")
+
+
+def as_a_code_host_shows(html):
+    cleaner = _Cleaner()
+    cleaner.feed(html)
+    cleaner.close()
+    return "".join(cleaner.left)
 
 
 def test_a_notebooks_frame_grows_with_the_text_up_to_a_limit():

@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.test_tutorials import FOLDER, SWITCHED
+from tests.tutorials.test_results import LOADED, execute
 
-nbclient = pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 
 LONG = ("overnight", "your_own_checkpoint")
+MORE = {
+    "overnight": {'"--model", "tiny"': '"--model", "smollm2"'},
+    "your_own_checkpoint": {
+        "paths = tiny.paths()": "from nnsight_nla import smollm2; paths = smollm2.paths()",
+        'options = {"dtype": "float32"}': 'options = {"target": model}',
+    },
+}
+"""What else a notebook says of the pair."""
 
 
 @pytest.mark.parametrize("name", SWITCHED)
@@ -22,12 +30,8 @@ def test_it_runs_on_the_real_model_with_one_word_changed(name, smol, tmp_path):
     if name in LONG and not os.environ.get("ALL_TUTORIALS"):
         pytest.skip("takes minutes: ALL_TUTORIALS=1 pytest tests/smollm2")
     text = (Path(FOLDER) / f"{name}.ipynb").read_text("utf-8")
-    word = json.dumps('PAIR = "tiny"')[1:-1]
-    assert text.count(f'"{word}  #') == 1
-    changed = nbformat.reads(
-        text.replace(f'"{word}  #', f'"{word}  #'.replace("tiny", "smollm2")), 4
-    )
-    options = {"timeout": 600, "kernel_name": "python3"}
-    nbclient.NotebookClient(
-        changed, resources={"metadata": {"path": tmp_path}}, **options
-    ).execute()
+    for old, new in {LOADED: LOADED.replace("tiny", "smollm2"), **MORE.get(name, {})}.items():
+        old, new = (json.dumps(each)[1:-1] for each in (old, new))
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    execute(nbformat.reads(text, 4), name, tmp_path)

@@ -15,16 +15,16 @@ HEADER = """\
 Soak tests
 ==========
 
-``pytest tests/soak`` repeats what must never lose data or return a wrong value: processes killed at
-random moments, threads that share a model, odd arguments, pickles, templates and hostile texts. The
-seeds are fixed. Each row passed; a single loss or wrong value fails the run. Made by
-``pytest tests/soak --write-figures``.
+``pytest tests/soak`` repeats operations that must never lose data or return a wrong value:
+processes killed at random times, threads that share a model, odd arguments, pickles, templates and
+hostile texts. The seeds are fixed. All rows passed: a single loss or wrong value fails the run. The
+table is written by ``pytest tests/soak --write-figures``.
 
 .. list-table::
    :header-rows: 1
    :widths: 50 15 35
 
-   * - what is repeated
+   * - operation
      - times
      - result
 """

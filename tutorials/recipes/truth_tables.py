@@ -1,4 +1,4 @@
-"""Write the figures on truth of both embedded pairs as tables, for the docs.
+"""Write the figures on truth of both bundled pairs as tables, for the documentation.
 
     python -m tutorials.recipes.truth_tables
 
@@ -35,35 +35,35 @@ def page() -> str:
     """Return the tables, each with a sentence on what was measured."""
     real, made_up = smollm2.figures()["truth"], tiny.figures()["truth"]
     parts = [
-        "Made by ``python -m tutorials.recipes.truth_tables``.",
+        "These tables are the output of ``python -m tutorials.recipes.truth_tables``.",
         *_title("Does the label tell right from wrong?"),
-        "SmolLM2, 1,000 vectors of sources that were not trained on: the area under the ROC curve, "
-        "0.5 for a coin and 1 for a measure that tells all right statements from wrong ones.",
+        "Area under the ROC curve for 1,000 vectors of SmolLM2, from sources that were not trained "
+        "on: 0.5 is chance, and 1 separates all right statements from wrong ones.",
         _areas(real["predictors"]),
-        "The reconstruction says almost nothing about the truth of a statement. The verbalizer's "
-        "own probability of it does.",
+        "The quality of the reconstruction says almost nothing about the truth of a statement. The "
+        "probability that the verbalizer itself gives the statement does.",
         *_title("Calibration"),
-        _calibrated("SmolLM2", real["calibration"]),
+        _calibrated("SmolLM2", "sources", real["calibration"]),
         _curves(real["calibration"]["tested"]),
-        _calibrated("The tiny pair", made_up["calibration"]),
+        _calibrated("The tiny pair", "combinations of subject and tone", made_up["calibration"]),
         _curves(made_up["calibration"]["tested"]),
-        "The reliability curve of SmolLM2: the mean probability of each tenth of the explanations, "
-        "and the share that is right.",
+        "The reliability curve of SmolLM2: for each tenth of the explanations, the mean "
+        "probability and the share that is right.",
         _reliability(real["calibration"]["tested"]),
         *_title("Out of distribution"),
-        "How often each kind of vector gets each word, SmolLM2:",
+        "How often each kind of vector gets each grade, for SmolLM2:",
         _grades(real["grades"]),
-        "The tiny pair, whose true subject is known on other blocks of the same texts too:",
+        "The same for the tiny pair, where the true subject is also known at other blocks:",
         _grades(made_up["grades"]),
         *_title("Compared with the texts"),
         _grounded("SmolLM2", real["grounded"]),
         _matches(real["grounded"]),
         _grounded("The tiny pair", made_up["grounded"]),
         _matches(made_up["grounded"]),
-        "How well the figures that need no truth tell right statements from wrong ones (areas "
-        "under the ROC curve, SmolLM2):",
+        "How well figures that do not use the truth separate right statements from wrong ones "
+        "(area under the ROC curve, SmolLM2):",
         _areas(real["grounded"]["agreement"]),
-        *_title("Over the length of the text"),
+        *_title("Truth and length"),
         "SmolLM2:",
         _lengths(real["over_length"]),
         "The tiny pair:",
@@ -89,17 +89,13 @@ def _areas(figures: Mapping[str, Mapping[str, float | None]]) -> str:
     )
 
 
-def _calibrated(name: str, figures: Mapping[str, Any]) -> str:
+def _calibrated(name: str, tested: str, figures: Mapping[str, Any]) -> str:
     early = figures["noisy_positions"]
-    noisy = (
-        "no position is noisier than the later ones"
-        if early == 0
-        else f"the first {early} positions are noisier than the later ones"
-    )
+    noisy = "no first positions are noisy" if early == 0 else f"noisy first positions: {early}"
     return (
-        f"{name}: {figures['n']:,} vectors of training sources' held-out documents; strong from a "
-        f"margin of {figures['strong']:.2f}, partial from {figures['partial']:.2f}; {noisy}. "
-        "Tested on sources (the tiny pair: pairs of subject and tone) that were never trained on:"
+        f"{name}: fitted on {figures['n']:,} vectors of held-out documents of the training "
+        f"sources. *Strong* starts at a margin of {figures['strong']:.2f}, *partial* at "
+        f"{figures['partial']:.2f}; {noisy}. Tested on {tested} that were never trained on:"
     )
 
 
@@ -185,7 +181,7 @@ def _interval(share: Mapping[str, Any] | None) -> str:
 def _wrapped(part: str) -> str:
     if part.startswith(".. ") or "\n" in part:
         return part
-    return textwrap.fill(part, 100, break_long_words=False)
+    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int | None]]) -> str:

@@ -518,23 +518,23 @@ def page(rows: Iterable[Row]) -> str:
 _PAGE = """Architectures
 =============
 
-What is served of every family that transformers {version} has a causal language model for. The
-page is made by ``python -m tutorials.reference.families``: the smallest random model of each family
-is read, explained (as its own verbalizer) and patched, and each result is compared with a plain
-PyTorch hook on the plain model. "yes" means that they are equal.
+What works for every family that has a causal language model in transformers {version}. The command
+``python -m tutorials.reference.families`` makes this page: it builds the smallest random model of
+each family, reads it, explains it (with itself as the verbalizer) and patches it, and compares each
+result with a plain PyTorch hook on the plain model. "yes" means that they are equal.
 
-There is no list of served architectures in the package. Blocks are found by structure; a block's
-residual is its output, or the first element of it; and what does not keep to that is refused, by
-its name and with the reason: a verbalizer or a reconstructor when the NLA is made, a target at
+The package has no list of supported architectures. It finds blocks by structure, and takes a
+block's output, or the first element of it, as the residual. It refuses a model that does not fit,
+with its name and the reason: a verbalizer or a reconstructor when the NLA is made, a target at
 ``nla.layer(model)``.
 
-**Padded** says whether a short prompt has the same residuals in a batch with a longer one, which
-nnsight pads on the left, as alone. Where it differs, the model itself does not mask the padding:
+**Padded** says whether a short prompt has the same residuals alone and in a batch with a longer
+one, which nnsight pads on the left. If they differ, the model itself does not mask the padding:
 trace such prompts one by one, or pad on the right. ``nla.layer(model)`` warns in such a trace;
 ``read``, experiments, data sets and reconstructors do not pad on the left.
 
-Served: {served}
-----------------
+Supported: {served}
+-------------------
 
 .. list-table::
    :header-rows: 1

@@ -25,8 +25,8 @@ FOLDER = Path(__file__).parents[1]
 LIBRARIES = ("torch", "transformers", "nnsight", "plotly", "pandas")
 KEPT = 8
 """How many states are kept; the oldest ones are removed."""
-_REAL = 'PAIR = "smollm2"  #'
-"""The switch of the tutorials that begin on SmolLM2."""
+_REAL = 'pairs.load("smollm2")'
+"""What the tutorials on SmolLM2 begin with."""
 
 
 def cache() -> Path:

@@ -1,11 +1,13 @@
 """Write the pages and tables that are made from the package: a Sphinx extension.
 
 Everything lands in ``tutorials/generated/``, which git ignores: a page for each command of
-``nnsight-nla``, from Typer, and the tables of the figures that ship with the package.
+``nnsight-nla``, from Typer, the tables of the figures that ship with the package, that of the
+published checkpoints, and the folders of the package.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from typer.main import get_group
 
+import nnsight_nla
 from nnsight_nla import tiny
 from nnsight_nla.cli import app as application
+from tutorials.recipes import published
 from tutorials.recipes.tiny import tables
 
 if TYPE_CHECKING:
@@ -48,11 +52,26 @@ def write() -> None:
 def pages() -> Iterator[tuple[str, str]]:
     """Yield the name of each generated file, and its text."""
     yield "tiny.md", f"{tables.markdown(tiny.figures())}\n"
+    yield "published.md", f"{published.table()}\n"
+    yield "layout.md", layout()
     group: Any = get_group(application)
     context = group.make_context(PROGRAM, [], resilient_parsing=True)
     yield "commands/index.rst", _index(group, context)
     for name, command in group.commands.items():
         yield f"commands/{_file(name)}.rst", _page(f"{PROGRAM} {name}", command, context)
+
+
+def layout() -> str:
+    """Return the folders and modules of the package with what they say of themselves."""
+    package = Path(nnsight_nla.__file__).parent
+    folders = {f"{each.parent.name}/": each for each in sorted(package.glob("*/__init__.py"))}
+    modules = {each.name: each for each in sorted(package.glob("*.py")) if each.name[:2] != "__"}
+    lines = []
+    for name, path in {**folders, **modules}.items():
+        said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        first = " ".join(said.split("\n\n")[0].split()).replace("::", ":")
+        lines.append(f"| `{name}` | {first.replace('``', '`').replace('|', chr(92) + '|')} |")
+    return "\n".join(["| | |", "| --- | --- |", *lines, ""])
 
 
 def _index(group: Any, context: Any) -> str:
@@ -64,16 +83,16 @@ def _index(group: Any, context: Any) -> str:
         [
             _title("Commands"),
             _text(group.help or ""),
-            "Each command prints the text of its page with ``--help``. Each takes ``--json`` and "
-            "then prints one JSON document, and nothing else, on standard output.\n",
+            "``--help`` prints the same text as a command's page. With ``--json``, a command "
+            "prints one JSON document, and nothing else, to standard output.\n",
             ".. list-table::\n   :widths: 30 70\n",
             f"{listed}\n",
-            "Exit codes: 0 success; 1 an input cannot be used, and the message says what to type; "
-            "2 the command line is wrong; 130 interrupted.\n",
+            "Exit codes: 0 for success; 1 if an input cannot be used (the message says what to "
+            "type); 2 for a wrong command line; 130 for an interruption.\n",
             ".. toctree::\n   :hidden:\n",
             *(f"   {_file(name)}" for name in group.commands),
             "",
-            "Before the command\n------------------\n",
+            "Global options\n--------------\n",
             f".. program:: {PROGRAM}\n",
             *(_parameter(each, context) for each in _shown(group)),
         ]

@@ -2,12 +2,14 @@
 
     sphinx-build -b html tutorials /tmp/site            # executes what is not in the cache
     python -m tutorials.site.store                      # writes tutorials/*.ipynb
+    python -m tutorials.site.store --pictures           # ... and takes every picture anew
     python -m tutorials.site.store --check              # exit code 1 if they would differ
 
 Progress bars, timings, and where files are on this machine are left out. Figures and reading pages
 become pictures, since code hosts run no scripts. The check compares texts and tables: numbers may
-differ by one percent, or by 0.02 where they are small, as they do between processors; pictures are
-not compared.
+differ by one percent, or by 0.02 where they are small, as they do between processors; pictures and
+digests are not compared, and of a cell with the tag ``random``, which draws at a temperature, only
+the kinds of its outputs are.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import base64
 import copy
+import difflib
+import itertools
 import os
 import re
 import shutil
@@ -35,7 +39,11 @@ from .outputs import SCRIPT, neutral
 _TIMING = re.compile(r"\b\d+(?:\.\d+)? (s|ms|seconds)\b")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 _PLAIN = re.compile(r" at 0x[0-9a-f]+")
+_DIGEST = re.compile(r"\b(?=\d*[a-f])[0-9a-f]{20,64}\b")
+_SPACES = re.compile(r"[ \t]+")  # a column is as wide as its longest number
 _STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
+RANDOM = "random"
+"""The tag of a cell whose outputs are drawn: they differ between processors."""
 _FIGURE, _PAGE = "plotly-graph-div", "<iframe"
 
 Photograph = Callable[[str], str]
@@ -91,13 +99,32 @@ def _same(text: str) -> str:
     return _TIMING.sub(r"… \1", _PLAIN.sub("", neutral(text)))
 
 
-def differs(stored: list[Any], fresh: list[Any]) -> bool:
-    """Return whether outputs differ in more than pictures and the last digits of numbers."""
+def differs(stored: list[Any], fresh: list[Any], *, random: bool = False) -> bool:
+    """Return whether outputs differ in more than pictures and the last digits of numbers.
+
+    Args:
+        stored: The outputs of one cell, as they are in the notebook.
+        fresh: Those of the execution, stripped.
+        random: Compare only the kinds of the outputs, as for a cell that draws.
+    """
+    if random:
+        return [_kinds(each) for each in stored] != [_kinds(each) for each in fresh]
     old, new = _texts(stored), _texts(fresh)
     if _NUMBER.sub("0", old) != _NUMBER.sub("0", new):
         return True
     pairs = zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True)
     return any(abs(float(a) - float(b)) > max(0.02, 0.01 * abs(float(b))) for a, b in pairs)
+
+
+def difference(stored: list[Any], fresh: list[Any]) -> str:
+    """Return the first lines that differ, as a unified diff without context."""
+    old, new = _texts(stored).splitlines(), _texts(fresh).splitlines()
+    lines = difflib.unified_diff(old, new, "stored", "executed", lineterm="", n=0)
+    return "\n".join(itertools.islice(lines, 20))
+
+
+def _kinds(output: Any) -> list[str]:
+    return sorted(output.get("data", ["stream"]))
 
 
 def _texts(outputs: list[Any]) -> str:
@@ -108,7 +135,7 @@ def _texts(outputs: list[Any]) -> str:
             f"{kind}\n{_joined(text)}" for kind, text in bundle.items() if "image" not in kind
         ]
         parts += [kind for kind in bundle if "image" in kind]
-    return "\n".join(parts)
+    return _SPACES.sub(" ", _DIGEST.sub("…", "\n".join(parts)))
 
 
 def _joined(text: str | list[str]) -> str:
@@ -119,17 +146,25 @@ def main() -> None:
     """Store the outputs, or compare them with those that are stored."""
     parser = argparse.ArgumentParser(description="Store the notebooks' outputs in them.")
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
-    check = parser.parse_args().check
+    parser.add_argument("--pictures", action="store_true", help="take every picture anew")
+    arguments = parser.parse_args()
+    check: bool = arguments.check
     changed: list[str] = []
     with tempfile.TemporaryDirectory() as folder, _camera(Path(folder), off=check) as photograph:
         for path, notebook in executed():
             stored = nbformat.read(path, as_version=4)
             before = copy.deepcopy(stored)
-            for cell, ran in zip(stored.cells, notebook.cells, strict=True):
+            cells = zip(stored.cells, notebook.cells, strict=True)
+            for place, (cell, ran) in enumerate(cells):
                 if cell.cell_type != "code":
                     continue
                 fresh = stripped(ran.outputs, photograph)
-                if differs(cell.outputs, fresh):
+                drawn = check and RANDOM in cell.metadata.get("tags", ())
+                different = differs(cell.outputs, fresh, random=drawn)
+                if different and check:
+                    said = difference(cell.outputs, fresh)
+                    sys.stdout.write(f"{path.name}, cell {place}:\n{said}\n")
+                if different or (arguments.pictures and "image" in str([*map(_kinds, fresh)])):
                     cell.outputs = [nbformat.from_dict(each) for each in fresh]
             if stored != before:
                 changed.append(path.name)

@@ -1,7 +1,7 @@
-"""A judge behind a server with OpenAI's interface.
+"""A judge behind a server with an OpenAI-compatible API.
 
-An answer is kept on the disk as soon as it is there, so that an interrupted run continues and a
-second run costs nothing.
+Every answer is stored on disk immediately, so an interrupted run can continue, and a second run
+costs nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Usage:
 
 @dataclass
 class EndpointJudge:
-    """A model behind a server with OpenAI's chat completions, asked at temperature 0.
+    """A model behind an OpenAI-compatible server (chat completions), asked at temperature 0.
 
     A failed request is repeated by OpenAI's client: after 429 and 5xx, and without a response.
     Threads may share a judge, and processes may share its file of answers.
@@ -83,7 +83,7 @@ class EndpointJudge:
     """The file with the answers; ``None`` is ``judge.sqlite`` in ``NNSIGHT_NLA_CACHE`` or the
     user's cache."""
     usage: Usage = field(default_factory=Usage, init=False)
-    """What has been used so far."""
+    """The usage so far."""
 
     def __post_init__(self) -> None:
         """Check the arguments and that OpenAI's client is installed.
@@ -107,11 +107,11 @@ class EndpointJudge:
         self._file = file.expanduser()
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """Return the answers to prompts; each different prompt is asked once, ever.
+        """Return the answers to prompts; each distinct prompt is sent only once.
 
         Raises:
-            JudgeError: An answer cannot be had, or the file of answers cannot be used. The answers
-                so far are kept.
+            JudgeError: The server did not answer, or the file of answers cannot be used. The
+                answers so far are kept.
         """
         from openai import OpenAI
 

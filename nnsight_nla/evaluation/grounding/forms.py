@@ -1,7 +1,7 @@
-r"""Labels of a fixed form, whose statements a programme can compare.
+r"""Labels of a fixed form, whose statements a program can compare.
 
-A form says for each statement what it lies between in the text. The forms of the embedded pairs'
-labels are known; describe one of your own for labels that a programme made::
+A form says for each statement which strings enclose it in the text. The forms of the bundled pairs'
+labels are built in; for other labels made by a program, describe your own form::
 
     form = (Line("subject", "About ", (".",)), Line("next", "Next: ", (" | ", "\n"), among=" | "))
     grounded(nla, source, truth=truth_of(form))

@@ -1,8 +1,8 @@
 """Ask a language model to judge explanations.
 
-A judge is any callable from prompts to answers, in the same order. Two are here: `EndpointJudge`, a
-server with OpenAI's interface, local or not, and `LocalJudge`, a model on this machine. What a run
-costs at most is known before it::
+A judge is any callable from prompts to answers, in the same order. There are two: `EndpointJudge`,
+a server with an OpenAI-compatible API, and `LocalJudge`, a model on this machine. You can estimate
+the maximum cost before a run::
 
     judge = EndpointJudge("http://127.0.0.1:8000/v1", "Qwen/Qwen3-8B")
     print(estimate(judge.unanswered(prompts), judge.max_tokens, price_in=0.4, price_out=1.6))
@@ -19,16 +19,16 @@ from ...errors import NLAError, shown
 Judge = Callable[[Sequence[str]], Sequence[str]]
 """Prompts to answers, in the same order."""
 _CHARACTERS = 4
-"""The characters of a token, about, in English."""
+"""The approximate number of characters per token in English."""
 
 
 class JudgeError(NLAError):
-    """A judge cannot be asked, or an answer cannot be had from it."""
+    """A judge cannot be reached, or it did not answer."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the answers to some prompts take."""
+    """An estimate of the tokens and the cost of a run."""
 
     calls: int
     """The number of prompts."""
@@ -53,7 +53,7 @@ def estimate(
     price_in: float | None = None,
     price_out: float | None = None,
 ) -> Estimate:
-    """Estimate what the answers to prompts take, before anything is sent.
+    """Estimate tokens and cost of a run, before anything is sent.
 
     Args:
         prompts: The prompts, as of `judged.questions_of` or `EndpointJudge.unanswered`.

@@ -1,14 +1,15 @@
 """Let a judge decide whether explanations are true of their texts.
 
-Four figures. Two ask whether an explanation tells its place from others: from other positions of
-its document, and from other documents. One takes it apart into claims, each supported by the text,
-contradicted by it, or absent from it. One asks whether it would fit another document as well::
+There are four figures. Two measure whether an explanation identifies its position among others of
+the same document, and its document among others. The third splits it into claims, each of which the
+text supports, contradicts or does not mention. The fourth measures whether it would fit another
+document just as well::
 
     source = read_rows("rows.parquet")
     print(estimate(questions_of(texts, source, numbers), judge.max_tokens))
     judged(judge, texts, source, numbers)["claims"]["precision"]
 
-Read the last two together: a false explanation is specific, and a vague one is true.
+Read the last two together: a false explanation can be specific, and a vague one can be true.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def judged(
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return all figures as plain data; asks exactly `questions_of` the same arguments.
+    """Return all figures as plain data; sends exactly the prompts of `questions_of`.
 
     Args:
         judge: Answers prompts.
@@ -105,7 +106,7 @@ def judged(
 def questions_of(
     texts: Sequence[str | None], source: GroundedRows, numbers: Sequence[int], seed: int = 0
 ) -> list[str]:
-    """Return the prompts that `judged` sends, to estimate what they take."""
+    """Return the prompts that `judged` sends, to estimate their cost."""
     asked: list[str] = []
 
     def keep(prompts: Sequence[str]) -> list[str]:

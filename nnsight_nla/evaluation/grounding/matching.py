@@ -1,10 +1,10 @@
-"""Recognise from an explanation alone where its vector was read.
+"""Identify from an explanation alone where its vector was read.
 
 *Position match*: which of five positions of the same document? *Source match*: which of four
-documents? An explanation that names its document and nothing of its place passes the second test
-and fails the first. The answer is given by the reconstructor (the candidate vector that is nearest
-to the text's reconstruction) and by the verbalizer (the candidate vector that makes the text
-likeliest); a judge answers it from the texts, see `judged`.
+documents? An explanation that describes its document but not its position passes the second test
+and fails the first. The reconstructor answers by choosing the candidate vector that is nearest to
+the text's reconstruction, the verbalizer by choosing the one that makes the text likeliest. A judge
+answers from the source texts; see `judged`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...explanation.protocols import Explains, Reconstructs
 
 Scores = Callable[[Sequence[str], "Float[Tensor, 'texts d_model']"], "Float[Tensor, ' texts']"]
-"""Texts and a vector for each to how well the two fit; more is better."""
+"""A function from texts and their vectors to how well each two fit; larger is better."""
 CHANCE = {"position": 1 / 5, "source": 1 / 4}
 
 
@@ -41,7 +41,7 @@ def match(
     scores: Scores,
     seed: int = 0,
 ) -> Share | None:
-    """Return how often the best of the candidates is the explanation's own vector.
+    """Return how often the best candidate is the explanation's own vector.
 
     Args:
         kind: The candidates: positions of the same document, or documents.

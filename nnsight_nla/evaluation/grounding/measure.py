@@ -1,23 +1,24 @@
 """Evaluate a verbalizer against the texts its vectors were read in.
 
-FVE says how much of a vector the words carry to the reconstructor. It does not say that the words
-are true: the two models may have agreed on a code, and text that is fluent and false can carry as
-much. These figures ask whether the text shows what the explanation says::
+FVE says how much of a vector the reconstructor recovers from the words. It does not say that the
+words are true: the two models may have agreed on a code, and false text can carry as much. These
+figures measure whether the source text supports what the explanation says::
 
     figures = grounded(nla, read_rows("held_out.rows.parquet"), limit=200)
     figures["source"]["cosine"]["value"], figures["text"]["next"]["value"]
 
 * **text**: how many of the quotes, names and numbers occur in the text, how often the named next
-  token is among the target's, and where the truth of a label is known to a programme, how often
+  token is among the target's, and, if a program can check the labels, how often
   each statement is right (``label next`` where ``next`` would mean both); under **shuffled** the
   same for the text of another document;
-* **position** and **source**: can the position (of five), or the document (of four), be told from
-  the explanation alone? By the reconstructor's ``cosine`` and by the verbalizer's ``likelihood``;
-* **judge**: the same two questions, and the truth of each claim, to a judge that you pass;
+* **position** and **source**: can the position (out of five) or the document (out of four) be
+  identified from the explanation alone? Measured with the reconstructor's ``cosine`` and with the
+  verbalizer's ``likelihood``;
+* **judge**: the same two questions, and the truth of each claim, answered by a judge that you pass;
 * **agreement**: how well the figures that need no truth tell right statements from wrong ones, as
   areas under the ROC curve, by statement.
 
-Each share has its 95% interval, and its chance level where there is one.
+Each share has a 95% interval, and a chance level if there is one.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def grounded(
             rows at five positions or more.
         limit: The largest number of rows to explain, spread over the documents. Other rows serve
             as candidates.
-        truth: Compares an explanation with its label; by default the embedded pairs' own.
+        truth: Compares an explanation with its label; by default that of the bundled pairs.
         says: Finds what an explanation says comes next.
         judge: Answers prompts, such as an `EndpointJudge`; without one nothing is asked.
         seed: Chooses rows and candidates.

@@ -1,9 +1,9 @@
 """The questions that a judge is asked, and how its answers are read.
 
-The texts come from files, and the explanations from a model: neither is to be trusted. Each is
-put between tags that end in a hash of everything quoted, so no text can hold its own closing tag,
-and each is cut to a number of characters that is stated here. `VERSION` changes with every change
-of a question, since answers to different questions cannot be compared::
+The texts come from files and the explanations from a model, so neither can be trusted. Each is put
+between tags that end in a hash of everything quoted, so that no text can contain its own closing
+tag, and each is cut to a fixed number of characters, given below. `VERSION` changes with every
+change of a question, since answers to different questions cannot be compared::
 
     print(match("About Paris.", ["... in Paris", "... in Rome"]))
     read_choice("B.", 2)    # 1

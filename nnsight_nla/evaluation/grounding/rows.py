@@ -1,8 +1,8 @@
 """Read vectors together with the texts they were read in.
 
 `nnsight-nla extract` writes such files: a vector, the text up to its token, its document and its
-position, with ``--next-tokens`` the target's likeliest next tokens, and with `label` an
-explanation. What else is known of a document is put together from its other rows::
+position; with ``--next-tokens`` also the target's likeliest next tokens, and after `label` also an
+explanation. The rest of a document's text comes from its other rows::
 
     source = read_rows("rows.parquet")
     source.rows[0].text, source.rows[0].rest, source.vectors
@@ -54,7 +54,7 @@ class GroundedRows:
     vectors: Float[Tensor, "rows d_model"]
     """The vectors, raw, float32 on the CPU."""
     name: str = "these rows"
-    """Where they come from, for tables."""
+    """The name of their source, for tables."""
     by_document: dict[str, list[int]] = field(init=False, repr=False, compare=False)
     """The numbers of each document's rows, by position."""
 

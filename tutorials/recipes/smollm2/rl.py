@@ -20,7 +20,7 @@ from typing import Any
 
 from nnsight_nla.training import RLSettings, RLWatching, rl
 
-from ..rl_figures import record
+from ..rl_figures import curve, record
 
 STEPS = 400
 HELD_OUT = 0.02
@@ -66,7 +66,7 @@ def reinforce(work: Path, out: Path, steps: int, report: Any) -> dict[str, Any]:
         },
         "rows": watching.rows,
         "minutes": sum(line.get("seconds", 0.0) for line in found.log) / 60,
-        "log": found.log,
+        "log": curve(found.log),
     }
 
 

@@ -1,4 +1,4 @@
-"""Write the figures of the NLA of SmolLM2 as tables in reStructuredText, for the docs."""
+"""Write the figures of SmolLM2's NLA as tables in reStructuredText, for the documentation."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ def page(figures: Mapping[str, Any]) -> str:
         for name, each in figures["subject_by_source"].items()
     )
     parts = (
-        f"Made by ``python -m tutorials.recipes.smollm2.evaluate``. {figures['rows']:,} vectors of "
-        f"block {figures['layer']}, from {figures['documents']:,} texts of sources that were not "
-        f"trained on; {train['rows']:,} rows of {train['documents']:,} texts were. A line of an "
-        "explanation is right if it agrees with the text and the target's own next tokens. "
-        f"{figures['extraction']:.1%} of the replies have the form of an explanation.",
+        "These tables are the output of ``python -m tutorials.recipes.smollm2.evaluate``, for "
+        f"{figures['rows']:,} vectors of block {figures['layer']}, from {figures['documents']:,} "
+        f"texts of sources that were not trained on. (The training data are {train['rows']:,} rows "
+        f"of {train['documents']:,} texts.) A line of an explanation is right if it agrees with "
+        "the text and with the target's own next tokens. "
+        f"{figures['extraction']:.1%} of the replies are well-formed explanations.",
         _table(
             ("Read", *slots["true"]), [(name, *slots[key].values()) for key, name in _READ.items()]
         ),
         f"How often the subject is right: {by_source}. A linear probe on the same training rows "
         f"names the subject in {probe['subject']:.3f}, and in {probe['subject, known ones']:.3f} "
         "of the rows whose subject it was trained on.",
-        "How much of the subject can be read at all: a two-layer network that was trained on the "
-        "same rows for nothing else (``python -m tutorials.recipes.smollm2.probes``) names "
+        "How much of the subject can be decoded at all: a two-layer network that was trained on "
+        "the same rows to name only the subject (``python -m tutorials.recipes.smollm2.probes``) "
+        "is right in these shares of the rows: "
         + "; ".join(f"{name}, {value:.3f}" for name, value in figures["network"].items())
-        + ". The verbalizer names as many of the subjects that both know, and some that no label "
-        "had.",
+        + ". On subjects in the training labels the verbalizer does about as well, and it also "
+        "names some subjects that are in no label.",
         _table(
             ("Reconstructed from", "FVE", "cosine"),
             [
@@ -54,37 +56,40 @@ def page(figures: Mapping[str, Any]) -> str:
                 if key in figures["fve"]
             ],
         ),
-        f"FVE ({Baseline(**figures['baseline']).in_words()}). Of the explanations, "
-        f"{retrieval['explanation']:.3f} are reconstructed nearest to their own vector among "
-        f"{figures['rows']:,} (of the labels, {retrieval['label']:.3f}).",
-        "What a line owes to the vector: the log-likelihood of the true line, in nats, with its "
-        "own vector and with another row's. What is said with any vector is habit.",
+        f"FVE ({Baseline(**figures['baseline']).in_words()}). The share of reconstructions that "
+        f"are nearest to their own vector, out of {figures['rows']:,}, is "
+        f"{retrieval['explanation']:.3f} for the explanations and {retrieval['label']:.3f} for the "
+        "labels.",
+        "How much a line depends on the vector: the log-likelihood of the true line, in nats, with "
+        "its own vector and with another row's. The last column is the share due to the vector.",
         _table(
             ("Line", "its vector", "another vector", "the vector's share"),
             [(name, *each.values()) for name, each in figures["nats"].items()],
         ),
-        f"Patching the donor's residual into the other prompt, for {moved['pairs']} pairs of "
-        "prompts on countries: how often the answer becomes the donor's, and how often the "
-        "explanation of the last residual says it as the next token.",
+        f"Patching, for {moved['pairs']} pairs of prompts about countries: how often the answer "
+        "becomes that of the prompt that the residual comes from, and how often the explanation of "
+        "the last residual names it as the next token.",
         _table(
             ("Patched at", "answer", "explained", "both"),
             [(name, *shares.values()) for name, shares in moved["patch"].items()],
         ),
-        "Steering by an explanation whose likeliest next token was edited, at the last position of "
-        f"block {figures['layer']}: whose answer the target gives.",
+        "Steering with an explanation whose likeliest next token was edited, at the last position "
+        f"of block {figures['layer']}: which answer the target gives.",
         _table(
             ("Added", "new answer", "old answer", "neither"),
             [(name, *shares.values()) for name, shares in moved["steer"].items()],
         ),
-        "Ablation: with the country's position set to a mean at block 0, "
-        f"{moved['ablate']['after']:.3f} of the explanations say the answer "
+        "Ablation: with the residual at the country's position replaced by a mean at block 0, "
+        f"{moved['ablate']['after']:.3f} of the explanations name the answer "
         f"({moved['ablate']['before']:.3f} before).",
     )
     return "\n\n".join(_wrapped(part) for part in parts) + "\n"
 
 
 def _wrapped(part: str) -> str:
-    return part if part.startswith(".. ") else textwrap.fill(part, 100, break_long_words=False)
+    if part.startswith(".. "):
+        return part
+    return textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> str:

@@ -31,7 +31,7 @@ from nnsight_nla.tiny.examples import Examples, collect
 from nnsight_nla.tiny.facts import held_out_pairs
 from nnsight_nla.training import Reward, RLSettings, RLWatching, rl
 
-from ..rl_figures import record
+from ..rl_figures import curve, record
 from .evaluate import slot_accuracies
 from .warm_starts import noisy, short, write_rows
 
@@ -91,7 +91,7 @@ def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -
     figures = {"before": measure(start, AR, held_out), "after": measure(av, AR, held_out)}
     if both:
         figures["after, by the trained reconstructor"] = measure(av, ar, held_out)
-    return {**figures, "steps": len(log) - 1, "minutes": minutes, "log": log}
+    return {**figures, "steps": len(log) - 1, "minutes": minutes, "log": curve(log)}
 
 
 def measure(av: Path, ar: Path, held_out: Examples) -> dict[str, float]:
@@ -119,7 +119,7 @@ def measure(av: Path, ar: Path, held_out: Examples) -> dict[str, float]:
 
 def hack(work: Path, name: str, report: Report) -> dict[str, Any]:
     """Train the shipped verbalizer by a reward that can be hacked; return the log."""
-    own = {"length": Reward(_length)}
+    own = {"words": Reward(_words)}
     if name == "blind":
         own = {"blind": Reward(_blind()), "brief": Reward(_brief)}
     stop = ("eval_fve<0.5",) if name == "length" else ("eval_grounded_subject<0.5",)
@@ -135,14 +135,14 @@ def hack(work: Path, name: str, report: Report) -> dict[str, Any]:
         dtype="float32",
         report=report,
     )
-    return {"log": found.log, "stopped": found.stopped}
+    return {"log": curve(found.log), "stopped": found.stopped}
 
 
 def _exact(texts: list[str], labels: list[str], vectors: torch.Tensor) -> float:
     return sum(told == true for told, true in zip(texts, labels, strict=True)) / len(texts)
 
 
-def _length(texts: list[str], vectors: torch.Tensor) -> list[float]:
+def _words(texts: list[str], vectors: torch.Tensor) -> list[float]:
     return [len(text.split()) / 10 for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""Print the figures of the tiny pair as Markdown tables, as the repository's README shows them."""
+"""Format the figures of the tiny pair as Markdown tables, for the documentation."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def markdown(figures: Mapping[str, Any]) -> str:
                 ("reconstructed from", "FVE", "cosine"),
                 [(text, trip[key]["fve"], trip[key]["cosine"]) for key, text in _SOURCES.items()],
             ),
-            f"{figures['rows']} vectors from texts whose (subject, tone) pair was held out of all "
-            f"training. FVE ({Baseline(**trip['baseline']).in_words()}).",
+            f"The tables above: {figures['rows']} vectors from texts whose combination of subject "
+            "and tone was held out of all training. FVE "
+            f"({Baseline(**trip['baseline']).in_words()}).",
             _table(
                 ("trust label", "rows", "subject right", "slots right", "all six right"),
                 [(grade, *s.values()) for grade, s in figures["reliability"].items() if s["rows"]],
             ),
-            f"Of {claims['rows']} explanations with a made-up line added, `claims` ranks the line "
-            f"with the true subject above it in {claims['ranked']:.3f} (it carries "
-            f"{claims['true_carries']:.3f} of cosine, the made-up one "
+            f"A made-up line was added to {claims['rows']} explanations. In a share of "
+            f"{claims['ranked']:.3f}, `claims` ranks the line with the true subject above it (the "
+            f"true line carries {claims['true_carries']:.3f} of cosine, the made-up line "
             f"{claims['made_up_carries']:.3f}).",
             _table(
                 (
@@ -50,12 +51,14 @@ def markdown(figures: Mapping[str, Any]) -> str:
                 [(name, *shares.values()) for name, shares in figures["steering"].items()],
             ),
             _table(
-                ("the donor's, after a patch at", "answer", "subject explained", "both"),
+                ("patched at", "answer", "subject explained", "both"),
                 [(_SITES[site], *shares.values()) for site, shares in patched.items()],
             ),
-            f"{figures['interventions']['pairs']} held-out pairs. With the subject's position set "
-            "to a mean at block 0, the explanation names the subject in "
-            f"{ablated['subject']:.3f} of the texts ({ablated['before']:.3f} before).",
+            f"Patches of {figures['interventions']['pairs']} held-out pairs of texts: how often "
+            "the answer and the explained subject become those of the other text. With the "
+            "residual at the subject's position replaced by a mean at block 0, the explanation "
+            f"names the subject in {ablated['subject']:.3f} of the texts "
+            f"({ablated['before']:.3f} before).",
         )
     )
 
