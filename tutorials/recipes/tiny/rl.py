@@ -55,7 +55,8 @@ AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0
 """The third stage."""
 STEPS = {"noisy": (100, 60, 60), "noisy-both": (60, 30), "short": (40, 20), "short-both": (40, 20)}
 """Steps of each stage in each run."""
-HACKED = replace(SETTLE, steps=30, prompts=16, av_rate=3e-4, final_rate=1.0, reconstruction=0.0)
+HACKED = replace(EXPLORE, steps=30, prompts=16, av_rate=3e-4, final_rate=1.0, reconstruction=0.0)
+"""From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
 AR = tiny.paths()["ar"]
 Report = Callable[[str], None]
@@ -118,13 +119,13 @@ def measure(av: Path, ar: Path, held_out: Examples) -> dict[str, float]:
 
 
 def hack(work: Path, name: str, report: Report) -> dict[str, Any]:
-    """Train the shipped verbalizer by a reward that can be hacked; return the log."""
+    """Train the noisy verbalizer by a reward that can be hacked; return the log."""
     own = {"words": Reward(_words)}
     if name == "blind":
         own = {"blind": Reward(_blind()), "brief": Reward(_brief)}
     stop = ("eval_fve<0.5",) if name == "length" else ("eval_grounded_subject<0.5",)
     found = rl(
-        tiny.paths()["av"],
+        work / "noisy",
         work / "rows.parquet",
         ar=AR,
         out=work / name,
@@ -186,12 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.runs or runs:
         kind, _, both = name.partition("-")
         report(f"run: {name}")
-        if kind in ("length", "blind"):
+        hacked = kind in ("length", "blind")
+        start = work / ("noisy" if hacked else kind)
+        if not start.exists():
+            _ = short(start, model, report) if kind == "short" else noisy(start)
+        if hacked:
             record(f"tiny {name}", hack(work, name, report))
             continue
-        start = work / kind
-        if not start.exists():
-            _ = noisy(start) if kind == "noisy" else short(start, model, report)
         figures = improve(start, work, name, both=bool(both), report=report)
         record(f"tiny {name}", figures)
         report(f"{name}: {figures['before']} -> {figures['after']}")
