@@ -53,9 +53,9 @@ SETTLE = replace(EXPLORE, steps=60, temperature=1.0, av_rate=2e-4, warmup=5)
 """The second stage."""
 AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0.2, seed=2)
 """The third stage."""
-STEPS = {"noisy": (100, 60, 60), "noisy-both": (60, 30), "short": (40, 20), "short-both": (40, 20)}
+STEPS = {"noisy": (100, 60, 60), "noisy-both": (40, 20), "short": (40, 20), "short-both": (40, 20)}
 """Steps of each stage in each run."""
-HACKED = replace(EXPLORE, steps=30, prompts=16, av_rate=3e-4, final_rate=1.0, reconstruction=0.0)
+HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=3e-4, final_rate=1.0, reconstruction=0.0)
 """From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
 AR = tiny.paths()["ar"]
