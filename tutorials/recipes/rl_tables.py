@@ -60,6 +60,8 @@ _HACKS = {
     "kl": "KL",
     "eval_fve": "FVE",
     "eval_grounded_subject": "subject",
+    "eval_grounded_attribute": "attribute",
+    "eval_grounded_current": "current",
     "eval_grounded_source": "source match",
 }
 
@@ -93,8 +95,9 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     first = next(iter(runs))
     return [
         "Two bad verbalizers: *noisy*, the shipped one with noise on its weights, and *short*, "
-        "trained on labels for a third of the steps. Both are trained on vectors alone (``python "
-        "-m tutorials.recipes.tiny.rl WORK``) and measured, greedily, on 300 vectors of pairs of "
+        "trained on labels for half of the steps, of half as many rows. Both are trained on "
+        "vectors alone (``python -m tutorials.recipes.tiny.rl WORK``) and measured, greedily, on "
+        "300 vectors of pairs of "
         "subject and tone that no training saw. The FVE is judged by the shipped reconstructor "
         "(AR), whichever is trained. The null control's reward is that of the text without a "
         "vector.",
@@ -111,13 +114,16 @@ def _smollm2(run: Mapping[str, Any]) -> list[str]:
     settings = run["settings"]
     steps = int(run["log"][-1]["step"])
     return [
-        f"``python -m tutorials.recipes.smollm2.rl``: {steps} steps of {settings['prompts']} "
-        f"vectors × {settings['draws']} texts, {run['minutes']:.0f} minutes on the clock of a "
-        "processor that other work shared, the reconstructor frozen, an adapter of rank 12 that "
-        f"continues at a rate of {settings['av_rate']:g}. That is {steps * settings['prompts']:,} "
-        "vectors, where the published recipe has 102,400. Measured on "
-        f"{run['rows']} vectors of held-out documents; shares have an interval of about ±.08.",
+        f"``python -m tutorials.recipes.smollm2.rl WORK OUT``: {steps} steps of "
+        f"{settings['prompts']} vectors × {settings['draws']} texts, the reconstructor frozen, an "
+        f"adapter of rank 12 that continues at a rate of {settings['av_rate']:g}. They took "
+        f"{run['minutes']:.0f} minutes on the clock, on a share of one processor (half a minute of "
+        f"processor time a step). That is {steps * settings['prompts']:,} vectors; the published "
+        f"recipe has 102,400. Measured on {run['rows']} vectors of held-out documents: a share "
+        "is known within about ±.08, and the FVE within about ±.02.",
         _curve(run["log"], _SMOLLM2),
+        "**So far this shows that the run works on a real model, and not yet what it brings:** no "
+        "figure has moved by more than these margins, neither the FVE nor truth.",
     ]
 
 
@@ -126,7 +132,8 @@ def _hacks(found: Mapping[str, Any]) -> list[str]:
     for name, what in (
         (
             "tiny length",
-            "The reward is the number of words alone. Its reward rises, and what is watched falls:",
+            "The reward is the number of words alone. The reward rises; extraction, FVE and every "
+            "measure of truth fall:",
         ),
         (
             "tiny blind",

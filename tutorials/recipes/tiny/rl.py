@@ -55,7 +55,7 @@ AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0
 """The third stage."""
 STEPS = {"noisy": (100, 60, 60), "noisy-both": (40, 20), "short": (40, 20), "short-both": (40, 20)}
 """Steps of each stage in each run."""
-HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=3e-4, final_rate=1.0, reconstruction=0.0)
+HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=2e-4, final_rate=1.0, reconstruction=0.0)
 """From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
 AR = tiny.paths()["ar"]
@@ -122,7 +122,7 @@ def hack(work: Path, name: str, report: Report) -> dict[str, Any]:
     """Train the noisy verbalizer by a reward that can be hacked; return the log."""
     own = {"words": Reward(_words)}
     if name == "blind":
-        own = {"blind": Reward(_blind()), "brief": Reward(_brief)}
+        own = {"blind": Reward(_blind()), "brief": Reward(_brief, 0.25)}
     stop = ("eval_fve<0.5",) if name == "length" else ("eval_grounded_subject<0.5",)
     found = rl(
         work / "noisy",
