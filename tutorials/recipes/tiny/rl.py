@@ -8,9 +8,9 @@ can be hacked: ``length``, and ``blind``, a reconstructor that does not read the
 default; what is finished in the folder WORK is not done again. The figures of each go into
 ``tutorials/numbers/reinforcement.json``.
 
-A run has stages, each the warm start of the next. The first draws at temperature 1.3: a policy that
-is sure of a wrong subject never draws the right one, and at 1 it becomes sure too early. The second
-draws at 1; the third, where there is one, at 1.2.
+A run has stages, each the warm start of the next. The noisy verbalizer is first drawn from at
+temperature 1.3: it is sure of wrong subjects, and one that is never drawn is never learned; at 1 it
+becomes sure of the others too early. The short one has its subjects right, and is drawn from at 1.
 """
 
 from __future__ import annotations
@@ -53,8 +53,14 @@ SETTLE = replace(EXPLORE, steps=60, temperature=1.0, av_rate=2e-4, warmup=5)
 """The second stage."""
 AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0.2, seed=2)
 """The third stage."""
-STEPS = {"noisy": (100, 60, 60), "noisy-both": (40, 20), "short": (40, 20), "short-both": (40, 20)}
-"""Steps of each stage in each run."""
+_SHORT = ((SETTLE, 50),)
+STAGES = {
+    "noisy": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
+    "noisy-both": ((EXPLORE, 40), (SETTLE, 20)),
+    "short": _SHORT,
+    "short-both": _SHORT,
+}
+"""The stages of each run, and their steps."""
 HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=2e-4, final_rate=1.0, reconstruction=0.0)
 """From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
@@ -68,9 +74,7 @@ def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -
     began, cpu = time.monotonic(), time.process_time()
     av, ar, log = start, AR, []
     how = "train" if both else "freeze"
-    for number, (stage, steps) in enumerate(
-        zip((EXPLORE, SETTLE, AGAIN), STEPS[name], strict=False)
-    ):
+    for number, (stage, steps) in enumerate(STAGES[name]):
         found = rl(
             av,
             work / "rows.parquet",
