@@ -53,10 +53,10 @@ SETTLE = replace(EXPLORE, steps=60, temperature=1.0, av_rate=2e-4, warmup=5)
 """The second stage."""
 AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0.2, seed=2)
 """The third stage."""
-_SHORT = ((SETTLE, 50),)
+_SHORT = ((SETTLE, 50), (replace(SETTLE, av_rate=3e-4, seed=3), 80))
 STAGES = {
     "noisy": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
-    "noisy-both": ((EXPLORE, 40), (SETTLE, 20)),
+    "noisy-both": ((EXPLORE, 40), (SETTLE, 20), (AGAIN, 60)),
     "short": _SHORT,
     "short-both": _SHORT,
 }
