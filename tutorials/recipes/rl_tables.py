@@ -61,6 +61,7 @@ _HACKS = {
     "eval_fve": "FVE",
     "eval_grounded_subject": "subject",
     "eval_grounded_attribute": "attribute",
+    "eval_grounded_tone": "tone",
     "eval_grounded_current": "current",
     "eval_grounded_source": "source match",
 }
@@ -146,8 +147,9 @@ def _hacks(found: Mapping[str, Any]) -> list[str]:
         ),
         (
             "tiny blind",
-            "The reward is that of a reconstructor that does not read the first line, where the "
-            "subject stands, and a little for brevity:",
+            "The reward is that of a reconstructor that does not read the first line, with "
+            "subject, attribute and tone, and a little for brevity. It rises, and so does the FVE, by "
+            "what the other lines say; that the first line gets no truer is seen in its own figures:",
         ),
     ):
         if name in found:
