@@ -148,8 +148,9 @@ def _hacks(found: Mapping[str, Any]) -> list[str]:
         (
             "tiny blind",
             "The reward is that of a reconstructor that does not read the first line, with "
-            "subject, attribute and tone, and a little for brevity. It rises, and so does the FVE, by "
-            "what the other lines say; that the first line gets no truer is seen in its own figures:",
+            "subject, attribute and tone, and a little for brevity. It rises, and so does the FVE, "
+            "by what the other lines say; that the first line gets no truer is seen in its own "
+            "figures:",
         ),
     ):
         if name in found:
