@@ -399,11 +399,6 @@ def commit_hash(module: nn.Module) -> str | None:
     return commit_of(getattr(module, "config", None))
 
 
-def adapter_prefix(model: Any) -> str:
-    """Return what the names of the weights of a PEFT model's adapters contain."""
-    return model.base_model.prefix
-
-
 def commit_of(config: Any) -> str | None:
     """Return the Hub commit that a transformers configuration was loaded from."""
     return getattr(config, "_commit_hash", None)

@@ -258,15 +258,6 @@ class TestTransformers:
         assert getattr(MambaForCausalLM, "_is_stateful", False), "a state would be cut by rows"
         assert not getattr(Qwen3ForCausalLM, "_is_stateful", False)
 
-    def test_adapter_prefix(self, target):
-        from nnsight_nla.training import Lora
-        from nnsight_nla.training.adapters import with_adapters
-
-        model = with_adapters(_compat.module_of(target), Lora(rank=2), 0)
-        prefix = _compat.adapter_prefix(model)
-        for name, weight in model.named_parameters():
-            assert weight.requires_grad == (prefix in name), "BaseTuner.prefix is gone"
-
     def test_commit_hash(self, target):
         module = _compat.module_of(target)
         assert _compat.commit_hash(module) is None

@@ -16,12 +16,13 @@ TUTORIALS = Path(__file__).parents[1] / "tutorials"
 def test_every_command_has_a_page_with_every_option():
     pages = dict(generated.pages())
     for name, command in get_group(app).commands.items():
-        page = pages[f"commands/{name}.rst"]
+        file = name.replace(" ", "_")
+        page = pages[f"commands/{file}.rst"]
         assert page.startswith(f"nnsight-nla {name}\n")
         for option in command.params:
             if option.param_type_name == "option" and "--help" not in option.opts:
                 assert f".. option:: {option.opts[0]}" in page, (name, option.name)
-        assert f"nnsight-nla {name} <{name}>" in pages["commands/index.rst"]
+        assert f"nnsight-nla {name} <{file}>" in pages["commands/index.rst"]
 
 
 def test_examples_in_a_help_text_stay_as_they_stand():

@@ -26,6 +26,7 @@ ORDER = [
     "overnight",
     "your_own_checkpoint",
     "train",
+    "from_warm_start_to_nla",
 ]
 SERIES = [name for name in ORDER if (FOLDER / f"{name}.ipynb").exists()]
 LEADING = [
@@ -35,10 +36,11 @@ LEADING = [
     "patching_with_explanations",
 ]
 """The tutorials that begin on SmolLM2, and go on where the truth is known."""
-SWITCHED = [name for name in SERIES if name not in ("remote", "train", "is_it_true", *LEADING)]
+OWN = ("remote", "train", "from_warm_start_to_nla", "is_it_true")
+SWITCHED = [name for name in SERIES if name not in (*OWN, *LEADING)]
 """The tutorials on the small pair, with a cell that switches to SmolLM2 or to Qwen3-8B.
 The remote one has its own switch (host and names), `is_it_true` is about SmolLM2's own labels, and
-the last one trains on the small target."""
+the last two train on the small target."""
 
 WHERE = """\
 Everything runs offline on the pair that ships with the package: a small target, its verbalizer and

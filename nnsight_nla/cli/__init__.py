@@ -24,11 +24,13 @@ from . import info
 from . import doctor
 from . import data
 from . import training
+from . import reinforcement
 from . import calibration
 # isort: on
 
 __all__ = [
-    "app", "calibration", "data", "demo", "doctor", "explain", "info", "main", "training",
+    "app", "calibration", "data", "demo", "doctor", "explain", "info", "main", "reinforcement",
+    "training",
 ]  # fmt: skip
 
 

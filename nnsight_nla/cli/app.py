@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -41,6 +42,9 @@ _OF_ALL: dict[str, Any] = {}
 _CALLS = {
     "Settings(precision='float32')": "--no-bf16",
     "Watching(keep=True)": "--keep-state",
+    "RLWatching(rows=64)": "--measured 64",
+    "RLSettings(reconstructor='freeze')": "--freeze-ar",
+    "RLSettings(reconstructor='train')": "without --freeze-ar",
     "trust_remote_code=True": "nnsight-nla --trust-remote-code COMMAND",
 }
 _DATE = re.compile(r"NLA\(\.\.\., date='([^']*)'\)")
@@ -49,12 +53,16 @@ _PYTHON = re.compile(
 )
 
 
-def command() -> Callable[[Function], Function]:
-    """Return the decorator that makes a function a command, with its examples in the help."""
+def command(name: str | None = None) -> Callable[[Function], Function]:
+    """Return the decorator that makes a function a command, with its examples in the help.
+
+    Args:
+        name: Its name, which may be two words; that of the function unless given.
+    """
 
     def register(function: Function) -> Function:
         text = paragraphs(function.__doc__ or "")
-        return app.command(cls=CommandWithExamples, help=text)(function)
+        return app.command(name, cls=CommandWithExamples, help=text)(function)
 
     return register
 
@@ -164,8 +172,9 @@ def spinner(what: str) -> AbstractContextManager[object]:
 
 def command_of(words: Iterable[str]) -> str:
     """Return the command in a command line; an empty string if there is none."""
-    commands = get_group(app).commands
-    return next((word for word in words if word in commands), "")
+    commands, listed = get_group(app).commands, list(words)
+    pairs = [" ".join(pair) for pair in pairwise(listed)]
+    return next((each for each in (*pairs, *listed) if each in commands), "")
 
 
 def in_flags(message: str, command: str) -> str:

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from ..errors import NLAError
 from . import options
 from .app import command, err, load, load_nla, load_target, out, print_json, spinner
+from .functions import import_function
 
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
@@ -277,7 +278,11 @@ def label(
     """Add an explanation to each extracted row, to train on. Run it again to resume."""
     from .. import bulk
 
-    made_by = by if by.endswith(".parquet") else _import_function(by)
+    made_by = (
+        by
+        if by.endswith(".parquet")
+        else import_function(by, "--by", otherwise=", or a .parquet file")
+    )
     report = bulk.label(
         source, output, by=made_by, workers=workers, chunk=chunk, strict=strict, edited=edited
     )
@@ -339,19 +344,6 @@ def _parse_splits(splits: str | None) -> dict[str, float] | None:
     except ValueError as error:
         raise NLAError(
             f"--splits {splits!r}: expected names and shares, such as train=0.9,test=0.1."
-        ) from error
-
-
-def _import_function(name: str) -> Any:
-    import importlib
-
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise NLAError(
-            f"--by {name}: expected module:function of a module that can be imported from here "
-            f"({error}), or a .parquet file."
         ) from error
 
 

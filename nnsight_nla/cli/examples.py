@@ -155,6 +155,22 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "--ar runs/ar --best fve",
         ),
     ),
+    "train rl": (
+        Example(
+            "Both models, on the vectors that they were trained on",
+            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar --out runs/rl",
+        ),
+        Example(
+            "The verbalizer alone, until it drifts; the most truthful step is kept",
+            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar \\\n"
+            "--out runs/rl --freeze-ar --stop 'kl>0.5' --best grounded_next",
+        ),
+        Example(
+            "With a reward of your own, for texts of plain words",
+            "nnsight-nla train rl labelled.parquet --av runs/av --ar runs/ar \\\n"
+            "--out runs/rl --reward mine:plain=0.2",
+        ),
+    ),
     "evaluate": (
         Example(
             "Reconstruction, compared with controls",

@@ -49,7 +49,14 @@ class CommandWithExamples(_Help, TyperCommand):
 
 
 class GroupWithExamples(_Help, TyperGroup):
-    """The application, whose help ends with a few examples."""
+    """The application, whose help ends with a few examples; a command may have two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Find a command of two words before one of the first alone."""
+        two = " ".join(args[:2])
+        if two in self.commands:
+            return two, self.commands[two], args[2:]
+        return super().resolve_command(ctx, args)
 
 
 def paragraphs(docstring: str) -> str:

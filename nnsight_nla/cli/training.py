@@ -130,7 +130,8 @@ def train(
 ) -> None:
     """Train a verbalizer or a reconstructor on labelled rows. Run it again to resume.
 
-    To train for longer, resume with more --steps; to end early, resume with fewer.
+    To train for longer, resume with more --steps; to end early, resume with fewer. The
+    stage after it is nnsight-nla train rl.
     """
     if role == "ar" and ar is not None:
         raise NLAError(

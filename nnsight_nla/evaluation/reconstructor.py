@@ -92,7 +92,8 @@ class Reconstructor:
         self.runtime = runtime
         self.template = template
         self._tokenizer = opened.tokenizer
-        self._head = layout.head
+        self.head = layout.head
+        """The matrix after the last block, float32 on the CPU."""
         self._layout = layout  # Also keeps the folder that an adapter's weights are read from.
         self._context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._last = checkpoint.layer
@@ -113,7 +114,7 @@ class Reconstructor:
     @property
     def d_model(self) -> int:
         """The width of a vector."""
-        return len(self._head)
+        return len(self.head)
 
     def reconstruct(self, texts: list[str], batch_size: int = 64) -> Float[Tensor, "texts d_model"]:
         """Turn each text back into a vector.
@@ -133,11 +134,11 @@ class Reconstructor:
         """
         prompts = [self._prompt(number, text) for number, text in enumerate(texts)]
         if not prompts:
-            return torch.empty(0, len(self._head), dtype=torch.float32, device="cpu")
+            return torch.empty(0, len(self.head), dtype=torch.float32, device="cpu")
         parts: list[Tensor] = []
         with self.runtime.use(), self._packed(min(len(prompts), batch_size)):
             for start in range(0, len(prompts), batch_size):
-                parts.append(self._forward(prompts[start : start + batch_size]) @ self._head.T)
+                parts.append(self._forward(prompts[start : start + batch_size]) @ self.head.T)
         vectors = torch.cat(parts)
         bad = (~torch.isfinite(vectors).all(dim=-1)).nonzero().flatten().tolist()
         if bad:
@@ -172,7 +173,7 @@ class Reconstructor:
     def prior(self) -> Float[Tensor, " d_model"]:
         """Return the reconstruction of an empty text: the template with nothing in its slot."""
         with self.runtime.use():
-            return (self._forward([self._fill(0, "")]) @ self._head.T)[0]
+            return (self._forward([self._fill(0, "")]) @ self.head.T)[0]
 
     def _packed(self, texts: int) -> AbstractContextManager[None]:
         """Multiply by packed weights meanwhile, where that repays the copy and loses no edit."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -88,6 +89,9 @@ class Reply(HasFormer):
     """The cosine between the vector and what was written; NaN for the null control."""
     opened: str = ""
     """The beginning of the explanation that was in the prompt, such as its opening tag."""
+    ids: array[int] = field(default_factory=lambda: array("i"), repr=False, compare=False)
+    """The generated token ids, with the end-of-sequence token if one was generated; empty in a
+    reply that was read from a file."""
     cosine = Former("injection_cosine")
 
     @property

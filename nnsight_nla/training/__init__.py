@@ -21,18 +21,21 @@ measured on held-out documents while it runs, and writes the final folder only w
 
     train("av", "rows.parquet", base="Qwen/Qwen3-8B", out="checkpoints/av")
 
-The stages that follow a warm start (reinforcement learning on the round trip) are not here.
+The second stage, reinforcement learning on the round trip, continues from both::
+
+    rl("checkpoints/av", "rows.parquet", ar="checkpoints/ar", out="checkpoints/rl")
 """
 
 from .curves import plot_log
+from .files import Files
 from .held_out import HeldOut
 from .published import Published
 from .reconstructor import Reconstructor, train_reconstructor
+from .reinforcement import Reinforced, Reward, RLSettings, RLWatching, rl
 from .rows import INJECT, Row, TrainingError
 from .run import Trained, Watching, train
 from .saving import describe, save_reconstructor, save_verbalizer
 from .settings import Lora, Settings
-from .trainer import Files
 from .verbalizer import train_verbalizer
 
 __all__ = [
@@ -41,7 +44,11 @@ __all__ = [
     "HeldOut",
     "Lora",
     "Published",
+    "RLSettings",
+    "RLWatching",
     "Reconstructor",
+    "Reinforced",
+    "Reward",
     "Row",
     "Settings",
     "Trained",
@@ -49,6 +56,7 @@ __all__ = [
     "Watching",
     "describe",
     "plot_log",
+    "rl",
     "save_reconstructor",
     "save_verbalizer",
     "train",

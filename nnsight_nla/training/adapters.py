@@ -1,8 +1,9 @@
-"""Low-rank adapters on a language model's blocks, through PEFT."""
+"""Put low-rank adapters on a language model's blocks, and save them, through PEFT."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +54,33 @@ def with_adapters(model: Any, lora: Lora, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of the adapters inside `model`, by name; empty if it has none."""
+    tuned: list[Any] = [each for each in model.modules() if hasattr(each, "get_base_layer")]
+    base = {id(weight) for each in tuned for weight in each.get_base_layer().parameters()}
+    own = {id(weight) for each in tuned for weight in each.parameters()} - base
+    return {name: each for name, each in model.named_parameters() if id(each) in own}
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Save adapters that were put into the modules of `model` as PEFT saves its own."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    (config,) = model.peft_config.values()
+    weights = get_peft_model_state_dict(model)
+    named = {
+        f"base_model.model.{name}": each.detach().cpu().contiguous()
+        for name, each in weights.items()
+    }
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    before, config.inference_mode = config.inference_mode, True
+    try:
+        config.save_pretrained(folder)
+    finally:
+        config.inference_mode = before
 
 
 def _is(module: nn.Module, kinds: tuple[type, ...]) -> bool:

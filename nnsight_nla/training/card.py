@@ -38,7 +38,10 @@ _FIGURES = {
     "cosine": "between a vector and its reconstruction",
     "grounded_source": "the share of texts nearest to their own vector, of four; chance is .25",
     "grounded_mentions_so_far": "the share of what is quoted or named that the text has, so far",
+    "grounded_position": "the share nearest to their own vector, of five positions; chance is .2",
+    "length": "tokens",
     "fve": "the fraction of variance that the text explains, 1 at best",
+    "fve_trained": "the same, judged by the reconstructor that was trained along",
 }
 _LIMITS = {
     "av": """\
@@ -120,13 +123,16 @@ def _entry(entry: Any) -> str:
     """Say what a training read."""
     if not isinstance(entry, Mapping):
         return str(entry)
-    said = [f"{entry.get('rows', '?')} rows of `{entry.get('file', '?')}`"]
+    stage = f"{entry['stage']}: " if entry.get("stage") else ""
+    said = [f"{stage}{entry.get('rows', '?')} rows of `{entry.get('file', '?')}`"]
     if entry.get("blake2b"):
         said.append(f"blake2b {entry['blake2b']}")
     if entry.get("held_out"):
         said.append(f"{entry['held_out']:.0%} of the documents held out")
     if entry.get("steps"):
         said.append(f"{entry['steps']} steps")
+    if entry.get("stopped"):
+        said.append(f"stopped because {entry['stopped']}")
     if entry.get("kept_step"):
         said.append(f"step {entry['kept_step']} kept, the best by {entry.get('kept_by')}")
     return ", ".join(said)

@@ -103,6 +103,11 @@ class Published:
         return self.file.name
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the file has an explanation for each row."""
+        return self._label is not None or "prompt" in self._columns
+
+    @property
     def origin(self) -> Origin:
         """What the file says about its vectors, in its sidecar, its metadata and its columns."""
         return parquet_origin(self.file)[0]
@@ -114,7 +119,7 @@ class Published:
             TrainingError: A row has a vector of another width, or one of another layer than the
                 sidecar's; or the file has no labels.
         """
-        if self._label is None and "prompt" not in self._columns:
+        if not self.has_labels:
             raise TrainingError(
                 f"{self.file} has no labels: a column {' or '.join(map(repr, _LABELS))} with an "
                 f"explanation for each row. It has {', '.join(self._columns)}."

@@ -21,18 +21,24 @@ from ..errors import InjectionError
 from ..models import hosts
 from ..models.reconstructor_files import shorten
 from .adapters import with_adapters
+from .files import Files, Log, Report
 from .held_out import HeldOut, reconstructor_figures
 from .rows import RowsLike, TrainingError, reconstructor_rows
 from .settings import Settings
-from .trainer import Files, Log, Measurement, Report, fit, prepare
+from .trainer import Measurement, fit, prepare
 from .verbalizer import text_only
 
 
 class Reconstructor(nn.Module):
     """The truncated base and its head."""
 
-    def __init__(self, model: Any, layer: int) -> None:
-        """Cut `model` in place after block `layer` and add an identity head.
+    def __init__(self, model: Any, layer: int, head: Tensor | None = None) -> None:
+        """Cut `model` in place after block `layer` and add a head.
+
+        Args:
+            model: A causal language model; it may be cut already.
+            layer: K, the last block that is kept.
+            head: The matrix of the head, ``[d_model, d_model]``; the identity unless given.
 
         Raises:
             TrainingError: `model` has fewer blocks, or its final norm cannot be found.
@@ -48,8 +54,12 @@ class Reconstructor(nn.Module):
         self.final_norm_name, norm = _truncate(model, layer)
         self.final_norm = norm.requires_grad_(False)  # Not run; kept to be saved.
         width = hosts.width(model)
-        self.head = nn.Linear(width, width, bias=False, dtype=model.dtype, device=model.device)
-        nn.init.eye_(self.head.weight)
+        dtype = model.dtype if head is None else head.dtype
+        self.head = nn.Linear(width, width, bias=False, dtype=dtype, device=model.device)
+        if head is None:
+            nn.init.eye_(self.head.weight)
+        else:
+            self.head.weight.data.copy_(head)
 
     @property
     def adapted(self) -> bool:
@@ -157,7 +167,8 @@ def _truncate(model: Any, layer: int) -> tuple[str, nn.Module]:
         for name, module in decoder.named_children()
         if isinstance(module, nn.ModuleList) and len(module) and module[0] is first
     )
-    setattr(decoder, name, blocks[: layer + 1])
+    if len(blocks) > layer + 1:
+        setattr(decoder, name, blocks[: layer + 1])
     setattr(decoder, norm_name, nn.Identity())
     shorten(model.config, layer + 1)
     return norm_path, norm

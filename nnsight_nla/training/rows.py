@@ -246,7 +246,7 @@ def _read(
 
     if isinstance(rows, Sequence):
         return torch.cat(list(vectors()))
-    return _mapped(vectors(), checkpoint.d_model, rows.scratch)
+    return mapped(vectors(), checkpoint.d_model, rows.scratch)
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], d_model: int) -> Batch:
@@ -258,7 +258,7 @@ def _listed(rows: Sequence[Mapping[str, Any]], d_model: int) -> Batch:
     return Batch(names, prompts, responses, torch.stack(vectors))
 
 
-def _mapped(
+def mapped(
     parts: Iterable[Tensor], d_model: int, scratch: Path | None
 ) -> Float[Tensor, "rows d_model"]:
     """Write vectors to a file without a name, and map it into memory.

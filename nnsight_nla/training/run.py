@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,44 +35,37 @@ from torch import Tensor
 from ..checkpoint.checkpoint import Checkpoint
 from ..core.baseline import Baseline
 from ..core.injection import Injection
-from ..errors import ReconstructionError, shown
+from ..errors import ReconstructionError
 from ..models.loading import check_dtype
 from ..models.weights import load_module
 from ..progress import progress
 from .compatibility import check_attention, compatible_checkpoint, read_base
+from .files import Files, Log, Report
 from .published import HELD_OUT, Published
 from .reconstructor import train_reconstructor
-from .rows import TrainingError, checked_batches
-from .saving import read_sidecar, save_reconstructor, save_verbalizer
+from .result import (
+    Trained,
+    check_name,
+    check_still_free,
+    finished,
+    saved_by_next_call,
+    wait_for_all,
+)
+from .rows import checked_batches
+from .saving import check_save_dtype, save_reconstructor, save_verbalizer
 from .settings import Settings
-from .trainer import Files, Log, Report, check_precision
+from .trainer import check_precision
 from .verbalizer import train_verbalizer
 from .watching import Role, Watching, check_watching, read_held_out, to_measure
 from .work_folder import (
     digest,
     identify,
     is_main_process,
-    is_taken,
-    made_by_train,
     recorded_date,
     remove,
     start_or_resume,
     work_folder,
 )
-
-_DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training."""
-
-    folder: Path
-    """The checkpoint."""
-    checkpoint: Checkpoint
-    """Its settings, as in its sidecar."""
-    log: Log
-    """Losses and figures, by step."""
 
 
 def train(
@@ -125,14 +118,10 @@ def train(
     report = report if is_main_process() else None
     out = Path(out).expanduser().absolute()
     out = out.resolve() if out.is_symlink() else out
-    if is_taken(out) and made_by_train(out) is None:
-        raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
+    check_name(out)
     check_dtype({"dtype": dtype}, quantized=False)
-    if save_dtype is not None and save_dtype not in _DTYPES:
-        raise TrainingError(
-            f"save_dtype={shown(save_dtype)}: expected one of {', '.join(_DTYPES)}."
-        )
-    check_precision(settings)
+    check_save_dtype(save_dtype)
+    check_precision(settings.precision)
     work = out.with_name(f"{out.name}.training")
     part = "train" if held_out else "all"
     source = Published(rows, part=part, held_out=held_out, scratch=work)
@@ -155,8 +144,8 @@ def train(
     }
     files = Files(work, watching.every, watching.tensorboard)
     with work_folder(work, out):
-        finished = _finished(out, options, files)
-        if finished is None:
+        result = finished(out, options, files)
+        if result is None:
             start_or_resume(files, options, source, base, report)
             if report is not None:
                 report(f"rows: {len(source):,} of {source.name} to train on")
@@ -184,69 +173,28 @@ def train(
                 **_kept(log, watching.best),
             }
             narrow = stored if settings.lora is None else None
-            _wait_for_all()  # No other process writes to the work folder any more.
+            wait_for_all()  # No other process writes to the work folder any more.
             if is_main_process():
-                _check_still_free(out, work, options)
+                check_still_free(out, work, options)
                 save: Callable[..., None] = save_verbalizer if role == "av" else save_reconstructor
                 save(
                     out, trained, tokenizer, checkpoint,
-                    advice=_saved_by_next_call(work),
+                    advice=saved_by_next_call(work),
                     trained_on=[entry],
                     training_log=log,
                     dtype=narrow if save_dtype is None else getattr(torch, save_dtype),
                 )  # fmt: skip
-            finished = Trained(out, checkpoint, log)
+            result = Trained(out, checkpoint, log)
         if is_main_process() and not watching.keep:
             remove(work)
-    _wait_for_all()  # The checkpoint exists when any process returns.
-    return finished
+    wait_for_all()  # The checkpoint exists when any process returns.
+    return result
 
 
 def _kept(log: Log, best: str | None) -> dict[str, Any]:
     """Return which step was kept, and by which figure, if it was the best of several."""
     steps = [int(line["step"]) for line in log if "kept" in line]
     return {"kept_step": steps[-1], "kept_by": best} if steps else {}
-
-
-def _wait_for_all() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _finished(out: Path, options: dict[str, Any], files: Files) -> Trained | None:
-    """Return the training that has this result already; ``None`` if there is something to do.
-
-    Raises:
-        TrainingError: `out` is something else, or a training whose state is gone and that was asked
-            for more steps.
-    """
-    if not is_taken(out):
-        return None
-    note, asked = made_by_train(out), options["steps"]
-    if note is None or note["options"] != digest(options):
-        raise TrainingError(f"{out} exists. Choose another out=, or remove it.")
-    done = note["steps"]
-    if files.last() is not None and not done == files.steps(asked) >= asked:
-        return None
-    if done < asked:
-        raise TrainingError(
-            f"{out} is finished, after {done} steps, and its state was removed, so it cannot be "
-            "continued. Choose another out=. To continue a finished training later, keep its "
-            "state: Watching(keep=True)."
-        )
-    return Trained(out, Checkpoint.load(out), list(read_sidecar(out).get("training_log") or []))
-
-
-def _check_still_free(out: Path, work: Path, options: dict[str, Any]) -> None:
-    note = made_by_train(out)
-    if is_taken(out) and (note is None or note["options"] != digest(options)):
-        raise TrainingError(
-            f"{out} appeared while this training ran. Move it. {_saved_by_next_call(work)}"
-        )
-
-
-def _saved_by_next_call(work: Path) -> str:
-    return f"The training is in {work}: rerun with the original options to save it."
 
 
 def _baseline(source: Published, checkpoint: Checkpoint, role: Role) -> Baseline | None:

@@ -16,15 +16,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from .. import _compat
 from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.dates import Date, to_iso
 from ..checkpoint.prompt import Prompt
 from ..checkpoint.sidecar import SIDECARS
 from ..core.injection import Injection
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..storage.atomic import KEPT, atomic_folder
+from .adapters import adapter_weights, save_adapter
 from .card import CARD, model_card
 from .reconstructor import Reconstructor
 from .rows import TrainingError
@@ -32,7 +32,7 @@ from .rows import TrainingError
 HEAD_FILE = "value_head.safetensors"
 """The file of the reconstructor's head: one matrix, ``weight``."""
 
-
+_DTYPES = ("float32", "bfloat16", "float16")
 MARKERS = ("㈎", "†", "‡", "§", "¶", "※", "→", "●", "◆", "★")
 """Rare characters that many tokenizers have as one token, in the order in which they are tried."""
 
@@ -134,7 +134,7 @@ def save_verbalizer(
     if dtype is not None:
         _cast(model, dtype)
     with _checkpoint_folder(folder, advice) as part:
-        model.save_pretrained(part)
+        _save_weights(model, part)
         tokenizer.save_pretrained(part)
         entries = checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra})
         _save_sidecar(part, entries, Path(folder).name)
@@ -173,14 +173,20 @@ def save_reconstructor(
     head = {"weight": reconstructor.head.weight.detach().cpu().contiguous()}
     entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
     with _checkpoint_folder(folder, advice) as part:
-        if reconstructor.adapted:
-            reconstructor.model.save_pretrained(part)
+        if reconstructor.adapted or adapter_weights(reconstructor.model):
+            _save_weights(reconstructor.model, part)
         else:
             with _with_final_norm(reconstructor) as model:
                 model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         save_file(head, part / HEAD_FILE)
         _save_sidecar(part, checkpoint.to_sidecar("ar", **entries), Path(folder).name)
+
+
+def check_save_dtype(given: object) -> None:
+    """Raise if a dtype to save in is none that a checkpoint may have."""
+    if given is not None and given not in _DTYPES:
+        raise TrainingError(f"save_dtype={shown(given)}: expected one of {', '.join(_DTYPES)}.")
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -238,15 +244,21 @@ def _with_final_norm(reconstructor: Reconstructor) -> Generator[Any, None, None]
         setattr(decoder, name, nn.Identity())
 
 
+def _save_weights(model: Any, folder: Path) -> None:
+    """Save a model, or the adapters on it alone, however they were put there."""
+    if not hasattr(model, "get_base_model") and adapter_weights(model):
+        save_adapter(model, folder)
+    else:
+        model.save_pretrained(folder)
+
+
 def _cast(model: Any, dtype: torch.dtype) -> None:
     """Cast a model, or the adapters on it alone."""
-    if not hasattr(model, "get_base_model"):
+    adapters = adapter_weights(model)
+    if not adapters:
         model.to(dtype)
-        return
-    prefix = _compat.adapter_prefix(model)
-    for name, weight in model.named_parameters():
-        if prefix in name:
-            weight.data = weight.data.to(dtype)
+    for weight in adapters.values():
+        weight.data = weight.data.to(dtype)
 
 
 def _save_sidecar(folder: Path, entries: dict[str, Any], name: str) -> None:

@@ -9,10 +9,8 @@ of an undisturbed one.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,21 +31,13 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..storage.atomic import is_full
 from .best import CHECKPOINT, WEIGHTS, Best, RememberBest, best_of, larger_is_better, saved_steps
+from .files import STATE, Files, Log, Report, step_of
+from .reporting import Reporting, figures_of
 from .rows import Rows, TrainingError, collate
 from .settings import Settings
 
 LossOf = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 """The loss of a batch, from the model as the trainer wraps it."""
-Report = Callable[[str], None]
-"""Called with a line of progress: losses, figures, the rate and the time that is left."""
-Log = list[dict[str, float]]
-"""Measurements in order: ``step``, and ``loss`` or figures named ``eval_...``.
-
-The figures of a step that was kept as the best one include ``kept``, which is 1.
-"""
-_STATE = "trainer_state.json"
-_OFTEN, _SELDOM = 10.0, 0.1
-"""Seconds between two lines of progress: so many at least, and this share of the time so far."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +52,6 @@ class Measurement:
     """The figure by which the best of the measured steps is kept; ``None`` keeps the last step."""
     sometimes: Collection[str] = ()
     """Figures that a measurement may lack."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where a training writes while it runs."""
-
-    folder: Path
-    """The folder of the training's checkpoints; training resumes from the last complete one."""
-    every: int
-    """Steps between two checkpoints; the two newest are kept, or the newest and the best."""
-    tensorboard: Path | None = None
-    """The folder of TensorBoard's events."""
-
-    def last(self, steps: int | None = None) -> Path | None:
-        """Return the newest complete checkpoint; of `steps` or fewer, if there is one."""
-        found = sorted(self.folder.glob(f"{CHECKPOINT}*"), key=lambda each: -_step(each))
-        complete = [each for each in found if _complete(each)]
-        within = [each for each in complete if steps is None or _step(each) <= steps]
-        return next(iter(within or complete), None)
-
-    def steps(self, asked: int | None = None) -> int:
-        """Return how many steps the checkpoint `last` has done."""
-        last = self.last(asked)
-        return 0 if last is None else _step(last)
 
 
 def fit(
@@ -116,7 +82,7 @@ def fit(
             requested but not installed, or the GPU does not support bfloat16. Or the figure that
             the best step is kept by is not measured, or not where a checkpoint is saved.
     """
-    check_precision(settings)
+    check_precision(settings.precision)
     best = None if measurement is None else _checked_best(measurement, files)
     # The trainer needs a folder; without `files` nothing is written to it.
     with tempfile.TemporaryDirectory(prefix="nnsight_nla-") as unused:
@@ -135,7 +101,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         last = None if files is None else files.last(settings.steps)
         try:
-            if last is not None and _step(last) >= settings.steps:
+            if last is not None and step_of(last) >= settings.steps:
                 trainer.restore(last)  # Trained already, but not saved under its final name.
             else:
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -154,9 +120,9 @@ def fit(
         log.extend(_lines(trainer.state.log_history, kept))
 
 
-def check_precision(settings: Settings) -> None:
-    """Raise if the GPU does not support bfloat16 and `settings` ask for it."""
-    if settings.precision == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
+def check_precision(precision: str) -> None:
+    """Raise if a training is to compute in bfloat16 and the GPU does not support it."""
+    if precision == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
         raise TrainingError(
             f"{torch.cuda.get_device_name()} does not support bfloat16. Train in float32: "
             "Settings(precision='float32')."
@@ -234,7 +200,7 @@ def _tracked(best: str | None) -> dict[str, Any]:
 def _callbacks(
     report: Report | None, files: Files | None, best: str | None
 ) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [] if report is None else [_Reporting(report)]
+    found: list[TrainerCallback] = [] if report is None else [Reporting(report)]
     if files is not None and best is not None:
         found.append(RememberBest(best, files.folder))
     if files is not None and files.tensorboard is not None:
@@ -306,7 +272,7 @@ class _Trainer(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Load the weights and the state of a training that is done."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / _STATE))
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -364,83 +330,10 @@ class _Order(Sampler[int]):
         self.epoch = epoch
 
 
-class _Reporting(TrainerCallback):
-    """Reports losses, and how fast the training is: after the first pass, then ever less often."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self._passes = self._done = 0
-        self._began = self._first = self._due = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._began = time.monotonic()
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self._passes += 1
-        self._pass_ended(args, state, silent=False)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._passes = 0
-        # The line with the loss, which follows, has the pace too.
-        self._pass_ended(args, state, silent=control.should_log)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-        figures = _figures(logs or {})
-        if figures:
-            held = "" if "loss" in figures else " held out:"
-            said = [f"{name.removeprefix('eval_')} {x:.4f}" for name, x in figures.items()]
-            pace = [] if held else [self._pace(args, state)]
-            self._say(state, f",{held} {', '.join([*said, *filter(None, pace)])}")
-
-    def _pass_ended(self, args: Any, state: Any, *, silent: bool) -> None:
-        now = time.monotonic()
-        self._done += 1
-        if self._done == 1:
-            self._first = now
-        if not silent and now >= self._due:
-            of = f" (pass {self._passes} of {args.gradient_accumulation_steps} of the next)"
-            self._say(state, f"{of if self._passes else ''}, {self._pace(args, state)}")
-
-    def _pace(self, args: Any, state: Any) -> str:
-        """Return the rate and the time that is left."""
-        now = time.monotonic()
-        # The first pass is slower than the others.
-        several = self._done > 1
-        seconds = (now - self._first) / (self._done - 1) if several else now - self._began
-        if not self._done or seconds <= 0:
-            return ""
-        rows = args.train_batch_size * args.world_size / seconds
-        left = (state.max_steps - state.global_step) * args.gradient_accumulation_steps
-        left -= self._passes
-        rest = f", about {_duration(left * seconds)} left" if left > 0 else ""
-        return f"{rows:.3g} rows/s{rest}"
-
-    def _say(self, state: Any, text: str) -> None:
-        now = time.monotonic()
-        self._due = now + max(_OFTEN, _SELDOM * (now - self._began))
-        self.report(f"step {state.global_step} of {state.max_steps}{text}")
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in words.
-
-    >>> _duration(8.2), _duration(100), _duration(4000), _duration(40_000)
-    ('8 s', '2 min', '67 min', '11.1 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _figures(line: dict[str, Any]) -> dict[str, float]:
-    """Return the losses and figures from a line of the trainer's log."""
-    return {k: float(v) for k, v in line.items() if k == "loss" or k.startswith("eval_")}
-
-
 def _lines(history: list[dict[str, float]], kept: Best | None) -> Iterator[dict[str, float]]:
     """Yield the losses and figures by step, and mark those of the step that was kept."""
     for line in history:
-        figures = _figures(line)
+        figures = figures_of(line)
         measured = any(name.startswith("eval_") for name in figures)
         mark = kept is not None and measured and line["step"] == kept.step
         if figures:
@@ -455,17 +348,3 @@ def _said(best: str, kept: Best | None, steps: int) -> str:
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: each for name, each in model.named_parameters() if each.requires_grad}
-
-
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to its end: the trainer writes its state last."""
-    try:
-        json.loads((checkpoint / _STATE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -22,10 +22,11 @@ from ..core.injection import Injection, write
 from ..models import hosts
 from ..models.head import contiguous_head
 from .adapters import with_adapters
+from .files import Files, Log, Report
 from .held_out import HeldOut, verbalizer_figures
 from .rows import IGNORED, RowsLike, TrainingError, verbalizer_rows
 from .settings import Settings
-from .trainer import Files, Log, Measurement, Report, fit, prepare
+from .trainer import Measurement, fit, prepare
 
 
 class InjectionHook:

@@ -18,6 +18,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..errors import NLAError
 from ..evaluation.grounding.rows import has_texts
 from ..models.fingerprint import fingerprint_folder
+from .files import Report
 from .grounded_figures import (
     SOURCE,
     by_reconstruction,
@@ -28,7 +29,6 @@ from .grounded_figures import (
 from .held_out import HeldOut, Metric, Several
 from .published import Published
 from .rows import TrainingError
-from .trainer import Report
 
 Role = Literal["av", "ar"]
 

@@ -21,10 +21,10 @@ from typing import Any
 from ..models.fingerprint import Unchanged, fingerprint_base, fingerprint_file
 from ..storage.atomic import atomic_file, remove_leftovers, write_errors
 from ..storage.lock import locked
+from .files import Files, Report
 from .published import Published
 from .rows import TrainingError
 from .saving import read_sidecar, trained_on
-from .trainer import Files, Report
 
 # The options of a training; the name is that of earlier versions.
 _OPTIONS, _LOCK = "begun.json", "lock"
@@ -65,7 +65,8 @@ def is_taken(out: Path) -> bool:
 
 def made_by_train(out: Path) -> dict[str, Any] | None:
     """Return what a checkpoint of `train` was trained on; ``None`` for anything else."""
-    entry = next(iter(trained_on(out)), {})
+    # Reinforcement learning puts its verbalizer into a folder below.
+    entry = next(iter(trained_on(out) or trained_on(out / "av")), {})
     return entry if {"options", "steps"} <= set(entry) else None
 
 

@@ -6,7 +6,7 @@ after that, a row is a cache and its last token, and decoding needs no hooks::
 
     cache = DynamicCache(config)            # one row, the tokens before the marker
     cache.batch_repeat_interleave(rows)     # then the rest of the prompt runs, with the vectors
-    for row, ids, ended in decode(model, logits, in_place(cache, ...), ...):
+    for row, ids, end in decode(model, logits, in_place(cache, ...), ...):
         ...                                 # rows arrive in the order in which they finish
 
 All rows of a batch have the same length, so there is no padding and no mask. `decode` also runs on
@@ -81,7 +81,7 @@ def decode(
     closed: Callable[[list[int]], bool],
     ends: list[int],
     limit: int,
-) -> Iterator[tuple[int, list[int], bool]]:
+) -> Iterator[tuple[int, list[int], int | None]]:
     """Continue from a prefill, and drop each row when it is finished.
 
     Args:
@@ -94,7 +94,7 @@ def decode(
         limit: The maximum number of tokens in a row.
 
     Yields:
-        A row's number, its tokens, and whether an end-of-sequence token ended it.
+        A row's number, its tokens, and the end-of-sequence token that ended it, if one did.
     """
     active = list(range(len(logits)))
     written: list[list[int]] = [[] for _ in active]
@@ -106,11 +106,11 @@ def decode(
         for index, token in enumerate(tokens.tolist()):
             row = active[index]
             if token in ends:
-                yield row, written[row], True
+                yield row, written[row], token
                 continue
             written[row].append(token)
             if closed(written[row]) or len(written[row]) == limit:
-                yield row, written[row], False
+                yield row, written[row], None
             else:
                 left.append(index)
         if not left:

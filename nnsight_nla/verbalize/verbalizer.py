@@ -13,6 +13,7 @@ marker, into the injection site's output, during the prefill (a plain read insid
 from __future__ import annotations
 
 import weakref
+from array import array
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
@@ -257,8 +258,7 @@ class Verbalizer:
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
         return (
-            (row, self._reply(ids, receipts[int(rows[row])], ended=ended))
-            for row, ids, ended in done
+            (row, self._reply(ids, receipts[int(rows[row])], end=end)) for row, ids, end in done
         )
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
@@ -289,7 +289,7 @@ class Verbalizer:
 
     def _request(
         self, vectors: Tensor, given: Tensor, rows: Tensor, settings: dict[str, Any]
-    ) -> tuple[bool, Tensor, list[tuple[int, list[int], bool]]]:
+    ) -> tuple[bool, Tensor, list[tuple[int, list[int], int | None]]]:
         """Run prefix, prefill and decoding in one request; the cache never leaves the host.
 
         The block is shipped as source, so it does not name `self`. If the host runs blocks in a
@@ -349,8 +349,8 @@ class Verbalizer:
                 (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
                 len(ids),
             )
-            ended = stop < len(ids) and ids[stop] in ends
-            yield row, self._reply(ids[:stop], receipts[row], ended=ended)
+            end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
+            yield row, self._reply(ids[:stop], receipts[row], end=end)
 
     def _generate(
         self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
@@ -381,12 +381,15 @@ class Verbalizer:
         lengths = before.norm(dim=-1), after.norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
-    def _reply(self, ids: list[int], receipt: tuple[float, float, float], *, ended: bool) -> Reply:
+    def _reply(
+        self, ids: list[int], receipt: tuple[float, float, float], *, end: int | None
+    ) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
         opened = self.prompt.opened
         text, closed = extract(complete(raw, opened))
-        finish = "tag" if closed else "eos" if ended else "length"
-        return Reply(raw, text, finish, len(ids), *receipt, opened)
+        finish = "tag" if closed else "length" if end is None else "eos"
+        drawn = array("i", ids if end is None else [*ids, end])
+        return Reply(raw, text, finish, len(ids), *receipt, opened, drawn)
 
 
 def _different(vectors: Tensor, given: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ GROUP = get_group(app)
 VALUES = {
     "AR", "AV", "CHAR", "DATE", "DTYPE", "FIGURE", "FILE", "FOLDER", "I/N", "MAP", "MODEL",
     "MODULE:FUNCTION|FILE", "N", "NAME", "NAME=X,...", "ROWS", "TEXT", "URL|MODEL", "WHICH", "X",
-    "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar",
+    "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X",
 }  # fmt: skip
 """What a value may be called."""
 CHOICES = {"model", "edited"}
@@ -27,7 +27,9 @@ def parse(line: str) -> None:
     """Parse a command line; raise if it has an option that there is not, or lacks an argument."""
     program, *words = shlex.split(line.replace("\\\n", " "), comments=True)
     assert program == "nnsight-nla"
-    assert "--help" in words or GROUP.commands[words[0]].make_context(words[0], words[1:])
+    assert "--help" in words or GROUP.resolve_command(None, words)[1].make_context(
+        "name", GROUP.resolve_command(None, words)[2]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,7 @@ def terminal(monkeypatch):
 
 @pytest.mark.parametrize("command", ["", *GROUP.commands])
 def test_help_is_whole_at_80_columns_and_ends_with_examples(command):
-    done = CliRunner().invoke(app, [*filter(None, [command]), "--help"])
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
@@ -52,7 +54,7 @@ def test_help_is_whole_at_80_columns_and_ends_with_examples(command):
 @pytest.mark.parametrize("command", GROUP.commands)
 def test_help_without_rich_has_the_examples_too(command, monkeypatch):
     monkeypatch.setattr("typer.core.HAS_RICH", False)
-    done = CliRunner().invoke(app, [command, "--help"])
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
     first = EXAMPLES[command][0]
     assert done.stdout.index("Examples:") < done.stdout.index(first.lines[0])
     assert done.stdout.startswith("Usage: ")

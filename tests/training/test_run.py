@@ -605,11 +605,11 @@ def paced(monkeypatch, *, steps, accumulation=1, first=1.0, each=1.0, logging=10
     """The lines of a training whose passes take so many seconds, with the time of each."""
     from types import SimpleNamespace
 
-    from nnsight_nla.training import trainer
+    from nnsight_nla.training import reporting
 
     clock, lines = Clock(), []
-    monkeypatch.setattr(trainer, "time", clock)
-    reporting = trainer._Reporting(lambda line: lines.append((clock.now - 100, line)))
+    monkeypatch.setattr(reporting, "time", clock)
+    reporting = reporting.Reporting(lambda line: lines.append((clock.now - 100, line)))
     args = SimpleNamespace(
         gradient_accumulation_steps=accumulation, train_batch_size=8, world_size=2
     )

@@ -157,3 +157,14 @@ def train(n: Names, *, tiny: bool) -> None:
     controls = table.loc[["null", "random", "shuffled"]]
     for figure, more in (("FVE", 0.2), ("label's likelihood", 0)):
         assert table.loc["explanation", figure] > controls[figure].max() + more
+
+
+def from_warm_start_to_nla(n: Names, *, tiny: bool) -> None:
+    """Check that the texts carry more of their vectors, and that more of them are right."""
+    held = n["log"].dropna(subset="eval_fve")
+    first, last = held.iloc[0], held.iloc[-1]
+    assert last["eval_fve"] > first["eval_fve"] + 0.1
+    assert last["eval_all_right"] > first["eval_all_right"]
+    assert last["eval_extraction"] > 0.95
+    drawn = n["log"]["reward"].dropna()
+    assert drawn.iloc[-3:].mean() > drawn.iloc[:3].mean()

@@ -58,7 +58,7 @@ def pages() -> Iterator[tuple[str, str]]:
     context = group.make_context(PROGRAM, [], resilient_parsing=True)
     yield "commands/index.rst", _index(group, context)
     for name, command in group.commands.items():
-        yield f"commands/{name}.rst", _page(f"{PROGRAM} {name}", command, context)
+        yield f"commands/{_file(name)}.rst", _page(f"{PROGRAM} {name}", command, context)
 
 
 def layout() -> str:
@@ -76,7 +76,7 @@ def layout() -> str:
 
 def _index(group: Any, context: Any) -> str:
     listed = "\n".join(
-        f"   * - :doc:`{PROGRAM} {name} <{name}>`\n     - {_inline(_summary(command))}"
+        f"   * - :doc:`{PROGRAM} {name} <{_file(name)}>`\n     - {_inline(_summary(command))}"
         for name, command in group.commands.items()
     )
     return "\n".join(
@@ -90,13 +90,18 @@ def _index(group: Any, context: Any) -> str:
             "Exit codes: 0 for success; 1 if an input cannot be used (the message says what to "
             "type); 2 for a wrong command line; 130 for an interruption.\n",
             ".. toctree::\n   :hidden:\n",
-            *(f"   {name}" for name in group.commands),
+            *(f"   {_file(name)}" for name in group.commands),
             "",
             "Global options\n--------------\n",
             f".. program:: {PROGRAM}\n",
             *(_parameter(each, context) for each in _shown(group)),
         ]
     )
+
+
+def _file(name: str) -> str:
+    """Return the name of a command's page; a command may have two words."""
+    return name.replace(" ", "_")
 
 
 def _page(name: str, command: Any, parent: Any) -> str:
