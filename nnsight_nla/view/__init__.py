@@ -1,10 +1,10 @@
-"""Plain records → HTML. Nothing here knows a model, and nothing here imports other modules of ours.
+"""Plain records → HTML. This folder uses no model and imports no other module of the package.
 
 * `explanation(records)`: the table of a handle in a notebook.
 * `claims(record)`: the parts of an explanation, with a bar for what each carries.
 * `reading(readings)`: one self-contained page with every token of a text and the explanations; two
   readings are shown next to each other with their difference marked.
-* `facts(given)`: a table of names and what they are.
+* `facts(given)`: a table of names and values.
 * `document(title, *parts)`: a page of such tables, which runs no script.
 * `frame(page, height)`: such a page inside a notebook's output, in a sandbox of its own.
 * `fallback(readings)`: the same as a plain table, for code hosts, which take frames out.

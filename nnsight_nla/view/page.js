@@ -228,7 +228,7 @@
     if (token.more) head.append(el("span", "where", `… ${token.more.toLocaleString("en")} more characters`));
     if (same(pinned, { r, i })) head.append(el("span", "pin", "pinned"));
     const said = el("div", "said");
-    if (token.err !== undefined) said.append(el("p", "none", `No text: this vector ${token.err}`));
+    if (token.err !== undefined) said.append(el("p", "none", `No text, because this vector ${token.err}`));
     else if (token.x === undefined) said.append(el("p", "unread", "This position was not read."));
     else said.append(...paragraphs(token.x, against && against.x, r === 0 ? "del" : "ins"));
     made.append(head, said);
@@ -305,7 +305,7 @@
       button.addEventListener("click", () => pin({ r, i }, true));
       list.append(el("li", "", button));
     }
-    box.append(hits.length ? list : el("p", "hint", "No explanation says this."));
+    box.append(hits.length ? list : el("p", "hint", "No matches."));
     if (hits.length > 100) box.append(el("p", "hint", `and ${hits.length - 100} more`));
     return box;
   }

@@ -63,7 +63,7 @@ def claims(record: Mapping[str, Any]) -> str:
     for part in parts:
         figures = f"{part['carries']:+.3f}", _bar(part["carries"], most), f"{part['alone']:.3f}"
         rows.append([*figures, part["text"]])
-    caption = f"cosine {record['cosine']:.3f}; what it loses without each part"
+    caption = f"cosine {record['cosine']:.3f}; change without each part"
     head = ("carries", "", "alone", "part")
     return table(head, rows, caption=caption, heading=_CLAIM, cell=_CLAIM)
 

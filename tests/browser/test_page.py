@@ -136,7 +136,7 @@ def test_search_marks_its_hits_in_the_text_and_in_the_explanation(show):
     assert details(page).locator(".said mark").all_inner_texts() == ["city", "CITY"]
     page.fill("#query", "nowhere")
     expect(page.locator(".t.hit")).to_have_count(0)
-    expect(details(page)).to_contain_text("No explanation says this.")
+    expect(details(page)).to_contain_text("No matches.")
 
 
 def test_enter_goes_from_hit_to_hit_and_round(show, reading):
@@ -234,7 +234,7 @@ def test_what_was_not_read_and_what_failed(show):
     page.click("#t0-1", force=True)
     expect(details(page)).not_to_contain_text("pinned")
     page.hover("#t0-2")
-    expect(details(page)).to_contain_text("No text: this vector is zero")
+    expect(details(page)).to_contain_text("No text, because this vector is zero")
     page.hover("#t0-4")
     expect(details(page)).to_contain_text("position 4: noisy")
     expect(details(page)).to_contain_text("reconstructionweak")

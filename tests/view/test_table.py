@@ -166,7 +166,7 @@ def test_the_table_of_claims():
     html = view.claims({"cosine": 0.5, "parts": [claim("one", 0.4), claim("two", -0.1)]})
     page = Page(html)
     assert page.cells == [
-        "cosine 0.500; what it loses without each part", "carries", "", "alone", "part",
+        "cosine 0.500; change without each part", "carries", "", "alone", "part",
         "+0.400", "", "0.250", "one", "-0.100", "", "0.250", "two",
     ]  # fmt: skip
     assert page.depth == 0
