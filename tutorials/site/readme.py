@@ -31,9 +31,9 @@ def gallery() -> str:
     ]
     cells += [""] * (-len(cells) % COLUMNS)
     rows = [cells[at : at + COLUMNS] for at in range(0, len(cells), COLUMNS)]
-    lines = [" | ".join(row) for row in rows]
-    lines.insert(1, " | ".join(["---"] * COLUMNS))
-    return "\n".join(f"| {line} |" for line in lines)
+    lines = ["|".join(row) for row in rows]
+    lines.insert(1, "|".join(["---"] * COLUMNS))
+    return "\n".join(f"|{line}|" for line in lines)
 
 
 def parts() -> Iterator[tuple[str, str]]:
