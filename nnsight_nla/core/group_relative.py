@@ -6,9 +6,10 @@ reference by an estimate of the KL divergence from it.
 
 >>> import torch
 >>> rewards = torch.tensor([[0.0, 1.0], [5.0, 5.0]])
->>> advantages(rewards).round(decimals=3).tolist()
+>>> [[round(each, 3) for each in group] for group in advantages(rewards).tolist()]
 [[-0.707, 0.707], [0.0, 0.0]]
->>> k3(torch.tensor([0.0, -1.0]), torch.tensor([0.0, -2.0])).round(decimals=4).tolist()
+>>> estimates = k3(torch.tensor([0.0, -1.0]), torch.tensor([0.0, -2.0])).tolist()
+>>> [round(each, 4) for each in estimates]
 [0.0, 0.3679]
 """
 

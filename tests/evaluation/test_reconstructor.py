@@ -58,8 +58,8 @@ def test_inside_another_models_trace(model, nla):
 
 
 def test_what_overflows_is_an_error_and_no_nan(nla, monkeypatch):
-    head = nla._reconstructor._head.clone()
+    head = nla._reconstructor.head.clone()
     head[0, 0] = torch.inf
-    monkeypatch.setattr(nla._reconstructor, "_head", head)
+    monkeypatch.setattr(nla._reconstructor, "head", head)
     with pytest.raises(ReconstructionError, match=r"text 0 is not finite \(2 of 2 such\)"):
         nla.reconstruct(TEXTS[:2])

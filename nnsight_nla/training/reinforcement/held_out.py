@@ -109,7 +109,11 @@ def names_of(
         told = [row.label or row.text for row in rows.grounded.rows[:count]]
         names += by_text(rows.grounded.rows[:count])(told, told, rows.vectors)
         # As if every reconstruction were perfect: it tells whether there are candidates.
-        names += _matches(rows.grounded, told, lambda _, vectors: torch.zeros(len(vectors)))
+        names += _matches(
+            rows.grounded,
+            told,
+            lambda _, vectors: torch.zeros(len(vectors), dtype=torch.float32, device="cpu"),
+        )
     return [*names, *judges]
 
 

@@ -183,7 +183,8 @@ class Loop:
         pair = self.pair
         assert pair.reconstructor is not None
         rows = rollout.proper
-        groups = torch.tensor([number // rollout.draws for number in rows], dtype=torch.long)
+        draws = rollout.draws
+        groups = torch.tensor([n // draws for n in rows], dtype=torch.long, device="cpu")
         total = 0.0
         losses = reconstruction_losses(
             pair.reconstructor, pair.opened.tokenizer, pair.judge.template,

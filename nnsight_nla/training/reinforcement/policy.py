@@ -102,9 +102,11 @@ class Policy:
         """
         device = self.module.device
         width = max(map(len, ids))
-        padded = torch.tensor([[*each, *[each[-1]] * (width - len(each))] for each in ids])
-        drawn = torch.arange(width)[None] < torch.tensor([[len(each)] for each in ids])
-        padded, drawn, vectors = padded.to(device), drawn.to(device), vectors.to(device)
+        filled = [[*each, *[each[-1]] * (width - len(each))] for each in ids]
+        padded = torch.tensor(filled, device=device)
+        lengths = torch.tensor([[len(each)] for each in ids], device=device)
+        drawn = torch.arange(width, device=device)[None] < lengths
+        vectors = vectors.to(device)
         with recomputing(self.module, on=self._recompute and torch.is_grad_enabled()):
             if self.shares_prompts:
                 logits = self._shared(vectors, padded)

@@ -82,9 +82,10 @@ def rewarded(
     """
     proper = rollout.proper
     told = [rollout.texts[number] for number in proper]
-    rows = torch.tensor([number // rollout.draws for number in proper], dtype=torch.long)
+    number = torch.tensor(proper, dtype=torch.long, device="cpu")
+    rows = number // rollout.draws
     vectors = rollout.vectors[rows].float().cpu()
-    good = torch.zeros(len(told), dtype=torch.float32)
+    good = torch.zeros(len(told), dtype=torch.float32, device="cpu")
     parts: dict[str, float] = {}
     if told and settings.reconstruction:
         different = list(dict.fromkeys(told))
@@ -98,9 +99,10 @@ def rewarded(
             values = _checked(name, each.function(list(told), vectors.clone()), told, step)
             good += each.weight * values
             parts[name] = float(values.mean())
-    total = torch.full((len(rollout.texts),), FAILED)
-    total[torch.tensor(proper, dtype=torch.long)] = good
-    penalties = torch.tensor([length_penalty(each, settings) for each in rollout.lengths])
+    total = torch.full((len(rollout.texts),), FAILED, dtype=torch.float32, device="cpu")
+    total[number] = good
+    lost = [length_penalty(each, settings) for each in rollout.lengths]
+    penalties = torch.tensor(lost, dtype=torch.float32, device="cpu")
     parts["length_penalty"] = float(penalties.mean())
     return Rewarded(total - penalties, parts)
 
