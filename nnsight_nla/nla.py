@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .reading.records import Reading
     from .remote.ndif import HostStatus
     from .verbalize.decoding import Engine
+    from .verbalize.engine import EngineName
 
 
 class NLA:
@@ -75,7 +76,7 @@ class NLA:
 
     def __init__(
         self,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | None = None,
         *,
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
@@ -86,7 +87,9 @@ class NLA:
         batch_size: int | Literal["auto"] = "auto",
         target: TransformersModel | None = None,
         placement: Placement = "together",
-        engine: Engine = "fast",
+        engine: EngineName = "fast",
+        vllm: Mapping[str, Any] | None = None,
+        url: str | None = None,
         date: Date | None = None,
         av_options: Mapping[str, Any] | None = None,
         ar_options: Mapping[str, Any] | None = None,
@@ -96,7 +99,8 @@ class NLA:
 
         Args:
             av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
-                names its base), or a `TransformersModel`.
+                names its base), or a `TransformersModel`. With `url`, the server's own unless
+                given.
             ar: The reconstructor, in the same forms (see `models.reconstructor_files` for its file
                 layouts); `reconstruct`, `score`, `claims`, `direction` and trust labels need it.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
@@ -113,7 +117,11 @@ class NLA:
                 and reconstructor in memory at a time (see `models.memory`).
             engine: ``"fast"`` computes the shared prompt once per batch and drops finished rows;
                 ``"generate"`` is nnsight's own generation, the reference. Architectures that
-                ``"fast"`` does not support use ``"generate"``; `info` then says why.
+                ``"fast"`` does not support use ``"generate"``; `info` then says why. ``"vllm"`` is
+                vLLM, for many vectors or many users on GPUs; see `verbalize.vllm`.
+            vllm: Keyword arguments of vLLM's ``LLM``, as they are.
+            url: The address of a server that ``nnsight-nla serve`` started, for
+                ``engine="vllm"``: texts are generated there.
             date: The date to print, such as ``"2026-11-26"``, if the chat template prints one; by
                 default the checkpoint's own, otherwise today.
             av_options: Options for the verbalizer only, in addition to `load`.
@@ -133,12 +141,17 @@ class NLA:
         from .models.adapter import check_used
         from .models.memory import Memory
         from .models.open import OpenOptions, open_reconstructor, open_verbalizer
+        from .verbalize.engine import EngineOptions, engine_maker, served_source
 
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
         where = OpenOptions(target, remote, self._memory, load)
         av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
+        live = av is not None and not isinstance(av, str | Path)
+        chosen = EngineOptions({**load, **av_options}, vllm, url, live)
+        self._maker, self.url = engine_maker(engine, chosen), url
+        av = served_source(url) if av is None else av
         opened = open_verbalizer(
             av, where.with_load(av_options), checkpoint=checkpoint, peft=peft, date=date
         )
@@ -148,7 +161,8 @@ class NLA:
         if ar is not None:
             found = open_reconstructor(ar, where.with_load(ar_options), opened.checkpoint)
             self._reconstructor = Reconstructor(found, opened.checkpoint)
-        self._set_prompt(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
+        own = "generate" if engine == "generate" else "fast"
+        self._set_prompt(opened.checkpoint, opened.prompt, own, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         opened_ar = self.ar if self.has_reconstructor else None
         check_used(load, self.av, opened_ar)
@@ -158,7 +172,7 @@ class NLA:
         self.uid = pickling.enter(self)
 
     def _set_prompt(
-        self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
+        self, checkpoint: Checkpoint, prompt: Prompt, decoding: Engine, rows: int | None
     ) -> None:
         """Set the prompt, and everything that depends on it."""
         from .evaluation.trust_labels import TrustLabeller
@@ -166,8 +180,10 @@ class NLA:
         from .verbalize.verbalizer import Verbalizer
 
         self.checkpoint, self.prompt = checkpoint, prompt
-        self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=engine)
-        self.queue = Queue(self, self._verbalizer, rows, self.sampling.max_new_tokens)
+        self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=decoding)
+        self._engine = self._maker(self._verbalizer)
+        longest = self.sampling.max_new_tokens
+        self.queue = Queue(self, self._verbalizer, self._engine, rows, longest)
         self.labeller: TrustLabeller | None = None
         if self._reconstructor is not None:
             self.labeller = TrustLabeller(
@@ -484,6 +500,7 @@ class NLA:
         """
         with self.runtime.lock.held(), (self._reconstructor or self).runtime.lock.held():
             self._memory.unload()
+            self._engine.unload()
 
     def controls(
         self, n: int, *, like: Explanation | Tensor | None = None, seed: int = 0
@@ -686,7 +703,7 @@ class NLA:
         return {
             **self._verbalizer.info(),
             "sampling": vars(self.sampling),
-            "engine": self._verbalizer.engine_info(),
+            "engine": self._engine.engine_info(),
             "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
             "baseline": self.baseline.to_dict() if self.baseline else None,
             "source": dict(self.checkpoint.source),

@@ -127,6 +127,32 @@ class Verbalizer:
         layer = self.checkpoint.injection.layer
         return hosts.embedding(self.av) if layer is None else hosts.block(self.av, layer)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the AV computes in."""
+        return hosts.dtype_of(self.av)
+
+    def use(self) -> AbstractContextManager[Any]:
+        """Make ready to verbalize; see `Runtime.use`."""
+        return self.runtime.use()
+
+    def unload(self) -> None:
+        """Do nothing: the weights are the runtime's."""
+
+    def check_fits(self, sampling: Sampling) -> None:
+        """Check that the longest reply fits after the prompt.
+
+        Raises:
+            VerbalizationError: It does not fit in the context.
+        """
+        start = len(self.prompt.ids)
+        if start + sampling.max_new_tokens > self.context:
+            raise VerbalizationError(
+                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {start} tokens "
+                f"exceeds the verbalizer's context of {self.context}. "
+                f"Use Sampling(max_new_tokens={self.context - start}) or less."
+            )
+
     def verbalize(
         self,
         vectors: Float[Tensor, "rows d_model"],
@@ -148,13 +174,7 @@ class Verbalizer:
         Raises:
             VerbalizationError: The reply does not fit in the context.
         """
-        start = len(self.prompt.ids)
-        if start + sampling.max_new_tokens > self.context:
-            raise VerbalizationError(
-                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {start} tokens "
-                f"exceeds the verbalizer's context of {self.context}. "
-                f"Use Sampling(max_new_tokens={self.context - start}) or less."
-            )
+        self.check_fits(sampling)
         seeds = (
             []
             if sampling.greedy
@@ -341,16 +361,10 @@ class Verbalizer:
             settings["stopping_criteria"] = [ClosedRows(closed, start)]
             with contiguous_head(self.av):
                 sequences, marker = self._generate(vectors, given, settings)
-        ends = reply_ends(self.av, self.tokenizer)
         receipts = self._receipts(marker, vectors.float().cpu(), given)
         for row, ids in enumerate(sequences[:, start:].tolist()):
             # A row that is finished before the others goes on with pad tokens.
-            stop = next(
-                (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
-                len(ids),
-            )
-            end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
-            yield row, self._reply(ids[:stop], receipts[row], end=end)
+            yield row, self.reply(ids, receipts[row])
 
     def _generate(
         self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
@@ -380,6 +394,21 @@ class Verbalizer:
         angles = torch.where(given.cpu(), cosine(added, vectors), torch.nan)
         lengths = before.norm(dim=-1), after.norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
+
+    def reply(self, ids: list[int], receipt: tuple[float, float, float]) -> Reply:
+        """Return the reply in generated ids, up to its closing tag or its end.
+
+        Args:
+            ids: The tokens after the prompt; those after the reply's end are dropped.
+            receipt: The norms before and after writing, and the cosine with the vector.
+        """
+        ends, closed = reply_ends(self.av, self.tokenizer), Closing(self.tokenizer, CLOSE)
+        stop = next(
+            (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
+            len(ids),
+        )
+        end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
+        return self._reply(ids[:stop], receipt, end=end)
 
     def _reply(
         self, ids: list[int], receipt: tuple[float, float, float], *, end: int | None
