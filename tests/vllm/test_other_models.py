@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from transformers import AutoTokenizer
 
 from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from tests.helpers import families
@@ -45,15 +46,10 @@ def test_an_adapter_with_two_slots_at_the_embedding_on_two_ranks(on_vllm, adapte
 
 def test_a_block_that_returns_the_residual_itself(on_vllm, vectors, tmp_path):
     folder = families.save(tmp_path / "gpt2", "gpt2", pad_is_eos=False)
-    tokenizer_marker = "㈎"
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    marker = tokenizer.encode("!", add_special_tokens=False)
-    assert len(marker) == 1, tokenizer_marker
+    (marker,) = AutoTokenizer.from_pretrained(folder).encode("!", add_special_tokens=False)
     checkpoint = Checkpoint(
         layer=2, d_model=128, template="Say{injection_char} it.", marker="!",
-        marker_id=marker[0], injection=Injection("add", "block", 1, 3.0),
+        marker_id=marker, injection=Injection("add", "block", 1, 3.0),
     )  # fmt: skip
     options = {"checkpoint": checkpoint, "sampling": Sampling(max_new_tokens=12)}
     ours = on_vllm(folder, vllm={"max_model_len": families.CONTEXT}, **options)
