@@ -30,6 +30,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "critic.num_hidden_layers",
         "ar.num_hidden_layers",
     ),
+    "layers": ("extraction.layer_indices", "extraction.layers"),
     "d_model": ("d_model", "extraction.d_model"),
     "template": ("prompt_templates.av", "prompt_templates.actor", "prompt_templates.verbalizer"),
     "ar_template": (
@@ -213,6 +214,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_scale": injection.scale if replaces else None,
         "mse_scale": "sqrt_d_model",
     }
+    if fields["layers"] is not None:
+        extraction["layer_indices"] = list(fields["layers"])
     if fields["base_config"] is not None:
         extraction["base_config"] = fields["base_config"]
     if fields["baseline"] is not None:

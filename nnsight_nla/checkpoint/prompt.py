@@ -20,9 +20,14 @@ from typing import Any
 from ..core.numeric import is_unicode
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
-from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
+from .checkpoint import DEPTH_SLOT, LAYER_SLOT, MARKER_SLOT, Checkpoint
 from .dates import Clock
 from .reply import opened
+
+_LAYER_SLOTS = {
+    LAYER_SLOT: "the number of the layer",
+    DEPTH_SLOT: "the depth of the layer in percent of the target's blocks",
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,12 @@ class Prompt:
                 "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
             )
         content = checkpoint.template.replace(MARKER_SLOT, checkpoint.marker)
-        if DEPTH_SLOT in content:
-            raise CheckpointError(
-                f"{checkpoint.where('template')} still has {DEPTH_SLOT}, the depth of the layer in "
-                "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
-                f"put the number in place of {DEPTH_SLOT}."
-            )
+        for slot, what in _LAYER_SLOTS.items():
+            if slot in content:
+                raise CheckpointError(
+                    f"{checkpoint.where('template')} still has {slot}, {what}. Fill it in with "
+                    f"checkpoint.at_depth(blocks), or put the number in place of {slot}."
+                )
         clock = Clock(checkpoint.date)
         text = _rendered(content, checkpoint, tokenizer, clock)
         if not is_unicode(text):

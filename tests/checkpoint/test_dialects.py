@@ -195,6 +195,7 @@ def test_a_data_sets_sidecar_beside_its_parquet(tmp_path):
 REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
 WRONG: dict[str, tuple[Any, str]] = {
     "layer": ("twenty", "is 'twenty', expected a block number from 0."),
+    "layers": ([3, -1], "is (3, -1), expected block numbers from 0, the layer among them."),
     "d_model": ([4096], "is [4096], expected a width from 1."),
     "template": (7, "contains {injection_char} 0 times, expected at least once: 7."),
     "ar_template": (["x"], "contains {explanation} 0 times, expected exactly once: ['x']."),
@@ -259,7 +260,7 @@ def test_every_field_of_every_dialect_is_among_the_cases():
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
-    assert len(CASES) == 171
+    assert len(CASES) == 178
 
 
 MODE = "training.injection_mode is a replacement at the embedding, which contradicts"
