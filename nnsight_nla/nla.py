@@ -76,11 +76,11 @@ class NLA:
 
     def __init__(
         self,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | Sequence[str | Path],
         *,
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
-        peft: str | None = None,
+        peft: str | Path | Sequence[str | Path] | None = None,
         baseline: Baseline | None = None,
         remote: bool = False,
         sampling: Sampling | None = None,
@@ -98,12 +98,14 @@ class NLA:
 
         Args:
             av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
-                names its base), or a `TransformersModel`.
+                names its base), or a `TransformersModel`; or a list of adapters that were trained
+                one on top of the other, in that order (see `models.stacked`).
             ar: The reconstructor, in the same forms (see `models.reconstructor_files` for its file
                 layouts); `reconstruct`, `score`, `claims`, `direction` and trust labels need it.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
                 the vector is injected), or the path of another sidecar.
-            peft: The verbalizer as an adapter (id or folder) on the base model `av`.
+            peft: The verbalizer as an adapter (id or folder), or a list of them, on the base model
+                `av`.
             baseline: The denominator of every FVE; by default the checkpoint's own.
             remote: Run verbalizer and reconstructor on the configured NDIF host.
             sampling: The default for every `explain`; unless given, greedy with 200 new tokens.
@@ -137,7 +139,10 @@ class NLA:
         from .models.adapter import check_used
         from .models.memory import Memory
         from .models.open import OpenOptions, open_reconstructor, open_verbalizer
+        from .models.stacked import one_adapter
 
+        av = given["av"] = one_adapter(av)
+        peft = given["peft"] = one_adapter(peft)
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
@@ -191,7 +196,7 @@ class NLA:
     def on(
         cls,
         model: TransformersModel,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | Sequence[str | Path],
         *,
         ar: str | Path | TransformersModel | None = None,
         **options: Any,
@@ -204,7 +209,8 @@ class NLA:
 
         Args:
             model: The target, an nnsight model.
-            av: The verbalizer's PEFT adapter, a folder or a Hub id; or a separate model.
+            av: The verbalizer's PEFT adapter, a folder or a Hub id, or a list of them; or a
+                separate model.
             ar: The reconstructor's adapter (as PEFT stores it with a head, or ``ar_meta.json``); or
                 a separate model.
             options: As for `NLA`; options for nnsight apply to separate models only.

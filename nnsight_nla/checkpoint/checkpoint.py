@@ -70,6 +70,8 @@ class Checkpoint:
     system: str | None = None
     """The system message before the template; ``None`` means that none is given, and that the chat
     template may add its own."""
+    prefill: str | None = None
+    """The beginning of the reply, written after the rendered chat, such as ``<explanation>\\n``."""
     thinking: bool | None = None
     """The chat template's argument ``enable_thinking``; ``None`` means that it is not passed."""
     date: str | None = None
@@ -116,6 +118,7 @@ class Checkpoint:
             ("baseline", isinstance(given["baseline"], Baseline | None), "a Baseline(...)"),
             ("injection", isinstance(given["injection"], Injection), "an Injection(...)"),
             ("system", is_text(given["system"]), "a text"),
+            ("prefill", is_text(given["prefill"]), "a text"),
             ("thinking", isinstance(given["thinking"], bool | None), "True, False or None"),
             ("base_model", name is None or (isinstance(name, str) and name), "a model's name"),
             ("base_config", isinstance(given["base_config"], str | None), "a fingerprint"),

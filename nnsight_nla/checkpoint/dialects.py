@@ -44,6 +44,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "right_id": ("tokens.injection_right_neighbor_id",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
     "system": ("prompt_templates.av_system",),
+    "prefill": ("prompt_templates.av_prefill",),
     "thinking": ("training.enable_thinking",),
     "date": ("training.prompt_date",),
     "baseline": ("extraction.fve_baseline",),
@@ -223,6 +224,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     templates = {"av": fields["template"]}
     if fields["system"] is not None:
         templates["av_system"] = fields["system"]
+    if fields["prefill"] is not None:
+        templates["av_prefill"] = fields["prefill"]
     if fields["ar_template"] is not None:
         templates["ar"] = fields["ar_template"]
     training: dict[str, Any] = {

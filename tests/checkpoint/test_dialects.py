@@ -207,6 +207,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "base_model": (5, "is 5, expected a model's name."),
     "base_config": (5, "is 5, expected a fingerprint."),
     "system": (["Be brief."], "is ['Be brief.'], expected a text."),
+    "prefill": (["<explanation>"], "is ['<explanation>'], expected a text."),
     "thinking": ("off", "is 'off', expected True, False or None."),
     "date": ("today", "is 'today', expected a date such as '2026-11-26'."),
     "baseline": ("0.9", "is '0.9', expected a Baseline(...)."),
@@ -260,7 +261,7 @@ def test_every_field_of_every_dialect_is_among_the_cases():
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
-    assert len(CASES) == 178
+    assert len(CASES) == 185
 
 
 MODE = "training.injection_mode is a replacement at the embedding, which contradicts"
