@@ -64,6 +64,11 @@ class Travels(ExplainsAndReconstructs, Protocol):
         ...
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose residuals the verbalizer was trained on."""
+        ...
+
+    @property
     def spec(self) -> dict[str, Any] | None:
         """The arguments that it can be rebuilt from; ``None`` if one of them is a live model."""
         ...
@@ -136,7 +141,8 @@ def _ship_tracer(tracer: Any) -> Any:
 
 
 def _ship_nla(nla: Travels) -> tuple[Any, ...]:
-    return (wire.RemoteNLA, (nla.uid, nla.checkpoint.layer, nla.checkpoint.d_model))
+    checkpoint = nla.checkpoint
+    return (wire.RemoteNLA, (nla.uid, checkpoint.layer, checkpoint.d_model, nla.layers))
 
 
 def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:
@@ -233,6 +239,7 @@ def _restore_nla(
     nla = cast("Any", kind).__new__(kind)
     nla.checkpoint, nla.prompt, nla.sampling = about or (None, None, None)
     nla.uid, nla.spec, nla.runtime, nla.labeller = uid, None, None, None
+    nla._template, nla._by_layer = nla.checkpoint, {}
     nla.queue = Unavailable(
         "This NLA was built on a live model and then sent to another process, which does not have "
         "that model. Build it there: NLA(path_or_id)."

@@ -64,7 +64,7 @@ class Draw:
 
 def processor() -> type:
     """Return the logits processor class for vLLM; imports vLLM."""
-    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # pyright: ignore
 
     class VectorDraws(AdapterLogitsProcessor):
         def is_argmax_invariant(self) -> bool:

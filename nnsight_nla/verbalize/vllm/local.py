@@ -69,7 +69,7 @@ class LocalEngine:
         """
         if self._llm is not None:
             return
-        from vllm import LLM, ModelRegistry
+        from vllm import LLM, ModelRegistry  # pyright: ignore
 
         from .plugin import PREFIX, register
 
@@ -87,7 +87,7 @@ class LocalEngine:
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
         """Yield a request's number and the ids of its reply, in the order in which they finish."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore
 
         prompts = [
             {"prompt_embeds": each.rows, **({"cache_salt": each.salt} if each.salt else {})}
@@ -97,7 +97,8 @@ class LocalEngine:
             SamplingParams(**each.parameters(), extra_args=each.draw or None) for each in requests
         ]
         names = self._llm.enqueue(prompts, chosen, lora_request=self._adapter(), use_tqdm=False)
-        waiting = {name: number for number, name in enumerate(names)}
+        # vLLM adds random characters to the name of a request, and leaves them out of its outputs.
+        waiting = {name.partition("-")[0]: number for number, name in enumerate(names)}
         engine = self._llm.llm_engine
         try:
             while waiting:
@@ -106,7 +107,7 @@ class LocalEngine:
                         yield waiting.pop(output.request_id), list(output.outputs[0].token_ids)
         finally:
             if waiting:
-                engine.abort_request(list(waiting))
+                engine.abort_request([names[number] for number in waiting.values()], internal=True)
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
         """Return what was written for each of these vectors, as far as that is known."""
@@ -127,6 +128,6 @@ class LocalEngine:
         adapter = adapter_of(self._verbalizer)
         if adapter is None:
             return None
-        from vllm.lora.request import LoRARequest
+        from vllm.lora.request import LoRARequest  # pyright: ignore
 
         return LoRARequest(ADAPTER, 1, adapter)

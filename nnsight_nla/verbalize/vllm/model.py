@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 @lru_cache
 def _writing(name: str) -> type:
     """Return the subclass of the architecture in `name`; vLLM's processes find it by this name."""
-    from vllm import ModelRegistry
+    from vllm import ModelRegistry  # pyright: ignore
 
     base: Any = ModelRegistry.models[name.removeprefix(PREFIX)].load_model_cls()
 

@@ -15,7 +15,7 @@ _HOME = f"{__package__}.model"
 
 def register() -> None:
     """Register a model class for each architecture of vLLM; imports none of them."""
-    from vllm import ModelRegistry
+    from vllm import ModelRegistry  # pyright: ignore
 
     for name in list(ModelRegistry.get_supported_archs()):
         if not name.startswith(PREFIX):

@@ -29,8 +29,8 @@ class VerbalizerRoutes:
         if path not in (VERBALIZER, RECEIPTS):
             await self._app(scope, receive, send)
             return
-        from starlette.requests import Request
-        from starlette.responses import JSONResponse
+        from starlette.requests import Request  # pyright: ignore
+        from starlette.responses import JSONResponse  # pyright: ignore
 
         client = scope["app"].state.engine_client
         if path == VERBALIZER:
