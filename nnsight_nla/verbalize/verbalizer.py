@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicCache
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, complete, extract
+from ..checkpoint.reply import CLOSE, OPEN, complete, extract, first_line
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
@@ -239,7 +239,7 @@ class Verbalizer:
         vectors, given = vectors.float().cpu()[prefilled], given.cpu()[prefilled]
         settings = {
             "processors": sampling.processors(seeds),
-            "closed": Closing(self.tokenizer, CLOSE),
+            "closed": self._ending(sampling),
             "ends": reply_ends(self.av, self.tokenizer),
             "limit": sampling.max_new_tokens,
         }
@@ -258,7 +258,8 @@ class Verbalizer:
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
         return (
-            (row, self._reply(ids, receipts[int(rows[row])], end=end)) for row, ids, end in done
+            (row, self._reply(ids, receipts[int(rows[row])], end=end, sampling=sampling))
+            for row, ids, end in done
         )
 
     def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
@@ -325,7 +326,7 @@ class Verbalizer:
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
-        closed, start = Closing(self.tokenizer, CLOSE), len(self.prompt.ids)
+        closed, start = self._ending(sampling), len(self.prompt.ids)
         settings: dict[str, Any] = {"logits_processor": sampling.processors(seeds)}
         config = greedy(self.av, self.tokenizer, sampling.max_new_tokens)
         settings["generation_config"] = config
@@ -350,7 +351,7 @@ class Verbalizer:
                 len(ids),
             )
             end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
-            yield row, self._reply(ids[:stop], receipts[row], end=end)
+            yield row, self._reply(ids[:stop], receipts[row], end=end, sampling=sampling)
 
     def _generate(
         self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
@@ -381,13 +382,27 @@ class Verbalizer:
         lengths = before.norm(dim=-1), after.norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
+    def _ending(self, sampling: Sampling) -> Closing:
+        opened, upto = self.prompt.opened, sampling.upto
+        return Closing(self.tokenizer, CLOSE, opening=OPEN, opened=opened, upto=upto)
+
     def _reply(
-        self, ids: list[int], receipt: tuple[float, float, float], *, end: int | None
+        self,
+        ids: list[int],
+        receipt: tuple[float, float, float],
+        *,
+        end: int | None,
+        sampling: Sampling,
     ) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
-        opened = self.prompt.opened
+        opened, upto = self.prompt.opened, sampling.upto
         text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "length" if end is None else "eos"
+        if upto is not None and not closed:
+            # An end-of-sequence token ends a line, too.
+            finish = "cut" if end is not None or self._ending(sampling).is_cut(ids) else finish
+        if upto == "line":
+            text = first_line(text)
         drawn = array("i", ids if end is None else [*ids, end])
         return Reply(raw, text, finish, len(ids), *receipt, opened, drawn)
 

@@ -295,7 +295,7 @@ def test_info_wraps_and_says_a_place_once():
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     digest = Checkpoint.load(tiny.paths()["av"]).sidecar_hash
     assert digest in "".join(done.stdout.split())
-    assert "not given: system, thinking" in done.stdout
+    assert "not given: system, prefill, thinking" in done.stdout
     done = run("info", "ceselder/nanonla-l24-av-qwen3-8b", columns=80)
     assert done.stdout.count("preset") == 1
     assert "found at" not in done.stdout
