@@ -48,6 +48,7 @@ from .decoding import (
     rows_that_fit,
     unfit,
 )
+from .states import keeps_states, reach, repeat
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -188,6 +189,8 @@ class Verbalizer:
         """The reason for using nnsight's own ``generate``; ``None`` if decoding is fast."""
         if self.runtime.remote and self.av in _SEPARATE:
             return "the host runs blocks in another process than the model and its cache"
+        if self.runtime.remote and keeps_states(hosts.text_config(self.av)):
+            return "states are repeated and selected in local runs only"
         return "engine='generate' was requested" if self.engine == "generate" else unfit(self.av)
 
     def info(self) -> dict[str, Any]:
@@ -221,7 +224,9 @@ class Verbalizer:
         if self.runtime.remote:
             return AT_A_HOST
         prompt = len(self.prompt.ids)
-        rest = prompt if self.why_plain else prompt - self.prompt.marker_position
+        # Whether a model with states shares the prompt is known when it has run.
+        whole = self.why_plain or keeps_states(hosts.text_config(self.av))
+        rest = prompt if whole else prompt - self.prompt.marker_position
         return rows_that_fit(self.runtime, prompt=prompt, rest=rest, new_tokens=new_tokens)
 
     def _fast(
@@ -231,7 +236,7 @@ class Verbalizer:
 
         Returns:
             The replies; ``None`` if the host keeps the cache in another process, or the model
-            does not fill the cache.
+            does not fill the cache or does not continue from it.
         """
         different = _different(vectors, given)
         prefilled = list(dict.fromkeys(different))
@@ -250,7 +255,10 @@ class Verbalizer:
                 _SEPARATE.add(self.av)
                 return None
         else:
-            marker, logits, cache = self._prefill(vectors, given)
+            shared = self._shared()
+            if shared is None:
+                return None
+            marker, logits, cache = self._prefill(vectors, given, shared)
             if cache.get_seq_length() != len(self.prompt.ids):
                 return None
             cache = in_place(cache, rows, len(self.prompt.ids) + sampling.max_new_tokens)
@@ -262,21 +270,25 @@ class Verbalizer:
             for row, ids, end in done
         )
 
-    def _prefill(self, vectors: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Run the prompt with a vector in each row; return marker residuals, logits and cache."""
+    def _prefill(self, vectors: Tensor, given: Tensor, start: int) -> tuple[Tensor, Tensor, Any]:
+        """Run the prompt with a vector in each row, its first `start` tokens once.
+
+        Returns:
+            Residuals of the marker, logits, cache.
+        """
         model, ids = (
             cast("Any", hosts.module_of(self.av)),
             torch.tensor([self.prompt.ids], device="cpu"),
         )
         sites = self.prompt.sites
-        injection, site, start = self.checkpoint.injection, self.site, sites[0]
+        injection, site = self.checkpoint.injection, self.site
         rest = ids[:, start:].expand(len(vectors), -1).contiguous()
         options = {"use_cache": True, **hosts.only_last(self.av)}
         cache = DynamicCache(config=hosts.text_config(self.av))
         with torch.no_grad():
             if start:
                 model(input_ids=ids[:, :start].to(model.device), past_key_values=cache, **options)
-                cache.batch_repeat_interleave(len(vectors))
+                repeat(cache, len(vectors))
             with (
                 contiguous_head(self.av),
                 self.av.trace(rest, past_key_values=cache, **options),
@@ -284,9 +296,24 @@ class Verbalizer:
                 before = site.output
                 after = write(before, vectors, [each - start for each in sites], injection, given)
                 site.output = after
-                marker = nnsight.save(torch.stack([before[:, 0], after[:, 0]]).float().cpu())
+                at = sites[0] - start
+                marker = nnsight.save(torch.stack([before[:, at], after[:, at]]).float().cpu())
                 logits = nnsight.save(self.av.output.logits[:, -1])
         return marker, logits, cache
+
+    def _shared(self) -> int | None:
+        """Return how many tokens of the prompt are run once for all rows: those before the marker.
+
+        A model that starts several tokens from nothing, rather than from its states, runs the
+        prompt for each vector: 0. One that does so with every token cannot be decoded: ``None``.
+        """
+        model, config = hosts.module_of(self.av), hosts.text_config(self.av)
+        start = self.prompt.sites[0]
+        if not keeps_states(config):
+            return start
+        ids = torch.tensor([self.prompt.ids], device=cast("Any", model).device)
+        found = reach(model, config, ids, start)
+        return None if found == "none" else start if found == "several" else 0
 
     def _request(
         self, vectors: Tensor, given: Tensor, rows: Tensor, settings: dict[str, Any]
