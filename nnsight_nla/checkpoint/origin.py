@@ -125,6 +125,8 @@ class Origin:
         for name in ("norm", "kind"):
             found[name] = extraction.get(name)
             where[name] = f"extraction.{name} in {file}"
+        if found["norm"] is None:
+            found["norm"], where["norm"] = dialects.find_norm(tree), f"activation_norm in {file}"
         return Origin(**found, source=where)._without(extraction.get(_ASSUMED))
 
     @staticmethod

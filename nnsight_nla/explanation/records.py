@@ -77,8 +77,8 @@ class Reply(HasFormer):
     """The reply as generated, with its tags, without special tokens."""
     text: str
     """The explanation between the tags; the whole reply if a tag is missing."""
-    finish: Literal["tag", "eos", "length"]
-    """What ended it: the closing tag, an end-of-sequence token, or ``max_new_tokens``."""
+    finish: Literal["tag", "eos", "length", "cut"]
+    """What ended it: the closing tag, an end-of-sequence token, ``max_new_tokens``, or ``upto``."""
     new_tokens: int
     """The number of generated tokens."""
     norm_before: float
@@ -97,6 +97,8 @@ class Reply(HasFormer):
     @property
     def problem(self) -> str | None:
         """Why it has no well-formed explanation; ``None`` if it has one."""
+        if self.finish == "cut":  # It may have neither tag.
+            return None if self.text else "the explanation is empty"
         return proper(complete(self.raw, self.opened))
 
 

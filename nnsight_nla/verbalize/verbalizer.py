@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicCache
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, complete, extract
+from ..checkpoint.reply import CLOSE, OPEN, complete, extract, first_line
 from ..core.injection import write
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
@@ -264,7 +264,7 @@ class Verbalizer:
         vectors, given = vectors.float().cpu()[prefilled], given.cpu()[prefilled]
         settings = {
             "processors": sampling.processors(seeds),
-            "closed": Closing(self.tokenizer, CLOSE),
+            "closed": self._ending(sampling),
             "ends": reply_ends(self.av, self.tokenizer),
             "limit": sampling.max_new_tokens,
         }
@@ -286,7 +286,8 @@ class Verbalizer:
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self._receipts(marker, vectors, given)
         return (
-            (row, self._reply(ids, receipts[int(rows[row])], end=end)) for row, ids, end in done
+            (row, self._reply(ids, receipts[int(rows[row])], end=end, sampling=sampling))
+            for row, ids, end in done
         )
 
     def _prefill(self, vectors: Tensor, given: Tensor, start: int) -> tuple[Tensor, Tensor, Any]:
@@ -372,7 +373,7 @@ class Verbalizer:
         self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
-        closed, start = Closing(self.tokenizer, CLOSE), len(self.prompt.ids)
+        closed, start = self._ending(sampling), len(self.prompt.ids)
         settings: dict[str, Any] = {"logits_processor": sampling.processors(seeds)}
         config = greedy(self.av, self.tokenizer, sampling.max_new_tokens)
         settings["generation_config"] = config
@@ -391,7 +392,7 @@ class Verbalizer:
         receipts = self._receipts(marker, vectors.float().cpu(), given)
         for row, ids in enumerate(sequences[:, start:].tolist()):
             # A row that is finished before the others goes on with pad tokens.
-            yield row, self.reply(ids, receipts[row])
+            yield row, self.reply(ids, receipts[row], sampling)
 
     def _generate(
         self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
@@ -422,28 +423,45 @@ class Verbalizer:
         lengths = before.norm(dim=-1), after.norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
-    def reply(self, ids: list[int], receipt: tuple[float, float, float]) -> Reply:
+    def reply(
+        self, ids: list[int], receipt: tuple[float, float, float], sampling: Sampling
+    ) -> Reply:
         """Return the reply in generated ids, up to its closing tag or its end.
 
         Args:
             ids: The tokens after the prompt; those after the reply's end are dropped.
             receipt: The norms before and after writing, and the cosine with the vector.
+            sampling: Says where the explanation ends.
         """
-        ends, closed = reply_ends(self.av, self.tokenizer), Closing(self.tokenizer, CLOSE)
+        ends, closed = reply_ends(self.av, self.tokenizer), self._ending(sampling)
         stop = next(
             (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
             len(ids),
         )
         end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
-        return self._reply(ids[:stop], receipt, end=end)
+        return self._reply(ids[:stop], receipt, end=end, sampling=sampling)
+
+    def _ending(self, sampling: Sampling) -> Closing:
+        opened, upto = self.prompt.opened, sampling.upto
+        return Closing(self.tokenizer, CLOSE, opening=OPEN, opened=opened, upto=upto)
 
     def _reply(
-        self, ids: list[int], receipt: tuple[float, float, float], *, end: int | None
+        self,
+        ids: list[int],
+        receipt: tuple[float, float, float],
+        *,
+        end: int | None,
+        sampling: Sampling,
     ) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
-        opened = self.prompt.opened
+        opened, upto = self.prompt.opened, sampling.upto
         text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "length" if end is None else "eos"
+        if upto is not None and not closed:
+            # An end-of-sequence token ends a line, too.
+            finish = "cut" if end is not None or self._ending(sampling).is_cut(ids) else finish
+        if upto == "line":
+            text = first_line(text)
         drawn = array("i", ids if end is None else [*ids, end])
         return Reply(raw, text, finish, len(ids), *receipt, opened, drawn)
 

@@ -28,7 +28,7 @@ class Scripted:
         said = self.verbalizer.tokenizer.encode("Hello", add_special_tokens=False)
         for row in reversed(range(len(vectors))):
             bad = row in self.lost
-            yield row, "was lost" if bad else self.verbalizer.reply(said, (1.0, 2.0, 1.0))
+            yield row, "was lost" if bad else self.verbalizer.reply(said, (1.0, 2.0, 1.0), sampling)
 
     def rows_that_fit(self, new_tokens):
         return 3

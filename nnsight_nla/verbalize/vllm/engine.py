@@ -134,13 +134,13 @@ class VllmEngine:
             if (receipt := self._receipt(measured)) is None:
                 unmeasured.append(row)
             else:
-                yield row, self._judged(ids, receipt, written=bool(given[row]))
+                yield row, self._judged(ids, receipt, sampling, bool(given[row]))
         # Their markers came out of the prefix cache, and the process has forgotten the receipts.
         again = [replace(requests[row], salt=uuid4().hex) for row in unmeasured]
         for number, ids, measured in self._finished(again):
             row, receipt = unmeasured[number], self._receipt(measured)
             found = (
-                LOST if receipt is None else self._judged(ids, receipt, written=bool(given[row]))
+                LOST if receipt is None else self._judged(ids, receipt, sampling, bool(given[row]))
             )
             yield row, found
 
@@ -183,12 +183,16 @@ class VllmEngine:
         return measured[sites[0]]
 
     def _judged(
-        self, ids: list[int], receipt: tuple[float, float, float], *, written: bool
+        self,
+        ids: list[int],
+        receipt: tuple[float, float, float],
+        sampling: Sampling,
+        written: bool,
     ) -> Reply | str:
         """Return the reply, or why the vector was not `written` as it had to be."""
         before, after, angle = receipt
         if not written:
-            return self._verbalizer.reply(ids, (before, after, math.nan))
+            return self._verbalizer.reply(ids, (before, after, math.nan), sampling)
         if not angle >= _LEAST_COSINE:
             return BENT.format(cosine=angle)
-        return self._verbalizer.reply(ids, receipt)
+        return self._verbalizer.reply(ids, receipt, sampling)
