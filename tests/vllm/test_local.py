@@ -14,7 +14,7 @@ WARM = Sampling(temperature=1.0, top_p=0.95, top_k=200, seed=7)
 @pytest.fixture(scope="module")
 def crowded(on_vllm) -> NLA:
     """An engine in need: prompts in chunks of 64 tokens, and a cache that is too small."""
-    scheduler = {"max_num_batched_tokens": 64, "max_num_seqs": 64, "num_gpu_blocks_override": 160}
+    scheduler = {"max_num_batched_tokens": 64, "max_num_seqs": 64, "num_gpu_blocks_override": 48}
     return on_vllm(vllm={**scheduler, "disable_log_stats": False})
 
 

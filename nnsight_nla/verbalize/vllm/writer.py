@@ -101,7 +101,8 @@ class Writer:
         if isinstance(output, Tensor):
             output[index] = self._written(module, output[index])
             return output
-        if not (isinstance(output, tuple) and [type(part) for part in output] == [Tensor, Tensor]):
+        pair = isinstance(output, tuple) and len(output) == 2
+        if not pair or not all(isinstance(part, Tensor) for part in output):
             raise CheckpointError(
                 f"A {type(module).__name__} of vLLM returns {type(output).__name__}; expected the "
                 "residual, or (delta, residual). Use engine='fast'."
