@@ -3,21 +3,30 @@
 from dataclasses import replace
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from tests.helpers import families
-from tests.models.test_adapter import lora
 
+AV = tiny.paths()["av"]
 SHORT = Sampling(max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """A verbalizer that is a LoRA adapter on the tiny target, with two slots at the embedding."""
-    folder = lora(tmp_path_factory.mktemp("av"))
-    sidecar = (tiny.paths()["av"] / "nla_meta.yaml").read_text("utf-8")
-    (folder / "nla_meta.yaml").write_text(sidecar, "utf-8")
+    """A LoRA adapter on the tiny verbalizer, with random matrices that change every text."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(AV, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(base, config)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data.normal_(std=0.15)
+    folder = tmp_path_factory.mktemp("av")
+    model.save_pretrained(folder)
+    (folder / "nla_meta.yaml").write_text((AV / "nla_meta.yaml").read_text("utf-8"), "utf-8")
     return folder
 
 
@@ -26,22 +35,20 @@ def test_an_adapter_with_two_slots_at_the_embedding_on_two_ranks(on_vllm, adapte
     slot = "<concept>{injection_char}</concept>"
     described = replace(
         described,
-        template=f"Here: {slot} and again: {slot}",
-        injection=Injection("replace", "embedding", None, 12.0),
+        template=described.template.replace(slot, f"{slot} and {slot}"),
+        injection=Injection("replace", "embedding", None, 40.0),
     )
     options = {"checkpoint": described, "sampling": SHORT}
-    target = tiny.paths()["target"]
-    ours = on_vllm(target, peft=str(adapter), vllm={"tensor_parallel_size": 2}, **options)
-    theirs = NLA(target, peft=str(adapter), dtype="float32", **options)
+    ours = on_vllm(peft=str(adapter), vllm={"tensor_parallel_size": 2}, **options)
+    theirs = NLA(AV, peft=str(adapter), dtype="float32", **options)
     assert len(theirs.prompt.sites) == 2
     found, expected = ours.explain(vectors[:64]), theirs.explain(vectors[:64])
     assert found.raw == expected.raw
     assert len(set(expected.raw)) > 5
-    assert found.receipt.norm_after == pytest.approx([12.0] * 64, rel=1e-4)
+    assert found.receipt.norm_after == pytest.approx([40.0] * 64, rel=1e-4)
     assert ours.explain_nothing().raw == theirs.explain_nothing().raw
     # The adapter acts: without it, other texts.
-    alone = NLA(target, dtype="float32", **options)
-    assert alone.explain(vectors[:64]).raw != expected.raw
+    assert NLA(AV, dtype="float32", **options).explain(vectors[:64]).raw != expected.raw
 
 
 def test_a_block_that_returns_the_residual_itself(on_vllm, vectors, tmp_path):
