@@ -11,9 +11,11 @@ Example::
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
@@ -26,6 +28,7 @@ from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.dates import Date
 from .checkpoint.origin import Claims, Origin
 from .checkpoint.prompt import Prompt
+from .checkpoint.question import first_prompt
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
 from .core.sampling import Sampling
@@ -38,6 +41,7 @@ from .explanation.arguments import (
     check_vectors,
     flat_texts,
 )
+from .explanation.asked import Asked, Asker, AskOptions, check_asks, check_explains, grouped
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation, check_handle
 from .explanation.padding import check_padding, placed
@@ -161,6 +165,7 @@ class NLA:
         self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
     ) -> None:
         """Set the prompt, and everything that depends on it."""
+        from .evaluation.answer_controls import AnswerLabeller
         from .evaluation.trust_labels import TrustLabeller
         from .verbalize.pending import Queue
         from .verbalize.verbalizer import Verbalizer
@@ -168,8 +173,14 @@ class NLA:
         self.checkpoint, self.prompt = checkpoint, prompt
         self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=engine)
         self.queue = Queue(self, self._verbalizer, rows, self.sampling.max_new_tokens)
-        self.labeller: TrustLabeller | None = None
-        if self._reconstructor is not None:
+        self.labeller: TrustLabeller | AnswerLabeller | None = None
+        self._asker = Asker(
+            checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
+        )
+        self.question: AskOptions | None = None
+        if checkpoint.asks:
+            self.labeller = AnswerLabeller(self.queue)
+        elif self._reconstructor is not None:
             self.labeller = TrustLabeller(
                 self._reconstructor, self.queue, self.sampling, self.baseline, self._verbalizer
             )
@@ -218,7 +229,7 @@ class NLA:
         checkpoint = self.checkpoint.on_date(date)
         other = object.__new__(type(self))
         vars(other).update(vars(self))
-        prompt = Prompt.render(checkpoint, self.av.tokenizer)
+        prompt = first_prompt(checkpoint, self.av.tokenizer)
         other._set_prompt(checkpoint, prompt, self._verbalizer.engine, self.queue.known_batch_size)
         other.spec = None if self.spec is None else {**self.spec, "date": prompt.date}
         other.uid = pickling.enter(other)
@@ -435,6 +446,8 @@ class NLA:
             NLAWarning: Vectors were read at padding, in a trace.
         """
         check_vectors(vectors, self.checkpoint.d_model)
+        if self.question is None:
+            check_explains(self.checkpoint, self.name)
         options: CaptureOptions = {
             "tokens": tokens,
             "positions": positions,
@@ -453,13 +466,107 @@ class NLA:
             options["padding"] = check_padding(vectors)
         shape = tuple(vectors.shape[:-1])
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
-        capture = self.capture(flat, shape, **options)
+        if self.question is None:
+            return Explanation.of(self.capture(flat, shape, **options), shape)
+        flat = None if flat is None else flat[:, None]
+        slots = (1,) * math.prod(shape)
+        capture = self.capture(flat, shape, question=self.question, slots=slots, **options)
         return Explanation.of(capture, shape)
+
+    def ask(
+        self,
+        vectors: Float[Tensor, "*shape slots d_model"] | Sequence[Float[Tensor, "slots d_model"]],
+        questions: Nested[str],
+        *,
+        choices: Sequence[str] | None = None,
+        layer: int | None = None,
+        tokens: Any = None,
+        positions: Any = None,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        origin: Origin | None = None,
+        claims: Claims = "check",
+    ) -> Explanation:
+        """Ask an activation oracle about vectors, and return a handle on its answers.
+
+        As with `explain`, the answers are generated when one is first read, in any trace or
+        outside of one. ``handle.trust`` says what the oracle answers without the vectors.
+
+        Args:
+            vectors: Raw residuals, one for each slot of the prompt: ``[*shape, slots, d_model]``,
+                such as ``residual[0, -3:]``; or a list of tensors with different numbers of slots.
+                ``[d_model]`` is one slot.
+            questions: One question, or one for each, in `shape`.
+            choices: Words to choose from, such as ``["Yes", "No"]``. Nothing is generated: the
+                handle's `probabilities` are those of the choices' first tokens, normalised, and its
+                text is the likeliest.
+            layer: The block that the vectors are the output of, which many oracles are told; by
+                default ``checkpoint.layer``. See ``nla.layer(model)``.
+            tokens: The token of each row's last vector, of shape `shape`.
+            positions: Its position.
+            samples: Answers per row; more than 1 needs a temperature above 0.
+            sampling: How tokens are chosen, for this call.
+            origin: What the vectors are; see `explain`.
+            claims: ``"ignore"`` asks about vectors of a different origin anyway.
+
+        Returns:
+            A handle of shape `shape`.
+
+        Raises:
+            CheckpointError: This NLA explains vectors and cannot be asked.
+            InjectionError: `vectors` are not floating-point tensors of the right width.
+            VerbalizationError: A question is empty or does not fit in the context, the oracle was
+                not trained on `layer`, or `choices` are not words with different first tokens.
+        """
+        check_asks(self.checkpoint, self.name)
+        flat, slots, shape = grouped(vectors, self.checkpoint.d_model)
+        question: AskOptions = {"questions": questions, "choices": choices, "layer": layer}
+        kind = "direction" if isinstance(vectors, wire.Direction) else None
+        capture = self.capture(
+            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling,
+            origin=origin, claims=claims, kind=kind, question=question, slots=slots,
+        )  # fmt: skip
+        return Explanation.of(capture, shape)
+
+    def asking(
+        self,
+        question: str,
+        *,
+        choices: Sequence[str] | None = None,
+        layer: int | None = None,
+    ) -> Self:
+        """Return this oracle with a question, for everything that explains: `read`, experiments.
+
+        Its ``explain(vectors)`` is ``ask(vectors[..., None, :], question)``; both share models and
+        weights.
+
+        Args:
+            question: The question about each vector.
+            choices: As for `ask`.
+            layer: As for `ask`.
+
+        Raises:
+            CheckpointError: This NLA explains vectors and cannot be asked.
+            VerbalizationError: Question, choices or layer do not fit.
+        """
+        options: AskOptions = {"questions": question, "choices": choices, "layer": layer}
+        self._asked(options, (1,), (), None)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other.question, other.spec = options, None
+        other.uid = pickling.enter(other)
+        return other
 
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""
         blank = torch.zeros(1, self.checkpoint.d_model, dtype=torch.float32, device="cpu")
-        capture = Capture(self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller)
+        if self.question is None:
+            check_explains(self.checkpoint, self.name)
+        asked = None if self.question is None else self._asked(self.question, (1,), (), None)
+        blank = blank if asked is None else blank[None]
+        capture = Capture(
+            self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller, asked=asked
+        )
         return Explanation.of(capture, ())
 
     def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
@@ -712,14 +819,49 @@ class NLA:
         return self
 
     def capture(
-        self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
+        self,
+        flat: Tensor | None,
+        shape: tuple[int, ...],
+        *,
+        question: AskOptions | None = None,
+        slots: Sequence[int] = (),
+        **options: Unpack[CaptureOptions],
     ) -> Capture:
-        """Check the options of one ``explain()`` call and record its vectors."""
+        """Check the options of one ``explain()`` or ``ask()`` call and record its vectors.
+
+        Args:
+            flat: The vectors; ``None`` under fake tensors.
+            shape: The handle's shape.
+            question: What is asked about them.
+            slots: The number of vectors of each row, if a question is asked.
+            options: The other options.
+        """
         tokenizer = None if self.runtime is None else self.av.tokenizer
+        checkpoint = self.checkpoint
+        if question is not None:
+            asked = self._asked(question, slots, shape, options.get("sampling"))
+            checkpoint = replace(checkpoint, layer=asked.layer)
+            options["asked"] = asked
         return captured(
             flat, shape, self.queue, self.labeller, self.sampling, tokenizer,
-            checkpoint=self.checkpoint, **options,
+            checkpoint=checkpoint, **options,
         )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The verbalizer's name, for messages."""
+        return "This NLA" if self.runtime is None else self.runtime.name  # pyright: ignore[reportUnnecessaryComparison]
+
+    def _asked(
+        self,
+        question: AskOptions,
+        slots: Sequence[int],
+        shape: tuple[int, ...],
+        sampling: Sampling | None,
+    ) -> Asked:
+        """Check a question and render its prompt."""
+        chosen = check_sampling(sampling) or self.sampling
+        return self._asker.asked(slots=slots, shape=shape, sampling=chosen, **question)
 
     def _check_origin(self, handle: object, insist: str) -> None:
         """Refuse a handle on vectors of another model or block than this NLA's."""

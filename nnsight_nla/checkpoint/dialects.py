@@ -48,6 +48,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "baseline": ("extraction.fve_baseline",),
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
     "base_config": ("extraction.base_config",),
+    "layers": ("extraction.layer_indices",),
 }
 """Field of a `Checkpoint` to the keys it is read from; a dot goes one mapping down."""
 ROLES = {
@@ -55,7 +56,7 @@ ROLES = {
     "reconstructor": ("ar", "critic", "reconstructor"),
 }
 """What a sidecar is of, to the values of its key ``role``."""
-_REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
+_REQUIRED = ("layer", "d_model", "template")
 _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
 _MODE_LAYER = "training.injection_layer"
@@ -79,7 +80,9 @@ def read_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
         CheckpointError: The sidecar is not supported, contradictory or incomplete.
     """
     fields, source = find_fields(check_supported(content, file), file)
-    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in _REQUIRED if name not in fields]
+    absent = [name for name in _REQUIRED if name not in fields]
+    absent += ["marker"] if fields.keys().isdisjoint(("marker", "marker_id")) else []
+    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in absent]
     if missing:
         raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
     return fields, source
@@ -213,6 +216,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_scale": injection.scale if replaces else None,
         "mse_scale": "sqrt_d_model",
     }
+    if fields["layers"] is not None:
+        extraction["layer_indices"] = list(fields["layers"])
     if fields["base_config"] is not None:
         extraction["base_config"] = fields["base_config"]
     if fields["baseline"] is not None:

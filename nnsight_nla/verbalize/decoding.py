@@ -139,12 +139,14 @@ class Closing:
     token; if it does, the end of the row is decoded.
     """
 
-    def __init__(self, tokenizer: Any, tag: str) -> None:
+    def __init__(self, tokenizer: Any, tag: str | None) -> None:
         self.tokenizer, self.tag = tokenizer, tag
         self.may_close: dict[int, bool] = {}
 
     def __call__(self, ids: list[int]) -> bool:
-        """Return whether the text of the last `ids` contains the tag."""
+        """Return whether the text of the last `ids` contains the tag; without a tag, never."""
+        if self.tag is None:
+            return False
         last = ids[-1]
         if last not in self.may_close:
             self.may_close[last] = self.tag[-1] in self.tokenizer.decode([last])
