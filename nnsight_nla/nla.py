@@ -15,7 +15,6 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
 
@@ -28,9 +27,9 @@ from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.dates import Date
 from .checkpoint.origin import Claims, Origin
 from .checkpoint.prompt import Prompt
-from .checkpoint.question import first_prompt
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
+from .core.numeric import is_int
 from .core.sampling import Sampling
 from .errors import CheckpointError, NLAWarning
 from .evaluation import controls as _controls
@@ -79,11 +78,11 @@ class NLA:
 
     def __init__(
         self,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | Sequence[str | Path],
         *,
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
-        peft: str | None = None,
+        peft: str | Path | Sequence[str | Path] | None = None,
         baseline: Baseline | None = None,
         remote: bool = False,
         sampling: Sampling | None = None,
@@ -92,6 +91,7 @@ class NLA:
         placement: Placement = "together",
         engine: Engine = "fast",
         date: Date | None = None,
+        layer: int | None = None,
         av_options: Mapping[str, Any] | None = None,
         ar_options: Mapping[str, Any] | None = None,
         **load: Any,
@@ -100,12 +100,14 @@ class NLA:
 
         Args:
             av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
-                names its base), or a `TransformersModel`.
+                names its base), or a `TransformersModel`; or a list of adapters that were trained
+                one on top of the other, in that order (see `models.stacked`).
             ar: The reconstructor, in the same forms (see `models.reconstructor_files` for its file
                 layouts); `reconstruct`, `score`, `claims`, `direction` and trust labels need it.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
                 the vector is injected), or the path of another sidecar.
-            peft: The verbalizer as an adapter (id or folder) on the base model `av`.
+            peft: The verbalizer as an adapter (id or folder), or a list of them, on the base model
+                `av`.
             baseline: The denominator of every FVE; by default the checkpoint's own.
             remote: Run verbalizer and reconstructor on the configured NDIF host.
             sampling: The default for every `explain`; unless given, greedy with 200 new tokens.
@@ -120,6 +122,8 @@ class NLA:
                 ``"fast"`` does not support use ``"generate"``; `info` then says why.
             date: The date to print, such as ``"2026-11-26"``, if the chat template prints one; by
                 default the checkpoint's own, otherwise today.
+            layer: The block to read, for a verbalizer that was trained on several; by default the
+                checkpoint's `layer`. See `at_layer`.
             av_options: Options for the verbalizer only, in addition to `load`.
             ar_options: Options for the reconstructor only, in addition to `load`; for example, with
                 a live verbalizer, ``NLA(av, ar=path, ar_options={"dtype": "bfloat16"})``.
@@ -137,7 +141,10 @@ class NLA:
         from .models.adapter import check_used
         from .models.memory import Memory
         from .models.open import OpenOptions, open_reconstructor, open_verbalizer
+        from .models.stacked import one_adapter
 
+        av = given["av"] = one_adapter(av)
+        peft = given["peft"] = one_adapter(peft)
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
@@ -146,18 +153,23 @@ class NLA:
         opened = open_verbalizer(
             av, where.with_load(av_options), checkpoint=checkpoint, peft=peft, date=date
         )
-        self.runtime, self.baseline = opened.runtime, check_baseline(baseline)
-        self.baseline = self.baseline or opened.checkpoint.baseline
-        self._reconstructor: Reconstructor | None = None
+        self.runtime, self._template = opened.runtime, opened.template
+        self._own_baseline = check_baseline(baseline) or opened.checkpoint.baseline
+        self._own_ar: Reconstructor | None = None
         if ar is not None:
             found = open_reconstructor(ar, where.with_load(ar_options), opened.checkpoint)
-            self._reconstructor = Reconstructor(found, opened.checkpoint)
+            self._own_ar = Reconstructor(found, opened.checkpoint)
+        self._by_layer: dict[int, NLA] = {}
+        self.question: AskOptions | None = None
         self._set_prompt(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         opened_ar = self.ar if self.has_reconstructor else None
         check_used(load, self.av, opened_ar)
         check_used(av_options, self.av)
         check_used(ar_options, opened_ar)
+        if layer is not None:
+            self._by_layer = {}
+            self._read_layer(layer)
         self.spec = pickling.rebuildable({**given, "date": self.prompt.date})
         self.uid = pickling.enter(self)
 
@@ -171,13 +183,17 @@ class NLA:
         from .verbalize.verbalizer import Verbalizer
 
         self.checkpoint, self.prompt = checkpoint, prompt
+        self._by_layer[checkpoint.layer] = self
+        # A reconstructor reconstructs the residuals of one block, which its baseline is of.
+        own = checkpoint.layer == self._template.layer
+        self._reconstructor = self._own_ar if own else None
+        self.baseline = self._own_baseline if own else None
         self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=engine)
         self.queue = Queue(self, self._verbalizer, rows, self.sampling.max_new_tokens)
         self.labeller: TrustLabeller | AnswerLabeller | None = None
         self._asker = Asker(
             checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
         )
-        self.question: AskOptions | None = None
         if checkpoint.asks:
             self.labeller = AnswerLabeller(self.queue)
         elif self._reconstructor is not None:
@@ -189,7 +205,7 @@ class NLA:
     def on(
         cls,
         model: TransformersModel,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | Sequence[str | Path],
         *,
         ar: str | Path | TransformersModel | None = None,
         **options: Any,
@@ -202,7 +218,8 @@ class NLA:
 
         Args:
             model: The target, an nnsight model.
-            av: The verbalizer's PEFT adapter, a folder or a Hub id; or a separate model.
+            av: The verbalizer's PEFT adapter, a folder or a Hub id, or a list of them; or a
+                separate model.
             ar: The reconstructor's adapter (as PEFT stores it with a head, or ``ar_meta.json``); or
                 a separate model.
             options: As for `NLA`; options for nnsight apply to separate models only.
@@ -226,14 +243,67 @@ class NLA:
         Raises:
             CheckpointError: It is not a date.
         """
-        checkpoint = self.checkpoint.on_date(date)
+        other = self._copied()
+        other._template, other._by_layer = self._template.on_date(date), {}
+        other._read_layer(self.checkpoint.layer)
+        return other._entered(date=other.prompt.date)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose residuals the verbalizer was trained on."""
+        return self._template.layers or (self._template.layer,)
+
+    def at_layer(self, layer: int) -> NLA:
+        """Return this NLA for the residuals of another block; both share models and weights.
+
+        The slots ``{layer}`` and ``{depth_pct}`` of the template are filled in for this block. A
+        reconstructor belongs to one block: at the others, there are no scores and no trust labels.
+
+        Args:
+            layer: One of `layers`.
+
+        Raises:
+            CheckpointError: The verbalizer was not trained on this block.
+        """
+        if is_int(layer) and layer in self._by_layer:
+            return self._by_layer[layer]
+        other = self._copied()
+        other._read_layer(layer)
+        return other._entered(layer=layer)
+
+    def _copied(self) -> Self:
         other = object.__new__(type(self))
         vars(other).update(vars(self))
-        prompt = first_prompt(checkpoint, self.av.tokenizer)
-        other._set_prompt(checkpoint, prompt, self._verbalizer.engine, self.queue.known_batch_size)
-        other.spec = None if self.spec is None else {**self.spec, "date": prompt.date}
-        other.uid = pickling.enter(other)
         return other
+
+    def _read_layer(self, layer: int) -> None:
+        """Set the prompt for another block, and everything that depends on it."""
+        from .models.open import prompt_of
+
+        engine, rows = self._verbalizer.engine, self.queue.known_batch_size
+        checkpoint, prompt = prompt_of(self._template.at_layer(layer), self.av)
+        self._set_prompt(checkpoint, prompt, engine, rows)
+
+    def _entered(self, **spec: Any) -> Self:
+        """Register a copy with the arguments in which it differs."""
+        self.spec = None if self.spec is None else {**self.spec, **spec}
+        self.uid = pickling.enter(self)
+        return self
+
+    def _for_layer(self, layer: int | None, claims: Claims) -> NLA:
+        """Return the NLA for a block; this one if the caller insists on a block not trained on."""
+        if layer is None:
+            return self
+        if claims == "ignore" and is_int(layer, 0) and layer not in self.layers:
+            return self
+        try:
+            return self.at_layer(layer)
+        except CheckpointError as error:
+            if not is_int(layer, 0):
+                raise
+            raise CheckpointError(
+                f"{error} To explain its residuals all the same, pass claims='ignore'."
+            ) from error
 
     @property
     def av(self) -> TransformersModel:
@@ -247,8 +317,8 @@ class NLA:
 
     @property
     def pending(self) -> tuple[Explanation, ...]:
-        """All handles that do not have a text yet, oldest first."""
-        return tuple(self.queue.pending())
+        """All handles that do not have a text yet, oldest first, layer by layer."""
+        return tuple(each for nla in self._by_layer.values() for each in nla.queue.pending())
 
     @property
     def batch_size(self) -> int:
@@ -257,7 +327,8 @@ class NLA:
 
     @batch_size.setter
     def batch_size(self, rows: int | Literal["auto"]) -> None:
-        self.queue.batch_size = batch_rows(rows)
+        for nla in self._by_layer.values():
+            nla.queue.batch_size = batch_rows(rows)
 
     @property
     def ar(self) -> TransformersModel:
@@ -269,23 +340,27 @@ class NLA:
         """Whether texts can be turned back into vectors."""
         return self._reconstructor is not None
 
-    def layer(self, model: Target) -> Any:
+    def layer(self, model: Target, layer: int | None = None, *, claims: Claims = "check") -> Any:
         """Return the envoy of block K of `model`; its ``.output`` is the residual.
 
         Args:
             model: The target. Inside its traces you can read and write ``.output``,
                 ``[batch, seq, d_model]``. For a TransformerLens `TransformerBridge`, the hook point
                 of the same residual is returned.
+            layer: Another block than K, of those that the verbalizer was trained on (`layers`).
+            claims: ``"ignore"`` returns any block.
 
         Raises:
             InjectionError: `model` is not a supported target, has a different width or no block K,
                 or is a bridge whose weights were folded or centred.
+            CheckpointError: The verbalizer was not trained on `layer`.
 
         Warns:
             NLAWarning: The name of `model` differs from that of the verbalizer's target; or the
                 running trace has prompts padded on the left, and `model` does not mask padding.
         """
-        envoy = targets.residual(model, self.checkpoint)
+        self._for_layer(layer, claims)
+        envoy = targets.residual(model, self.checkpoint, layer)
         targets.check_padding(model)
         if targets.is_foreign(model, self.checkpoint) and model not in self._other_base:
             self._other_base.add(model)
@@ -373,7 +448,7 @@ class NLA:
                 from the end), several, or a slice. The page shows the others without explanations.
             generate: Let the model first generate up to this many tokens, greedily, then read the
                 prompt and the reply.
-            layer: Read the output of this block instead of block K; needs ``claims="ignore"``.
+            layer: Read the output of this block instead of block K.
             claims: ``"ignore"`` allows a block that the verbalizer was not trained on; the warnings
                 and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
@@ -381,7 +456,8 @@ class NLA:
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
-            NLAError: `positions` or `generate` do not fit the text, or `layer` is not K.
+            NLAError: `positions` or `generate` do not fit the text, or the verbalizer was not
+                trained on `layer`.
         """
         from .reading import read as _read
 
@@ -407,6 +483,7 @@ class NLA:
         sampling: Sampling | None = None,
         origin: Origin | None = None,
         claims: Claims = "check",
+        layer: int | None = None,
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, and return a handle on their explanations.
@@ -429,6 +506,8 @@ class NLA:
                 stored in the handle.
             claims: ``"ignore"`` explains vectors of a different origin anyway; `warnings` then say
                 so.
+            layer: The block that they were read at, of those that the verbalizer was trained on
+                (`layers`); by default K. The prompt says which.
             at: What ``nla.positions(model, prompts)`` returns, for vectors ``[prompts, seq,
                 d_model]``: only the real tokens are explained, and `tokens` and `positions` are
                 filled in.
@@ -440,6 +519,7 @@ class NLA:
         Raises:
             InjectionError: `vectors` is not a floating-point tensor, has a different width or
                 origin than the verbalizer's training vectors, or does not fit `at`.
+            CheckpointError: The verbalizer was not trained on `layer`.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
 
         Warns:
@@ -455,6 +535,7 @@ class NLA:
             "sampling": sampling,
             "origin": origin,
             "claims": claims,
+            "layer": layer,
             "kind": "direction" if isinstance(vectors, wire.Direction) else None,
         }
         fake = _compat.is_fake(vectors)
@@ -513,18 +594,19 @@ class NLA:
             A handle of shape `shape`.
 
         Raises:
-            CheckpointError: This NLA explains vectors and cannot be asked.
+            CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
+                trained on `layer`.
             InjectionError: `vectors` are not floating-point tensors of the right width.
-            VerbalizationError: A question is empty or does not fit in the context, the oracle was
-                not trained on `layer`, or `choices` are not words with different first tokens.
+            VerbalizationError: A question is empty or does not fit in the context, or `choices` are
+                not words with different first tokens.
         """
         check_asks(self.checkpoint, self.name)
         flat, slots, shape = grouped(vectors, self.checkpoint.d_model)
-        question: AskOptions = {"questions": questions, "choices": choices, "layer": layer}
+        question: AskOptions = {"questions": questions, "choices": choices}
         kind = "direction" if isinstance(vectors, wire.Direction) else None
         capture = self.capture(
             flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling,
-            origin=origin, claims=claims, kind=kind, question=question, slots=slots,
+            origin=origin, claims=claims, layer=layer, kind=kind, question=question, slots=slots,
         )  # fmt: skip
         return Explanation.of(capture, shape)
 
@@ -534,7 +616,7 @@ class NLA:
         *,
         choices: Sequence[str] | None = None,
         layer: int | None = None,
-    ) -> Self:
+    ) -> NLA:
         """Return this oracle with a question, for everything that explains: `read`, experiments.
 
         Its ``explain(vectors)`` is ``ask(vectors[..., None, :], question)``; both share models and
@@ -546,16 +628,17 @@ class NLA:
             layer: As for `ask`.
 
         Raises:
-            CheckpointError: This NLA explains vectors and cannot be asked.
-            VerbalizationError: Question, choices or layer do not fit.
+            CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
+                trained on `layer`.
+            VerbalizationError: Question or choices do not fit.
         """
-        options: AskOptions = {"questions": question, "choices": choices, "layer": layer}
-        self._asked(options, (1,), (), None)
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))
+        options: AskOptions = {"questions": question, "choices": choices}
+        read = self._for_layer(layer, "check")
+        read._asked(options, (1,), (), None)
+        other = read._copied()
         other.question, other.spec = options, None
-        other.uid = pickling.enter(other)
-        return other
+        other._by_layer = {other.checkpoint.layer: other}
+        return other._entered()
 
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""
@@ -577,9 +660,14 @@ class NLA:
                 `handles` is not a handle.
         """
         if handles is None:
-            self.queue.resolve([])
-        else:
-            self.queue.resolve_only(check_handles(handles))
+            for nla in list(self._by_layer.values()):
+                nla.queue.resolve([])
+            return
+        given = check_handles(handles)
+        queues = [nla.queue for nla in self._by_layer.values() if nla is not self]
+        for queue in queues:
+            queue.resolve_only([each for each in given if each.capture.queue is queue])
+        self.queue.resolve_only([each for each in given if each.capture.queue not in queues])
 
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
@@ -792,6 +880,7 @@ class NLA:
         """Return the settings of this NLA as plain data; never loads weights."""
         return {
             **self._verbalizer.info(),
+            "layers": list(self.layers),
             "sampling": vars(self.sampling),
             "engine": self._verbalizer.engine_info(),
             "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
@@ -836,15 +925,17 @@ class NLA:
             slots: The number of vectors of each row, if a question is asked.
             options: The other options.
         """
+        layer = options.get("layer")
+        if layer is not None and self.runtime is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            other = self._for_layer(layer, options.get("claims", "check"))
+            if other is not self:
+                return other.capture(flat, shape, question=question, slots=slots, **options)
         tokenizer = None if self.runtime is None else self.av.tokenizer
-        checkpoint = self.checkpoint
         if question is not None:
-            asked = self._asked(question, slots, shape, options.get("sampling"))
-            checkpoint = replace(checkpoint, layer=asked.layer)
-            options["asked"] = asked
+            options["asked"] = self._asked(question, slots, shape, options.get("sampling"))
         return captured(
             flat, shape, self.queue, self.labeller, self.sampling, tokenizer,
-            checkpoint=checkpoint, **options,
+            checkpoint=self.checkpoint, **options,
         )  # fmt: skip
 
     @property
@@ -870,6 +961,11 @@ class NLA:
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
+            if self._own_ar is not None:
+                raise CheckpointError(
+                    f"The reconstructor is of layer {self._template.layer}, and this NLA reads "
+                    f"layer {self.checkpoint.layer}. Use nla.at_layer({self._template.layer})."
+                )
             raise CheckpointError(
                 "This NLA has no reconstructor. Pass one: NLA(av, ar='path or id')."
             )

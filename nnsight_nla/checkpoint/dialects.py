@@ -30,6 +30,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "critic.num_hidden_layers",
         "ar.num_hidden_layers",
     ),
+    "layers": ("extraction.layer_indices", "extraction.layers"),
     "d_model": ("d_model", "extraction.d_model"),
     "template": ("prompt_templates.av", "prompt_templates.actor", "prompt_templates.verbalizer"),
     "ar_template": (
@@ -43,12 +44,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "right_id": ("tokens.injection_right_neighbor_id",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
     "system": ("prompt_templates.av_system",),
+    "prefill": ("prompt_templates.av_prefill",),
     "thinking": ("training.enable_thinking",),
     "date": ("training.prompt_date",),
     "baseline": ("extraction.fve_baseline",),
     "base_model": ("extraction.base_model", "base_model", "base_checkpoint"),
     "base_config": ("extraction.base_config",),
-    "layers": ("extraction.layer_indices",),
 }
 """Field of a `Checkpoint` to the keys it is read from; a dot goes one mapping down."""
 ROLES = {
@@ -225,6 +226,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     templates = {"av": fields["template"]}
     if fields["system"] is not None:
         templates["av_system"] = fields["system"]
+    if fields["prefill"] is not None:
+        templates["av_prefill"] = fields["prefill"]
     if fields["ar_template"] is not None:
         templates["ar"] = fields["ar_template"]
     training: dict[str, Any] = {

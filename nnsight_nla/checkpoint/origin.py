@@ -300,6 +300,7 @@ class Origin:
             checkpoint,
             base_model=full.get("model"),
             layer=full["layer"],
+            layers=None,
             d_model=full["d_model"],
             base_config=full.get("config"),
             baseline=None if ignored else checkpoint.baseline,

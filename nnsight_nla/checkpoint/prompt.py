@@ -20,9 +20,14 @@ from typing import Any
 from ..core.numeric import is_unicode
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
-from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
+from .checkpoint import DEPTH_SLOT, LAYER_SLOT, MARKER_SLOT, Checkpoint
 from .dates import Clock
-from .reply import opened
+from .reply import OPEN, opened
+
+_LAYER_SLOTS = {
+    LAYER_SLOT: "the number of the layer",
+    DEPTH_SLOT: "the depth of the layer in percent of the target's blocks",
+}
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,7 @@ class Prompt:
         marker, marker_id = marker_of(checkpoint, tokenizer)
         checkpoint = replace(checkpoint, marker=marker, marker_id=marker_id)
         content = checkpoint.template.replace(MARKER_SLOT, marker)
-        if DEPTH_SLOT in content:
-            raise CheckpointError(
-                f"{checkpoint.where('template')} still has {DEPTH_SLOT}, the depth of the layer in "
-                "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
-                f"put the number in place of {DEPTH_SLOT}."
-            )
+        check_filled(checkpoint, content)
         clock = Clock(checkpoint.date)
         text = rendered(content, checkpoint, tokenizer, clock)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -88,10 +88,24 @@ class Prompt:
         if len(sites) != slots:
             raise CheckpointError(_miscounted(ids, checkpoint, len(sites), slots))
         lefts, rights = ({ids[run[end] + step] for run in runs} for end, step in ((0, -1), (-1, 1)))
-        tail = opened(text.rpartition(content.strip())[2])
+        begun, others = _opened(text, content.strip()), tuple(sites[1:])
         return Prompt(
-            ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]), tail, clock.printed
+            ids, sites[0], text, _only(lefts), _only(rights), others, begun, clock.printed
         )
+
+
+def check_filled(checkpoint: Checkpoint, content: str) -> None:
+    """Raise if a user message still has a slot for the layer.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    for slot, what in _LAYER_SLOTS.items():
+        if slot in content:
+            raise CheckpointError(
+                f"{checkpoint.where('template')} still has {slot}, {what}. Fill it in with "
+                f"checkpoint.at_depth(blocks), or put the number in place of {slot}."
+            )
 
 
 def rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock) -> str:
@@ -111,7 +125,7 @@ def rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock)
             "The tokenizer has no chat template, so the verbalizer's prompt cannot be "
             "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
         )
-    text = _rendered(content, checkpoint, tokenizer, clock)
+    text = _rendered(content, checkpoint, tokenizer, clock) + (checkpoint.prefill or "")
     if not is_unicode(text):
         raise CheckpointError(
             "The tokenizer's chat template renders what is not Unicode, half of a surrogate "
@@ -144,6 +158,18 @@ def marker_of(checkpoint: Checkpoint, tokenizer: Any) -> tuple[str, int]:
             "checkpoint."
         )
     return text, pieces[0]
+
+
+def _opened(text: str, content: str) -> str:
+    """Return the beginning of an explanation that a prompt already has, or "".
+
+    It is in what follows the user message, or it is the last word of the message itself.
+    """
+    if content in text:
+        after = opened(text.rpartition(content)[2])
+        return after or (OPEN if content.endswith(OPEN) else "")
+    end = len(text.rstrip())
+    return text[end - len(OPEN) :] if text[:end].endswith(OPEN) else ""
 
 
 def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock) -> str:

@@ -13,11 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..core.numeric import is_int
-from ..errors import CheckpointError, VerbalizationError, shown
+from ..errors import CheckpointError, shown
 from .checkpoint import LAYER_SLOT, MARKER_SLOT, QUESTION_SLOT, Checkpoint
 from .dates import Clock
-from .prompt import Prompt, marker_of, rendered
+from .prompt import Prompt, check_filled, marker_of, rendered
 
 EXAMPLE = "What is the text about?"
 """The question of the prompt that is rendered when an oracle is opened, to check it."""
@@ -52,13 +51,14 @@ def question_prompt(
         layer: The block that the vectors are the output of; by default the checkpoint's.
 
     Raises:
-        CheckpointError: The tokenizer splits the marker, or the chat template changes the message.
-        VerbalizationError: The oracle was not trained on that layer.
+        CheckpointError: The tokenizer splits the marker, the chat template changes the message, or
+            the oracle was not trained on that layer.
     """
     marker, marker_id = marker_of(checkpoint, tokenizer)
     checkpoint = replace(checkpoint, marker=marker, marker_id=marker_id)
-    layer = check_layer(checkpoint, layer)
-    template = checkpoint.template.replace(LAYER_SLOT, str(layer))
+    checkpoint = checkpoint if layer is None else checkpoint.at_layer(layer)
+    template = checkpoint.template.replace(LAYER_SLOT, str(checkpoint.layer))
+    check_filled(checkpoint, template)
     before, _, after = template.partition(MARKER_SLOT)
     filled = [part.replace(QUESTION_SLOT, question) for part in (before, marker * slots, after)]
     content = "".join(filled)
@@ -84,26 +84,6 @@ def question_prompt(
         tuple(sites[1:]),
         date=clock.printed,
     )
-
-
-def check_layer(checkpoint: Checkpoint, layer: int | None) -> int:
-    """Return the layer that an oracle is told, checked against those it was trained on.
-
-    Raises:
-        VerbalizationError: It was not trained on that layer.
-    """
-    if layer is None:
-        return checkpoint.layer
-    known = checkpoint.layers or (checkpoint.layer,)
-    if not is_int(layer) or layer not in known:
-        listed = ", ".join(map(str, known))
-        raise VerbalizationError(
-            f"layer={shown(layer)}: this oracle was trained on the outputs of "
-            f"block{'s' if len(known) > 1 else ''} {listed}. Pass layer={known[0]}"
-            f"{' or another of them' if len(known) > 1 else ''}, with vectors of that block: "
-            "nla.layer(model)."
-        )
-    return layer
 
 
 def _check_slots(ids: tuple[int, ...], head: list[int], slots: int, checkpoint: Checkpoint) -> None:

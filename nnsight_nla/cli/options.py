@@ -105,7 +105,7 @@ Layer = Annotated[
         min=0,
         metavar="N",
         help="Explain the output of block N, counted from 0. Default: the block that the "
-        "verbalizer was trained on; any other block needs --insist.",
+        "verbalizer was trained on; a block that it was not trained on needs --insist.",
     ),
 ]
 InsistLayer = Annotated[

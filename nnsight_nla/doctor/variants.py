@@ -106,7 +106,9 @@ def variants(name: str, declared: Candidate, context: Context) -> tuple[str, lis
         ]
         return f"block {injection.layer}", found
     around = sorted(set(context.layers) - {checkpoint.layer})
-    return f"block {checkpoint.layer}", [changed(f"block {k}", layer=k) for k in around]
+    return f"block {checkpoint.layer}", [
+        changed(f"block {k}", layer=k, layers=None) for k in around
+    ]
 
 
 def _tokenizers(declared: Candidate, context: Context) -> tuple[str, list[Candidate] | str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _compat
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.question import check_layer, question_prompt
+from ..checkpoint.question import question_prompt
 from ..core.nesting import nested
 from ..core.numeric import is_unicode
 from ..errors import CheckpointError, InjectionError, VerbalizationError, shown
@@ -35,8 +35,6 @@ class AskOptions(TypedDict):
     """One question, or one for each row."""
     choices: Any
     """The answers to choose from, if they are not generated."""
-    layer: int | None
-    """The block that the vectors are of."""
 
 
 MOST_CACHED = 4096
@@ -75,7 +73,7 @@ class Asker:
         """
         self.checkpoint, self.tokenizer = checkpoint, tokenizer
         self.context, self.name = context, name
-        self._prompts: dict[tuple[str, int, int], Prompt] = {}
+        self._prompts: dict[tuple[str, int], Prompt] = {}
 
     def asked(
         self,
@@ -85,7 +83,6 @@ class Asker:
         *,
         sampling: Sampling,
         choices: Any = None,
-        layer: int | None = None,
     ) -> Asked:
         """Check the questions of one ``ask()`` call and render their prompts.
 
@@ -95,19 +92,17 @@ class Asker:
             shape: The shape of the handle.
             sampling: Has the longest answer.
             choices: The answers to choose from.
-            layer: The block that the vectors are of.
 
         Raises:
-            VerbalizationError: Questions, choices or layer do not fit, or a question is too long.
+            VerbalizationError: Questions or choices do not fit, or a question is too long.
             CheckpointError: The checkpoint has no question in its prompt.
         """
         check_asks(self.checkpoint, self.name)
-        layer = check_layer(self.checkpoint, layer)
         listed = _questions(questions, shape, len(slots))
         words = check_choices(choices)
         room = self.context - (1 if words else sampling.max_new_tokens)
         prompts = tuple(
-            self._prompt(question, count, layer, room)
+            self._prompt(question, count, room)
             for question, count in zip(listed, slots, strict=True)
         )
         ids = tuple(self._first_token(word) for word in words)
@@ -119,16 +114,17 @@ class Asker:
                 f"same token, {piece!r}, and only first tokens are compared. Use words that differ "
                 "in it, or leave choices out and compare the answers."
             )
+        layer = self.checkpoint.layer
         return Asked(tuple(listed), prompts, tuple(slots), layer, words, ids)
 
-    def _prompt(self, question: str, slots: int, layer: int, room: int) -> Prompt:
-        key = (question, slots, layer)
+    def _prompt(self, question: str, slots: int, room: int) -> Prompt:
+        key = (question, slots)
         found = self._prompts.get(key)
         if found is None:
             if len(self._prompts) >= MOST_CACHED:
                 self._prompts.clear()
             found = self._prompts[key] = question_prompt(
-                self.checkpoint, self.tokenizer, question, slots=slots, layer=layer
+                self.checkpoint, self.tokenizer, question, slots=slots
             )
         if len(found.ids) > room:
             raise VerbalizationError(

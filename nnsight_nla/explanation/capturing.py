@@ -35,6 +35,8 @@ class CaptureOptions(TypedDict, total=False):
     """What the vectors are, where the caller says so."""
     claims: Claims
     """Whether vectors of another origin are refused."""
+    layer: int | None
+    """The block that the vectors were read at, where the caller says so."""
     kind: Kind | None
     """What the vectors are, where their type says so."""
     lengths: tuple[int, ...] | None
@@ -59,6 +61,7 @@ def captured(
     sampling: Sampling | None = None,
     origin: Origin | None = None,
     claims: Claims = "check",
+    layer: int | None = None,
     kind: Kind | None = None,
     checkpoint: Checkpoint | None = None,
     lengths: tuple[int, ...] | None = None,
@@ -80,6 +83,7 @@ def captured(
         sampling: As for `CaptureOptions`.
         origin: As for `CaptureOptions`.
         claims: As for `CaptureOptions`.
+        layer: As for `CaptureOptions`.
         kind: As for `CaptureOptions`.
         checkpoint: The verbalizer's, with which `origin` is compared.
         lengths: As for `CaptureOptions`.
@@ -89,11 +93,13 @@ def captured(
     Raises:
         VerbalizationError: `samples`, `tokens` or `positions` do not fit.
         InjectionError: `origin` is another one than the verbalizer reads.
+        CheckpointError: `origin` and `layer` contradict each other.
     """
     expected = Origin() if checkpoint is None else Origin.of(checkpoint)
     if not isinstance(origin, Origin | None):
         raise InjectionError(f"origin={shown(origin)}: expected Origin(model=..., layer=..., ...).")
-    said = (origin or Origin()).completed(Origin(kind=kind))
+    said = Origin(layer=layer).joined(origin or Origin())
+    said = said.completed(Origin(kind=kind))
     ignored = said.check(
         expected, "This tensor", claims=claims, any_kind=True, error=InjectionError
     )

@@ -67,7 +67,7 @@ class Explains(Protocol):
         """The reachable handles that have no text yet."""
         ...
 
-    def layer(self, model: Target) -> Any:
+    def layer(self, model: Target, layer: int | None = None, *, claims: Claims = "check") -> Any:
         """Return the envoy of the residual of `model` that the verbalizer was trained on."""
         ...
 
@@ -92,6 +92,7 @@ class Explains(Protocol):
         sampling: Sampling | None = None,
         origin: Origin | None = None,
         claims: Claims = "check",
+        layer: int | None = None,
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""

@@ -64,6 +64,8 @@ class OpenedVerbalizer:
     """Its training settings, completed with its tokenizer."""
     prompt: Prompt
     """Its rendered prompt."""
+    template: Checkpoint
+    """Its training settings as described, with slots for the layer not filled in."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,8 @@ def open_verbalizer(
     if folder is not None:
         base, peft = adapters.base_of(folder), str(folder)
     is_path = isinstance(source, str | Path)
-    described = at_depth(
-        base, _described(peft or (source if is_path else hosts.describe(source)), checkpoint), load
-    )
+    template = _described(peft or (source if is_path else hosts.describe(source)), checkpoint)
+    described = at_depth(base, template, load)
     reconstructor_files.check_role(peft or source, "verbalizer")
     tokenizer = (
         load_tokenizer(base, described)
@@ -125,7 +126,22 @@ def open_verbalizer(
         _warn_of_today(peft or hosts.describe(source) if not is_path else source, prompt.date)
     model = _model(base, tokenizer, peft, load, options)
     runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)
-    return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt)
+    return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt, template)
+
+
+def prompt_of(template: Checkpoint, av: TransformersModel) -> tuple[Checkpoint, Prompt]:
+    """Return a checkpoint with the slots for its layer filled in, and its prompt.
+
+    Args:
+        template: The checkpoint as it was described, for any layer that it was trained on.
+        av: The verbalizer's model.
+
+    Raises:
+        CheckpointError: The prompt cannot be rendered.
+    """
+    described = at_depth(av, template, {})
+    prompt = first_prompt(described, av.tokenizer)
+    return _completed(described, prompt, av.tokenizer), prompt
 
 
 def open_reconstructor(

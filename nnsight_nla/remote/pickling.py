@@ -65,6 +65,11 @@ class Travels(ExplainsAndReconstructs, Protocol):
         ...
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose residuals the verbalizer was trained on."""
+        ...
+
+    @property
     def spec(self) -> dict[str, Any] | None:
         """The arguments that it can be rebuilt from; ``None`` if one of them is a live model."""
         ...
@@ -148,9 +153,9 @@ def _ship_tracer(tracer: Any) -> Any:
 
 
 def _ship_nla(nla: Travels) -> tuple[Any, ...]:
-    checkpoint, question = nla.checkpoint, nla.question
-    held = (nla.uid, checkpoint.layer, checkpoint.d_model, checkpoint.asks, question)
-    return (wire.RemoteNLA, held)
+    checkpoint = nla.checkpoint
+    held = (nla.uid, checkpoint.layer, checkpoint.d_model, nla.layers)
+    return (wire.RemoteNLA, (*held, checkpoint.asks, nla.question))
 
 
 def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:
@@ -247,6 +252,7 @@ def _restore_nla(
     nla = cast("Any", kind).__new__(kind)
     nla.checkpoint, nla.prompt, nla.sampling = about or (None, None, None)
     nla.uid, nla.spec, nla.runtime, nla.labeller, nla.question = uid, None, None, None, None
+    nla._template, nla._by_layer = nla.checkpoint, {}
     nla.queue = Unavailable(
         "This NLA was built on a live model and then sent to another process, which does not have "
         "that model. Build it there: NLA(path_or_id)."

@@ -230,13 +230,30 @@ class RemoteNLA:
     """The stand-in for an `NLA` in a remote block."""
 
     def __init__(
-        self, uid: str, layer: int, d_model: int, asks: bool = False, question: Any = None
+        self,
+        uid: str,
+        layer: int,
+        d_model: int,
+        layers: tuple[int, ...] = (),
+        asks: bool = False,
+        question: Any = None,
     ) -> None:
         self.uid = uid
         self.block = layer
         self.d_model = d_model
+        self.layers = layers or (layer,)
         self.asks = asks
         self.question = question
+
+    def _told(self, layer: int | None, claims: str) -> int:
+        """Return a block of those that the verbalizer was trained on, by default block K."""
+        if layer is None:
+            return self.block
+        if layer not in self.layers and claims != "ignore":
+            raise ValueError(
+                f"layer={layer}: the verbalizer was trained on {', '.join(map(str, self.layers))}"
+            )
+        return layer
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -246,18 +263,18 @@ class RemoteNLA:
             "rest before or after the block."
         )
 
-    def layer(self, model: Any) -> Any:
+    def layer(self, model: Any, layer: int | None = None, *, claims: str = "check") -> Any:
         """Return the envoy of block K of the served model; its output is the residual."""
+        number = self._told(layer, claims)
         path, blocks = find_blocks(module_of(model))
-        if self.block >= len(blocks):
+        if number >= len(blocks):
             raise ValueError(
-                f"the served model has blocks 0 to {len(blocks) - 1}; "
-                f"block {self.block} was requested"
+                f"the served model has blocks 0 to {len(blocks) - 1}; block {number} was requested"
             )
         envoy = model
         for name in path.split("."):
             envoy = getattr(envoy, name)
-        return residual_envoy(envoy[self.block])
+        return residual_envoy(envoy[number])
 
     def explain(
         self,
@@ -269,11 +286,13 @@ class RemoteNLA:
         sampling: Any = None,
         origin: Any = None,
         claims: str = "check",
+        layer: int | None = None,
         at: Any = None,
     ) -> RemoteExplanation:
         """Capture vectors, which the client will explain."""
         if self.question is None and self.asks:
             raise ValueError("an activation oracle answers questions: ask(vectors, question)")
+        self._told(layer, claims)
         shape = tuple(getattr(vectors, "shape", ()))
         if not shape or shape[-1] != self.d_model or not vectors.is_floating_point():
             got = f"{vectors.dtype} {list(shape)}" if shape else type(vectors).__name__
@@ -302,6 +321,8 @@ class RemoteNLA:
                 labels[name] = labels[name].tolist()
         options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **labels}
         options |= {"origin": origin, "claims": claims, "kind": kind}
+        if layer is not None:
+            options["layer"] = layer
         if lengths is not None:
             options["lengths"] = lengths
         flat = vectors.detach().reshape(-1, self.d_model).clone()
@@ -325,6 +346,7 @@ class RemoteNLA:
         claims: str = "check",
     ) -> RemoteExplanation:
         """Capture vectors, which the client will ask about."""
+        self._told(layer, claims)
         if not self.asks:
             raise ValueError("this NLA explains vectors and cannot be asked: explain(vectors)")
         parts = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
@@ -349,9 +371,10 @@ class RemoteNLA:
                 raise ValueError("ask() got no vector: pass at least one slot")
             flat = held.detach().reshape(-1, count, self.d_model).clone()
             slots = (count,) * len(flat)
-        question = {"questions": questions, "choices": choices, "layer": layer}
+        question = {"questions": questions, "choices": choices}
         options = {"samples": samples, "sampling": sampling, "shape": shape, "kind": kind}
         options |= {"tokens": tokens, "positions": positions, "origin": origin, "claims": claims}
+        options["layer"] = layer
         return self._captured(flat, {**options, "question": question, "slots": slots}, None)
 
     def _captured(self, flat: Any, options: Any, lengths: Any) -> RemoteExplanation:

@@ -195,6 +195,7 @@ def test_a_data_sets_sidecar_beside_its_parquet(tmp_path):
 REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
 WRONG: dict[str, tuple[Any, str]] = {
     "layer": ("twenty", "is 'twenty', expected a block number from 0."),
+    "layers": ([3, -1], "is (3, -1), expected block numbers from 0, the layer among them."),
     "d_model": ([4096], "is [4096], expected a width from 1."),
     "template": (7, "contains {injection_char} 0 times, expected at least once: 7."),
     "ar_template": (["x"], "contains {explanation} 0 times, expected exactly once: ['x']."),
@@ -206,6 +207,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "base_model": (5, "is 5, expected a model's name."),
     "base_config": (5, "is 5, expected a fingerprint."),
     "system": (["Be brief."], "is ['Be brief.'], expected a text."),
+    "prefill": (["<explanation>"], "is ['<explanation>'], expected a text."),
     "thinking": ("off", "is 'off', expected True, False or None."),
     "date": ("today", "is 'today', expected a date such as '2026-11-26'."),
     "baseline": ("0.9", "is '0.9', expected a Baseline(...)."),
@@ -259,7 +261,7 @@ def test_every_field_of_every_dialect_is_among_the_cases():
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
-    assert len(CASES) == 171
+    assert len(CASES) == 185
 
 
 MODE = "training.injection_mode is a replacement at the embedding, which contradicts"

@@ -298,8 +298,9 @@ def test_another_layer_is_read_if_the_caller_insists(model, nla):
     [
         (
             {"layer": 1},
-            "layer=1: the verbalizer was trained on layer 3. Remove it, or pass claims='ignore' to "
-            "explain layer 1 anyway.",
+            "layer=1: the verbalizer was trained on layer 3. If it was trained on more, list them: "
+            "NLA(..., checkpoint=dataclasses.replace(Checkpoint.load(path), layers=(...))). To "
+            "explain its residuals all the same, pass claims='ignore'.",
         ),
         ({"layer": -1}, "layer=-1: expected a block's number, from 0."),
         ({"layer": True, "claims": "ignore"}, "layer=True: expected a block's number, from 0."),
