@@ -64,7 +64,7 @@ ROLES = {
     "reconstructor": ("ar", "critic", "reconstructor"),
 }
 """What a sidecar is of, to the values of its key ``role``."""
-_REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
+_REQUIRED = ("layer", "d_model", "template")
 _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
 _MODE_LAYER = "training.injection_layer"
@@ -88,7 +88,9 @@ def read_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
         CheckpointError: The sidecar is not supported, contradictory or incomplete.
     """
     fields, source = find_fields(check_supported(content, file), file)
-    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in _REQUIRED if name not in fields]
+    absent = [name for name in _REQUIRED if name not in fields]
+    absent += ["marker"] if fields.keys().isdisjoint(("marker", "marker_id")) else []
+    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in absent]
     if missing:
         raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
     return fields, source
