@@ -157,7 +157,9 @@ class Explanation:
     def questions(self) -> Nested[str] | None:
         """The question about each row's vectors; ``None`` for an ``explain()`` call."""
         asked = self._capture.asked
-        return None if asked is None else self._shaped(lambda row: asked.questions[row])
+        if asked is None or not asked.questions:
+            return None
+        return self._shaped(lambda row: asked.questions[row])
 
     @property
     def probabilities(self) -> Nested[dict[str, float]] | None:
@@ -557,7 +559,7 @@ class Explanation:
 def _of_question(capture: Capture, row: int, reply: Reply | None) -> dict[str, Any]:
     """Return the further fields of the record of an answer; none for an explanation."""
     asked = capture.asked
-    if asked is None:
+    if asked is None or not asked.questions:
         return {}
     fields: dict[str, Any] = {"question": asked.questions[row], "slots": asked.slots[row]}
     if asked.choices and reply is not None:
