@@ -197,7 +197,7 @@ class NLA:
         self._asker = Asker(
             checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
         )
-        if checkpoint.vectors > 1:  # A reconstructor gives one vector for a text.
+        if checkpoint.slots > 1:  # A reconstructor gives one vector for a text.
             self._reconstructor = None
         if checkpoint.asks:
             self.labeller = AnswerLabeller(self.queue)
@@ -551,7 +551,7 @@ class NLA:
             "layer": layer,
             "kind": "direction" if isinstance(vectors, wire.Direction) else None,
         }
-        if self.checkpoint.vectors > 1:
+        if self.checkpoint.slots > 1:
             flat, slots, shape = self._for_each_marker(vectors, at)
             return Explanation.of(self.capture(flat, shape, slots=slots, **options), shape)
         fake = _compat.is_fake(vectors)
@@ -574,7 +574,7 @@ class NLA:
         self, vectors: Tensor, at: At | None
     ) -> tuple[Tensor | None, tuple[int, ...], tuple[int, ...]]:
         """Group the vectors of each explanation, one for each marker; see `grouped`."""
-        count = self.checkpoint.vectors
+        count = self.checkpoint.slots
         if at is not None or vectors.ndim < 2 or vectors.shape[-2] != count:
             got = f"{list(vectors.shape)}{'' if at is None else ' with at='}"
             raise InjectionError(
@@ -737,7 +737,7 @@ class NLA:
         if self.question is None:
             check_explains(self.checkpoint, self.name)
         asked = None if self.question is None else self._asked(self.question, (1,), (), None)
-        several = self.checkpoint.vectors
+        several = self.checkpoint.slots
         if several > 1:
             asked = Asked((), (self.prompt,), (several,), self.checkpoint.layer)
         blank = blank if asked is None else blank[None].expand(-1, several, -1)

@@ -233,7 +233,7 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_left_neighbor_id": fields["left_id"],
         "injection_right_neighbor_id": fields["right_id"],
     }
-    if fields["vectors"] > 1:
+    if fields["vectors"] is not None:
         tokens["injection_vectors"] = fields["vectors"]
     if fields["ar_suffix_ids"] is not None:
         tokens["critic_suffix_ids"] = list(fields["ar_suffix_ids"])

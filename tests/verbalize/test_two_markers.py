@@ -98,4 +98,4 @@ def test_the_sidecar_says_it():
     tree = described().to_sidecar("av")
     assert tree["tokens"]["injection_vectors"] == 2
     assert parse_sidecar(tree, "s").vectors == 2
-    assert "injection_vectors" not in replace(described(), vectors=1).to_sidecar("av")["tokens"]
+    assert "injection_vectors" not in replace(described(), vectors=None).to_sidecar("av")["tokens"]
