@@ -434,6 +434,8 @@ class NLA:
         claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
+        question: str | None = None,
+        choices: Sequence[str] | None = None,
     ) -> Reading:
         """Explain the residual at every token of a text, as a table or an HTML page.
 
@@ -453,6 +455,8 @@ class NLA:
                 and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
+            question: For an oracle: the question about each token's residual.
+            choices: For an oracle: the answers to choose from; see `ask`.
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
@@ -462,7 +466,7 @@ class NLA:
         from .reading import read as _read
 
         return _read.read(
-            self,
+            self if question is None else self.asking(question, choices=choices),
             model,
             prompt,
             positions=positions,
@@ -616,7 +620,7 @@ class NLA:
         *,
         choices: Sequence[str] | None = None,
         layer: int | None = None,
-    ) -> NLA:
+    ) -> Self:
         """Return this oracle with a question, for everything that explains: `read`, experiments.
 
         Its ``explain(vectors)`` is ``ask(vectors[..., None, :], question)``; both share models and
@@ -633,10 +637,10 @@ class NLA:
             VerbalizationError: Question or choices do not fit.
         """
         options: AskOptions = {"questions": question, "choices": choices}
-        read = self._for_layer(layer, "check")
-        read._asked(options, (1,), (), None)
+        read = cast("Self", self._for_layer(layer, "check"))
+        asked = read._asked(options, (1,), (), None)
         other = read._copied()
-        other.question, other.spec = options, None
+        other.question, other.spec, other.prompt = options, None, asked.prompts[0]
         other._by_layer = {other.checkpoint.layer: other}
         return other._entered()
 
