@@ -390,8 +390,14 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
 
 
 def is_stateful(module: nn.Module) -> bool:
-    """Return whether a transformers model keeps state other than a cache of keys and values."""
+    """Return whether a transformers model keeps state other than keys and values."""
     return bool(getattr(module, "_is_stateful", False))
+
+
+def takes_dynamic_cache(module: nn.Module) -> bool:
+    """Return whether a transformers model takes a `DynamicCache`, and not only one of its own."""
+    supports = getattr(module, "_supports_default_dynamic_cache", None)
+    return supports is None or bool(supports())
 
 
 def commit_hash(module: nn.Module) -> str | None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.dates import Date
-from .checkpoint.origin import Claims, Origin
+from .checkpoint.origin import Claims, Kind, Origin
 from .checkpoint.prompt import Prompt
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
@@ -61,8 +61,10 @@ if TYPE_CHECKING:
     from .evaluation import claims as _claims
     from .evaluation import compare as _compare
     from .evaluation import score as _score
+    from .evaluation.labels import Labels
     from .evaluation.reconstructor import Reconstructor
     from .evaluation.trust_labels import TrustLabeller
+    from .explanation.ends import Ends
     from .explanation.padding import At
     from .explanation.protocols import Target
     from .models.bridge import Hook
@@ -144,14 +146,15 @@ class NLA:
         from .models.stacked import one_adapter
 
         av = given["av"] = one_adapter(av)
-        peft = given["peft"] = one_adapter(peft)
+        adapter = one_adapter(peft)
+        adapter = given["peft"] = None if adapter is None else str(adapter)
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
         where = OpenOptions(target, remote, self._memory, load)
         av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
         opened = open_verbalizer(
-            av, where.with_load(av_options), checkpoint=checkpoint, peft=peft, date=date
+            av, where.with_load(av_options), checkpoint=checkpoint, peft=adapter, date=date
         )
         self.runtime, self._template = opened.runtime, opened.template
         self._own_baseline = check_baseline(baseline) or opened.checkpoint.baseline
@@ -488,6 +491,7 @@ class NLA:
         origin: Origin | None = None,
         claims: Claims = "check",
         layer: int | None = None,
+        kind: Kind | None = None,
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, and return a handle on their explanations.
@@ -512,6 +516,10 @@ class NLA:
                 so.
             layer: The block that they were read at, of those that the verbalizer was trained on
                 (`layers`); by default K. The prompt says which.
+            kind: What they are: ``"residual"``, ``"difference"`` (of two residuals) or
+                ``"direction"`` (a row of a sparse autoencoder's decoder or of a weight matrix, a
+                steering vector). Verbalizers are trained on residuals; of anything else, warnings,
+                receipt and every view say so, and the trust label is ``none``.
             at: What ``nla.positions(model, prompts)`` returns, for vectors ``[prompts, seq,
                 d_model]``: only the real tokens are explained, and `tokens` and `positions` are
                 filled in.
@@ -523,7 +531,7 @@ class NLA:
         Raises:
             InjectionError: `vectors` is not a floating-point tensor, has a different width or
                 origin than the verbalizer's training vectors, or does not fit `at`.
-            CheckpointError: The verbalizer was not trained on `layer`.
+            CheckpointError: The verbalizer was not trained on `layer`, or there is no such `kind`.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
 
         Warns:
@@ -532,6 +540,8 @@ class NLA:
         check_vectors(vectors, self.checkpoint.d_model)
         if self.question is None:
             check_explains(self.checkpoint, self.name)
+        if kind is not None:
+            origin = Origin(kind=kind).joined(*([] if origin is None else [origin]))
         options: CaptureOptions = {
             "tokens": tokens,
             "positions": positions,
@@ -644,6 +654,67 @@ class NLA:
         other._by_layer = {other.checkpoint.layer: other}
         return other._entered()
 
+    def explain_difference(
+        self,
+        a: Float[Tensor, "*shape d_model"],
+        b: Float[Tensor, "*shape d_model"],
+        *,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        layer: int | None = None,
+    ) -> Ends:
+        """Explain the difference of two residuals by both ends and by both signs.
+
+        The two ends are residuals, as the verbalizer was trained on; the difference and its
+        negative are not, and their handles say so. It works in any trace that `explain` works in,
+        except on a remote host: there, save the residuals and call it after the block.
+
+        Args:
+            a: One residual, or a batch of them.
+            b: The other one, of the same shape.
+            samples: Texts per vector.
+            sampling: How tokens are chosen.
+            layer: The block that they were read at, as for `explain`.
+
+        Raises:
+            InjectionError: They are not tensors of one shape, or do not fit the verbalizer.
+        """
+        from .explanation.ends import explain_ends
+
+        options = {"samples": samples, "sampling": sampling, "layer": layer}
+        return explain_ends(self, a, b, **options)
+
+    def label(
+        self,
+        directions: Float[Tensor, "rows d_model"],
+        *,
+        names: Sequence[object] | None = None,
+        kind: Kind = "direction",
+        sampling: Sampling | None = None,
+    ) -> Labels:
+        """Label the rows of a matrix of directions, best first.
+
+        The order is by how far each text's reconstruction beats its controls (`Trust.margin`): the
+        other rows, no vector, and random directions.
+
+        Args:
+            directions: A direction in each row.
+            names: The name of each row; by default its number.
+            kind: What the rows are, as for `explain`.
+            sampling: How tokens are chosen.
+
+        Returns:
+            A table with a row per direction; a row without a text is at the end, with its error.
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor, so there is nothing to sort by.
+            InjectionError: It is not a matrix of that width, or `names` does not fit.
+        """
+        from .evaluation.labels import label_directions
+
+        self._need_reconstructor()
+        return label_directions(self, directions, names, kind=kind, sampling=sampling)
+
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""
         blank = torch.zeros(1, self.checkpoint.d_model, dtype=torch.float32, device="cpu")
@@ -721,6 +792,7 @@ class NLA:
         *,
         baseline: Baseline | None = None,
         failures: _score.Failures = "raise",
+        upto: Literal["line"] | int | None = None,
     ) -> _score.Score:
         """Measure how well vectors can be reconstructed from their explanations.
 
@@ -731,6 +803,9 @@ class NLA:
                 no FVE, only cosine and MSE.
             failures: How a row without a well-formed explanation counts: ``"raise"``, ``"zero"`` (a
                 cosine of 0), ``"skip"``, or ``"keep"`` (score a reply without its tags as it is).
+            upto: Score only the first line, or this number of the verbalizer's tokens; a reply then
+                needs no tags. For the figures at many lengths, see `evaluation.over_length`; to
+                generate no more than that, pass ``Sampling(upto=...)`` to `explain` or `read`.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
@@ -742,8 +817,21 @@ class NLA:
         if vectors is None:
             self._check_origin(explanation, "both: score(handle.text, handle.vectors)")
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
+        if upto is not None:
+            texts, reasons = self._cut(texts, reasons, upto)
         over = check_baseline(baseline) or self.baseline
         return _score.score(reconstruct, texts, held, reasons, baseline=over, failures=failures)
+
+    def _cut(
+        self, texts: Sequence[str | None], reasons: dict[int, str], upto: str | int
+    ) -> tuple[list[str | None], dict[int, str]]:
+        """Return texts cut to a length, and why rows that have no text have none."""
+        from .evaluation.length import check_upto, cut
+
+        check_upto(upto)
+        shorter = [None if text is None else cut(self.av.tokenizer, text, upto) for text in texts]
+        empty = [row for row, text in enumerate(shorter) if not (text or "").strip()]
+        return shorter, {row: reasons.get(row, "nothing is left") for row in empty}
 
     def trust(self, explanation: Explanation) -> Nested[Trust]:
         """Return the trust label of each text (see `Trust`), nested in the handle's shape.

@@ -258,6 +258,28 @@ class TestTransformers:
         assert getattr(MambaForCausalLM, "_is_stateful", False), "a state would be cut by rows"
         assert not getattr(Qwen3ForCausalLM, "_is_stateful", False)
 
+    def test_takes_dynamic_cache(self):
+        from transformers import MiniMaxForCausalLM, Qwen3NextForCausalLM, xLSTMForCausalLM
+
+        takes = _compat.takes_dynamic_cache
+        assert takes(Qwen3NextForCausalLM), "every model would take generate"
+        for other in (MiniMaxForCausalLM, xLSTMForCausalLM):
+            assert not takes(other), "a cache of its own would be passed a DynamicCache"
+        assert takes(nn.Linear(1, 1))
+
+    def test_state_layers(self):
+        """Transformers repeats and selects states in `reorder_cache` only."""
+        from transformers.cache_utils import LinearAttentionAndFullAttentionLayer as Both
+
+        layer = Both()
+        layer.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
+        layer.update_conv_state(torch.ones(1, 3, 4))
+        layer.update_recurrent_state(torch.ones(1, 2, 4, 4))
+        layer.reorder_cache(torch.zeros(3, dtype=torch.long))
+        kept = layer.keys, layer.conv_states[0], layer.recurrent_states[0]
+        assert [len(each) for each in kept] == [3, 3, 3]
+        assert layer.has_previous_state[0]
+
     def test_commit_hash(self, target):
         module = _compat.module_of(target)
         assert _compat.commit_hash(module) is None
@@ -271,7 +293,7 @@ class TestTransformers:
         layer = DynamicLayer()
         layer.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
         assert layer.keys.shape == (1, 1, 2, 4)
-        for name in ("dtype", "device", "is_initialized", "batch_select_indices"):
+        for name in ("dtype", "device", "is_initialized", "reorder_cache"):
             assert hasattr(layer, name), f"DynamicLayer.{name}: the in-place cache sets it"
 
 

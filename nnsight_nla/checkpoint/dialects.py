@@ -29,8 +29,15 @@ KEYS: dict[str, tuple[str, ...]] = {
         # reconstructor's config.json (and ar_num_layers in ar_meta.json) counts K + 1 blocks.
         "critic.num_hidden_layers",
         "ar.num_hidden_layers",
+        # Data sets of successors, which have no ``extraction``.
+        "layer_index",
     ),
-    "layers": ("extraction.layer_indices", "extraction.layers"),
+    "layers": (
+        "extraction.layer_indices",
+        "extraction.layers",
+        "layer_indices",
+        "future_lens.layer_indices",
+    ),
     "d_model": ("d_model", "extraction.d_model"),
     "template": ("prompt_templates.av", "prompt_templates.actor", "prompt_templates.verbalizer"),
     "ar_template": (
@@ -96,15 +103,25 @@ def check_supported(content: object, file: str) -> dict[str, Any]:
         CheckpointError: It is not a mapping, of an unknown kind or version, or whitened.
     """
     tree = _mapping(content, file)
-    if tree.get("kind") not in _KINDS:
+    kind, version = tree.get("kind"), tree.get("schema_version")
+    # Successors write the kind into the version, or their own name before it.
+    if kind is None and isinstance(version, str):
+        kind, _, version = version.partition("_meta.v")
+        version = int(version) if version.isdecimal() else tree["schema_version"]
+    if kind not in _KINDS and not str(kind).endswith("_nla_dataset"):
         raise CheckpointError(
             f"{file}: kind is {shown(tree.get('kind'))}, expected one of {', '.join(_KINDS)}."
         )
-    if tree.get("schema_version") not in (None, 1, 2):
+    if version not in (None, 1, 2):
         raise CheckpointError(
             f"{file}: schema_version is {shown(tree['schema_version'])}; nnsight_nla reads 1 and 2."
         )
-    norm = _get(tree, "extraction.norm")
+    if "concat" in str(tree.get("format")):
+        raise CheckpointError(
+            f"{file}: format is {shown(tree['format'])}: each row has the vectors of several "
+            "layers in one. Split them, a column or a file for each layer."
+        )
+    norm = find_norm(tree)
     if norm not in (None, "none"):
         what = shown(str(norm))
         raise CheckpointError(
@@ -133,6 +150,13 @@ def find_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
             fields[name], source[name] = value, f"{key} in {file}"
             break
     return fields, source
+
+
+def find_norm(content: object) -> Any:
+    """Return how the vectors of a parsed sidecar were normalised, as it says."""
+    tree = content if isinstance(content, dict) else {}
+    found = _get(tree, "extraction.norm")
+    return _get(tree, "activation_norm") if found is None else found
 
 
 def find_role(content: object) -> str | None:

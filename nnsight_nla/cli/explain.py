@@ -45,6 +45,7 @@ def explain(
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
     max_new_tokens: options.MaxNewTokens = 200,
+    upto: options.Upto = None,
     remote: options.Remote = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -70,7 +71,9 @@ def explain(
             tokens=[span.tokens[i] for i in wanted],
             positions=wanted,
             samples=samples,
-            sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
+            sampling=Sampling(
+                temperature, max_new_tokens=max_new_tokens, seed=seed, upto=options.upto_of(upto)
+            ),
             layer=layer,
             claims="ignore" if insist else "check",
         )
@@ -117,6 +120,7 @@ def read(
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
     max_new_tokens: options.MaxNewTokens = 200,
+    upto: options.Upto = None,
     remote: options.Remote = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -139,7 +143,9 @@ def read(
             layer=layer,
             claims="ignore" if insist else "check",
             remote=remote,
-            sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
+            sampling=Sampling(
+                temperature, max_new_tokens=max_new_tokens, seed=seed, upto=options.upto_of(upto)
+            ),
         )
         if page is not None:
             found.to_html(page)

@@ -75,7 +75,7 @@ class Explanation:
         self._lengths = None if lengths is None else tuple(lengths)
         if capture.vectors is not None:
             capture.queue.add(self)
-        _keep(self)
+        keep(self)
 
     @classmethod
     def of(cls, capture: Capture, shape: tuple[int, ...]) -> Explanation:
@@ -201,7 +201,7 @@ class Explanation:
 
     @property
     def finish(self) -> Nested[str]:
-        """What ended each reply: ``"tag"``, ``"eos"`` or ``"length"``."""
+        """What ended each reply: ``"tag"``, ``"eos"``, ``"length"`` or ``"cut"``; see `Reply`."""
         return self._values(lambda row: self._reply(row).finish)
 
     @property
@@ -453,8 +453,15 @@ class Explanation:
 
     def _size(self) -> str:
         if self._lengths is None:
-            return f"shape={self.shape}"
-        return f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
+            size = f"shape={self.shape}"
+        else:
+            size = f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
+        kind = self._capture.origin.kind
+        others = [each.split()[0] for each in self._capture.ignored]  # "layer is 1, expected 3"
+        what = "residuals" if kind is None else f"{kind}s"
+        if others:
+            return f"{size} of {what} of another {' and '.join(others)},"
+        return size if what == "residuals" else f"{size} of {what},"
 
     def __str__(self) -> str:
         if self._capture.vectors is None:
@@ -583,10 +590,10 @@ def check_handle(given: object, call: str, advice: str = "") -> Explanation:
     )
 
 
-def _keep(handle: Explanation) -> None:
-    """Save the handle as nnsight's ``.save()`` does, if a trace is running."""
+def keep(made: object) -> None:
+    """Save what was made in a trace as nnsight's ``.save()`` does, if one is running."""
     with contextlib.suppress(ValueError):  # No trace is running.
-        nnsight.save(handle)
+        nnsight.save(made)
 
 
 def _index(key: Any) -> Any:

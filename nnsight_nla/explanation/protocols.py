@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint.checkpoint import Checkpoint
     from ..checkpoint.dates import Date
-    from ..checkpoint.origin import Claims, Origin
+    from ..checkpoint.origin import Claims, Kind, Origin
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
@@ -94,6 +94,7 @@ class Explains(Protocol):
         origin: Origin | None = None,
         claims: Claims = "check",
         layer: int | None = None,
+        kind: Kind | None = None,
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""

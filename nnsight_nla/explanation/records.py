@@ -81,9 +81,9 @@ class Reply(HasFormer):
     """The reply as generated, with its tags, without special tokens."""
     text: str
     """The explanation between the tags; the whole reply if a tag is missing."""
-    finish: Literal["tag", "eos", "length", "choice"]
-    """What ended it: the closing tag, an end-of-sequence token, or ``max_new_tokens``; ``"choice"``
-    if it is one of the choices of a question, which were compared and not generated."""
+    finish: Literal["tag", "eos", "length", "cut", "choice"]
+    """What ended it: the closing tag, an end-of-sequence token, ``max_new_tokens``, or ``upto``;
+    ``"choice"`` if it is one of a question's choices, which were compared and not generated."""
     new_tokens: int
     """The number of generated tokens."""
     norm_before: float
@@ -110,6 +110,8 @@ class Reply(HasFormer):
         """Why it has no well-formed explanation; ``None`` if it has one."""
         if not self.tagged:
             return None if self.text else "the answer is empty"
+        if self.finish == "cut":  # It may have neither tag.
+            return None if self.text else "the explanation is empty"
         return proper(complete(self.raw, self.opened))
 
 

@@ -287,6 +287,7 @@ class RemoteNLA:
         origin: Any = None,
         claims: str = "check",
         layer: int | None = None,
+        kind: str | None = None,
         at: Any = None,
     ) -> RemoteExplanation:
         """Capture vectors, which the client will explain."""
@@ -299,7 +300,7 @@ class RemoteNLA:
             raise ValueError(
                 f"explain() takes a floating-point tensor of shape [..., {self.d_model}], got {got}"
             )
-        kind = "direction" if isinstance(vectors, Direction) else None
+        kind = kind or ("direction" if isinstance(vectors, Direction) else None)
         lengths = None
         if at is not None:
             one = hasattr(at, "slice")

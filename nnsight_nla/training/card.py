@@ -18,9 +18,9 @@ CARD = "README.md"
 _TITLES = {"av": "activation verbalizer", "ar": "activation reconstructor"}
 _WHAT = {
     "av": (
-        "It explains a residual-stream vector of {target} in words. It reads the output of block "
-        "{layer} (counted from 0, `hidden_states[{next}]`, {width} entries), which is written into "
-        "its prompt at one marker token; its text stands between `<explanation>` tags."
+        "It explains a residual-stream vector of {target} in words. The vector is the output of "
+        "block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries), and is written "
+        "into the prompt at one marker token. The text is between `<explanation>` tags."
     ),
     "ar": (
         "It turns an explanation back into a residual-stream vector of {target}: the output of "
@@ -51,9 +51,10 @@ _LIMITS = {
   it with controls (`nla.controls`), with its reconstruction (`nla.score`), and with interventions.
 - Texts of the first positions of a prompt, and of vectors of an unusual norm, are unreliable.""",
     "ar": """\
-- It was trained on the model and the block above; a reconstruction is no vector of another one.
+- It was trained on the model and the block above; its reconstructions are not vectors of any other.
 - A high cosine says that the words carry the vector, not that they are true.
-- It reads texts like its training labels; of other texts it makes something too.""",
+- It was trained on texts like its training labels. Any other text gets a vector too, which means
+  little.""",
 }
 
 

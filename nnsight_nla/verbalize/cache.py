@@ -5,6 +5,8 @@ step at 32 rows (12 layers of 512, two cores). `in_place` replaces the layers of
 
     cache = in_place(cache, rows, capacity)     # room for `capacity` tokens in each row
 
+The states of linear attention, which every token overwrites, stay transformers' own (see `states`).
+
 transformers' static cache needs a mask: a step took 113 ms where this one takes 43 (12 layers of
 512), and 111 compiled, after 37 s of compiling (tests/bench/test_speed.py).
 """
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -26,8 +28,7 @@ class Slots(DynamicLayer):
 
     def __init__(self, layer: Any, rows: Int[Tensor, " rows"], capacity: int) -> None:
         """Copy rows of a prefilled layer; `capacity` is in tokens."""
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        vars(self).update(vars(layer))
         self.length = layer.keys.shape[-2]
         rows = rows.to(self.device)
         self.all_keys = self._room(layer.keys, rows, capacity)
@@ -48,9 +49,9 @@ class Slots(DynamicLayer):
         self.length = end
         return self._show(rows)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows; those that keep their index are not copied."""
-        indices = indices.to(self.device)
+        indices = beam_idx.to(self.device)
         to = torch.arange(len(indices), device=self.device)
         to = to[indices != to]
         for each in (self.all_keys, self.all_values):
@@ -70,6 +71,23 @@ class Slots(DynamicLayer):
         return room
 
 
+class SlotsAndState(Slots, LinearAttentionLayer):
+    """The same for a layer that also keeps the state of linear attention, as in Falcon-H1."""
+
+    def __init__(self, layer: Any, rows: Int[Tensor, " rows"], capacity: int) -> None:
+        """Copy rows of a prefilled layer; `capacity` is in tokens."""
+        Slots.__init__(self, layer, rows, capacity)
+        self._select_states(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows of keys, values and states."""
+        Slots.reorder_cache(self, beam_idx)
+        self._select_states(beam_idx)
+
+    def _select_states(self, rows: Any) -> None:
+        LinearAttentionLayer.reorder_cache(self, rows)
+
+
 def in_place(cache: Any, rows: Int[Tensor, " rows"], capacity: int) -> Any:
     """Return `cache` with the given rows, to be written in place from now on.
 
@@ -81,9 +99,12 @@ def in_place(cache: Any, rows: Int[Tensor, " rows"], capacity: int) -> Any:
     """
     windows = [getattr(layer, "sliding_window", None) or capacity for layer in cache.layers]
     if min(windows) < capacity:
-        cache.batch_select_indices(rows.to(cache.layers[0].device))
+        cache.reorder_cache(rows)
         return cache
     for number, layer in enumerate(cache.layers):
-        if layer.is_initialized:  # A block that reads an image is skipped.
-            cache.layers[number] = Slots(layer, rows, capacity)
+        if not isinstance(layer, DynamicLayer):
+            layer.reorder_cache(rows)
+        elif layer.is_initialized:  # A block that reads an image is skipped.
+            kind = SlotsAndState if isinstance(layer, LinearAttentionLayer) else Slots
+            cache.layers[number] = kind(layer, rows, capacity)
     return cache

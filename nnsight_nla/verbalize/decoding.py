@@ -5,12 +5,13 @@ are computed for one row and repeated. The vector is written in the prefill of t
 after that, a row is a cache and its last token, and decoding needs no hooks::
 
     cache = DynamicCache(config)            # one row, the tokens before the marker
-    cache.batch_repeat_interleave(rows)     # then the rest of the prompt runs, with the vectors
+    repeat(cache, rows)                     # then the rest of the prompt runs, with the vectors
     for row, ids, end in decode(model, logits, in_place(cache, ...), ...):
         ...                                 # rows arrive in the order in which they finish
 
-All rows of a batch have the same length, so there is no padding and no mask. `decode` also runs on
-NDIF hosts, with transformers' own cache, so it may use only torch and names in this file.
+All rows of a batch have the same length, so there is no padding and no mask. The cache may keep
+states, too, as those of hybrid models do (see `states`). `decode` also runs on NDIF hosts, with
+transformers' own cache, so it may use only torch and names in this file.
 
 Refilling a batch with waiting vectors was measured and left out (tests/bench/test_speed.py, 32 rows
 on two cores, no GPU). It needs a mask, with which grouped-query models copy their keys and values.
@@ -24,12 +25,21 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
 from .. import _compat
 from ..errors import VerbalizationError, shown
 from ..models import hosts
 from ..models.head import head_of
+from .states import known_reach, state_bytes, state_layers
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,6 +51,14 @@ MOST = 128
 """The maximum number of rows with ``batch_size="auto"``."""
 AT_A_HOST = 64
 """Rows in a remote request, because the host's memory is unknown."""
+_SELECTED = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)
+"""The cache layers that `reorder_cache` is known to select by row, completely."""
 _SHARE = 0.6  # Of the free memory: the estimate ignores rounding by allocators and other processes.
 
 
@@ -58,15 +76,18 @@ def check_engine(given: object) -> Engine:
 def unfit(av: Any) -> str | None:
     """Return why `av` cannot be decoded fast, ``None`` if it can; loads no weights."""
     model, config = hosts.module_of(av), hosts.text_config(av)
-    if _compat.is_stateful(model):
-        return f"{type(model).__name__} keeps a state that cannot be repeated or selected by row"
-    others = {
-        type(layer).__name__
-        for layer in DynamicCache(config=config).layers
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
-    }
+    name, cache = type(model).__name__, DynamicCache(config=config)
+    if not _compat.takes_dynamic_cache(model):
+        return f"{name} takes no DynamicCache of transformers"
+    others = {type(layer).__name__ for layer in cache.layers if type(layer) not in _SELECTED}
     if others:
-        return f"the cache of {type(model).__name__} has unsupported layers: {sorted(others)}"
+        return f"the cache of {name} has unsupported layers: {sorted(others)}"
+    if _compat.is_stateful(model) and not state_layers(cache):
+        return f"{name} keeps a state outside of its cache, which cannot be selected by row"
+    if not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return f"the cache of {name} has no attention, so that it does not count its tokens"
+    if known_reach(model) == "none":
+        return f"{name} does not continue from its cache as from the tokens in it"
     if _compat.has_edits(av):
         return "the verbalizer has edits, which act only in nnsight's own generate"
     return None
@@ -123,7 +144,7 @@ def decode(
             active = [active[index] for index in order]
             chosen = torch.tensor(order, device=tokens.device)
             tokens = tokens[chosen]
-            cache.batch_select_indices(chosen)
+            cache.reorder_cache(chosen)
             for processor in processors:
                 if hasattr(processor, "keep"):
                     processor.keep(order)
@@ -133,17 +154,30 @@ def decode(
 
 
 class Closing:
-    """Detect the closing tag at the end of a row's tokens, usually without decoding them.
+    """Detect the end of a reply: its closing tag, or what comes before it where `upto` says so.
 
     Only a token that contains the tag's last character can close it. This is looked up once per
     token; if it does, the end of the row is decoded.
     """
 
-    def __init__(self, tokenizer: Any, tag: str | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        tag: str | None,
+        *,
+        opening: str = "",
+        opened: str = "",
+        upto: Any = None,
+    ) -> None:
         self.tokenizer, self.tag = tokenizer, tag
+        self.opening, self.opened, self.upto = opening, opened, upto
         self.may_close: dict[int, bool] = {}
 
     def __call__(self, ids: list[int]) -> bool:
+        """Return whether a reply ends with the last of `ids`."""
+        return self.is_closed(ids) or self.is_cut(ids)
+
+    def is_closed(self, ids: list[int]) -> bool:
         """Return whether the text of the last `ids` contains the tag; without a tag, never."""
         if self.tag is None:
             return False
@@ -154,6 +188,28 @@ class Closing:
             return False
         tail = ids[-2 * len(self.tag) :]
         return self.tag in self.tokenizer.decode(tail, skip_special_tokens=True)
+
+    def is_cut(self, ids: list[int]) -> bool:
+        """Return whether a reply has the first line, or the number of tokens, of `upto`."""
+        if self.upto is None:
+            return False
+        if self.upto != "line":
+            return len(ids) >= self.upto and len(ids) - self.start(ids) >= self.upto
+        text = self.tokenizer.decode(ids[self.start(ids) :], skip_special_tokens=True)
+        return "\n" in text.lstrip()
+
+    def start(self, ids: list[int]) -> int:
+        """Return the number of tokens of an opening tag and of the white space after it."""
+        decode, count = self.tokenizer.decode, 0
+        text = decode(ids, skip_special_tokens=True).lstrip()
+        if self.opened or not text.startswith(self.opening):
+            begins = not self.opened and self.opening.startswith(text)  # It may become the tag.
+            return len(ids) if begins else 0
+        while self.opening not in decode(ids[:count], skip_special_tokens=True):
+            count += 1
+        while count < len(ids) and not decode([ids[count]]).strip():
+            count += 1
+        return count
 
 
 class ClosedRows:
@@ -181,14 +237,18 @@ def rows_that_fit(runtime: Runtime, *, prompt: int, rest: int, new_tokens: int) 
         new_tokens: The maximum number of tokens in a reply.
     """
     config, dtype = hosts.text_config(runtime.model), hosts.dtype_of(runtime.model)
-    # A model without attention has no such heads; what it keeps of a token is smaller than this.
+    # A model without attention has no such heads.
     queries = _largest(config, "num_attention_heads") or 1
     heads = _largest(config, "num_key_value_heads") or queries
     width = _largest(config, "head_dim") or config.hidden_size // queries
-    token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+    layers = DynamicCache(config=config).layers
+    attends = sum(isinstance(each, CacheLayerMixin) for each in layers)
+    token = 2 * attends * heads * width * dtype.itemsize
     inner = _largest(config, "intermediate_size") or 4 * config.hidden_size
-    # When decoding starts there are two copies of the prompt's keys; logits also in float32.
+    # When decoding starts there are two copies of the prompt's keys; logits also in float32. A step
+    # makes new states from the old ones.
     cached = (2 * prompt + new_tokens) * token
+    cached += 2 * state_bytes(hosts.module_of(runtime.model), config)
     computed = 4 * rest * inner * dtype.itemsize + config.vocab_size * (dtype.itemsize + 16)
     if head_of(runtime.model) is None:  # Its matrix is copied for each row; see `head`.
         computed += config.vocab_size * config.hidden_size * dtype.itemsize

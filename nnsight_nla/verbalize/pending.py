@@ -126,7 +126,6 @@ class Queue:
         verbalizer = self._verbalizer
         checkpoint, injection = verbalizer.checkpoint, verbalizer.checkpoint.injection
         asked = capture.asked
-        k = checkpoint.layer if asked is None else asked.layer
         prompts = [verbalizer.prompt] if asked is None else list(dict.fromkeys(asked.prompts))
         hashes = [each.hash for each in prompts] or [verbalizer.prompt.hash]
         first = prompts[0] if prompts else verbalizer.prompt
@@ -136,7 +135,7 @@ class Queue:
             site="embedding" if injection.layer is None else f"block {injection.layer}",
             operation="none" if capture.null else injection.operation,
             scale=injection.scale,
-            layer_convention=f"output of block {k}, counted from 0 (hidden_states[{k + 1}])",
+            layer_convention=_convention(capture, checkpoint.layer),
             dtype=str(hosts.dtype_of(verbalizer.av)).removeprefix("torch."),
             sampling=capture.sampling,
             sidecar_hash=checkpoint.sidecar_hash,
@@ -214,6 +213,17 @@ class Queue:
             f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {len(jobs)} "
             "rows are still pending with their vectors; call nla.resolve() to continue."
         )
+
+
+def _convention(capture: Capture, k: int) -> str:
+    """Say what the vectors are, and what the verbalizer takes them for where that differs."""
+    said = f"output of block {k}, counted from 0 (hidden_states[{k + 1}])"
+    layer, kind = capture.origin.layer, capture.origin.kind
+    if layer not in (None, k):
+        said = f"output of block {layer}, taken for the {said}"
+    if kind not in (None, "residual"):
+        said = f"a {kind}, taken for the {said}"
+    return said
 
 
 def _kind(job: Job) -> Kind:

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, complete, extract
+from ..checkpoint.reply import CLOSE, OPEN, complete, extract, first_line
 from ..core.injection import write_slots
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
@@ -50,6 +50,7 @@ from .decoding import (
     rows_that_fit,
     unfit,
 )
+from .states import keeps_states, reach, repeat
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -201,6 +202,8 @@ class Verbalizer:
         """The reason for using nnsight's own ``generate``; ``None`` if decoding is fast."""
         if self.runtime.remote and self.av in _SEPARATE:
             return "the host runs blocks in another process than the model and its cache"
+        if self.runtime.remote and keeps_states(hosts.text_config(self.av)):
+            return "states are repeated and selected in local runs only"
         return "engine='generate' was requested" if self.engine == "generate" else unfit(self.av)
 
     def info(self) -> dict[str, Any]:
@@ -234,7 +237,9 @@ class Verbalizer:
         if self.runtime.remote:
             return AT_A_HOST
         prompt = len(self.prompt.ids)
-        rest = prompt if self.why_plain else prompt - self.prompt.marker_position
+        # Whether a model with states shares the prompt is known when it has run.
+        whole = self.why_plain or keeps_states(hosts.text_config(self.av))
+        rest = prompt if whole else prompt - self.prompt.marker_position
         return rows_that_fit(self.runtime, prompt=prompt, rest=rest, new_tokens=new_tokens)
 
     def _fast(
@@ -244,7 +249,7 @@ class Verbalizer:
 
         Returns:
             The replies; ``None`` if the host keeps the cache in another process, or the model
-            does not fill the cache.
+            does not fill the cache or does not continue from it.
         """
         different = batch.different()
         prefilled = list(dict.fromkeys(different))
@@ -253,7 +258,7 @@ class Verbalizer:
         length = batch.ids.shape[1]
         settings = {
             "processors": sampling.processors(seeds),
-            "closed": Closing(self.tokenizer, self._closing),
+            "closed": self._ending(sampling),
             "ends": reply_ends(self.av, self.tokenizer),
             "limit": sampling.max_new_tokens,
         }
@@ -264,7 +269,10 @@ class Verbalizer:
                 _SEPARATE.add(self.av)
                 return None
         else:
-            marker, logits, cache = self._prefill(batch)
+            shared = self._shared(batch)
+            if shared is None:
+                return None
+            marker, logits, cache = self._prefill(batch, shared)
             if cache.get_seq_length() != length:
                 return None
             cache = in_place(cache, rows, length + sampling.max_new_tokens)
@@ -272,13 +280,18 @@ class Verbalizer:
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
         receipts = self.receipts(marker, batch)
         return (
-            (row, self._reply(ids, receipts[int(rows[row])], end=end)) for row, ids, end in done
+            (row, self._reply(ids, receipts[int(rows[row])], end=end, sampling=sampling))
+            for row, ids, end in done
         )
 
-    def _prefill(self, batch: Batch) -> tuple[Tensor, Tensor, Any]:
-        """Run the prompts with their vectors; return marker residuals, logits and cache."""
+    def _prefill(self, batch: Batch, start: int) -> tuple[Tensor, Tensor, Any]:
+        """Run the prompts with their vectors, their first `start` tokens once.
+
+        Returns:
+            Residuals of the markers, logits, cache.
+        """
         model = cast("Any", hosts.module_of(self.av))
-        injection, site, start = self.checkpoint.injection, self.site, batch.shared
+        injection, site = self.checkpoint.injection, self.site
         ids, rest = batch.ids[:1], batch.ids[:, start:].contiguous()
         vectors, written, sites = batch.vectors, batch.written - start, batch.sites - start
         rows = torch.arange(len(batch), device="cpu")[:, None]
@@ -287,7 +300,7 @@ class Verbalizer:
         with torch.no_grad():
             if start:
                 model(input_ids=ids[:, :start].to(model.device), past_key_values=cache, **options)
-                cache.batch_repeat_interleave(len(batch))
+                repeat(cache, len(batch))
             with (
                 contiguous_head(self.av),
                 self.av.trace(rest, past_key_values=cache, **options),
@@ -299,6 +312,20 @@ class Verbalizer:
                 marker = nnsight.save(marker.float().cpu())
                 logits = nnsight.save(self.av.output.logits[:, -1])
         return marker, logits, cache
+
+    def _shared(self, batch: Batch) -> int | None:
+        """Return how many tokens of the prompt are run once for all rows: those before the marker.
+
+        A model that starts several tokens from nothing, rather than from its states, runs the
+        prompt for each vector: 0. One that does so with every token cannot be decoded: ``None``.
+        """
+        model, config = hosts.module_of(self.av), hosts.text_config(self.av)
+        start = batch.shared
+        if not keeps_states(config):
+            return start
+        ids = batch.ids[:1].to(cast("Any", model).device)
+        found = reach(model, config, ids, start)
+        return None if found == "none" else start if found == "several" else 0
 
     def _request(
         self, batch: Batch, rows: Tensor, settings: dict[str, Any]
@@ -339,7 +366,7 @@ class Verbalizer:
         self, batch: Batch, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
-        closed, start = Closing(self.tokenizer, self._closing), batch.ids.shape[1]
+        closed, start = self._ending(sampling), batch.ids.shape[1]
         settings: dict[str, Any] = {"logits_processor": sampling.processors(seeds)}
         config = greedy(self.av, self.tokenizer, sampling.max_new_tokens)
         settings["generation_config"] = config
@@ -364,7 +391,7 @@ class Verbalizer:
                 len(ids),
             )
             end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
-            yield row, self._reply(ids[:stop], receipts[row], end=end)
+            yield row, self._reply(ids[:stop], receipts[row], end=end, sampling=sampling)
 
     def _generate(self, batch: Batch, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Generate one batch; return sequences, and the markers' residuals before and after.
@@ -404,15 +431,31 @@ class Verbalizer:
         lengths = before[:, 0].norm(dim=-1), after[:, 0].norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
+    def _ending(self, sampling: Sampling) -> Closing:
+        opened, upto = self.prompt.opened, sampling.upto
+        return Closing(self.tokenizer, self._closing, opening=OPEN, opened=opened, upto=upto)
+
     def _reply(
-        self, ids: list[int], receipt: tuple[float, float, float], *, end: int | None
+        self,
+        ids: list[int],
+        receipt: tuple[float, float, float],
+        *,
+        end: int | None,
+        sampling: Sampling,
     ) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
         drawn = array("i", ids if end is None else [*ids, end])
+        upto = sampling.upto
+        cut = upto is not None and (end is not None or self._ending(sampling).is_cut(ids))
         if self.checkpoint.asks:
-            finish = "length" if end is None else "eos"
-            return Reply(raw, raw.strip(), finish, len(ids), *receipt, ids=drawn, tagged=False)
+            text = first_line(raw.strip()) if upto == "line" else raw.strip()
+            finish = "cut" if cut else "length" if end is None else "eos"
+            return Reply(raw, text, finish, len(ids), *receipt, ids=drawn, tagged=False)
         opened = self.prompt.opened
         text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "length" if end is None else "eos"
+        if cut and not closed:  # An end-of-sequence token ends a line, too.
+            finish = "cut"
+        if upto == "line":
+            text = first_line(text)
         return Reply(raw, text, finish, len(ids), *receipt, opened, drawn)

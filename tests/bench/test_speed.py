@@ -132,11 +132,11 @@ def peer(nla, module, vectors, batch):
             if done:
                 return None
             done.append(True)
-            here = output[:, position]
-            output = output.clone()
+            hidden = (output[0] if isinstance(output, tuple) else output).clone()
+            here = hidden[:, position]
             norms = here.norm(dim=-1, keepdim=True)
-            output[:, position] = here + norms * rows / rows.norm(dim=-1, keepdim=True)
-            return output
+            hidden[:, position] = here + norms * rows / rows.norm(dim=-1, keepdim=True)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         handle = module.model.layers[1].register_forward_hook(write)
         prompts = ids.expand(len(rows), -1)
@@ -292,7 +292,7 @@ def test_what_refilling_would_give(loaded, device, request, capsys):
             if not still:
                 return
             if len(still) < len(left):
-                cache.batch_select_indices(torch.arange(len(still)))
+                cache.reorder_cache(torch.arange(len(still)))
             left = still
             module(input_ids=ids[: len(left), :1], past_key_values=cache)
 

@@ -43,12 +43,15 @@ SHAPES = (
     "gpt2",
     "gpt_neo",
     "gptj",
+    "jamba",  # Its prompt is not shared; see verbalize/states.py.
+    "lfm2",
     "llama",
     "mamba",  # backbone.layers
     "mllama",  # A block that only runs for images.
     "moss_transcribe_diarize",  # An audio tower before the language model.
     "mpt",
     "openai-gpt",  # [residual], no cache
+    "qwen3_next",
     "rwkv",  # (residual, state, None)
     "whisper",
     "xlstm",

@@ -217,7 +217,7 @@ def test_anything_that_explains_will_do(model, nla, paris):
 
 
 def test_a_model_that_does_not_fit_never_runs(model, nla, monkeypatch):
-    def refuse(model):
+    def refuse(model, layer=None, *, claims="check"):
         raise InjectionError("another width")
 
     narrow = Narrow(nla)

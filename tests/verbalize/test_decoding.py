@@ -1,12 +1,9 @@
 """The fast engine against nnsight's own ``generate``, and what it must not do twice."""
 
-import warnings
-
 import pytest
 import torch
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-from nnsight_nla import NLA, Checkpoint, Injection, NLAWarning, Sampling, tiny
+from nnsight_nla import NLA, Checkpoint, NLAWarning, Sampling, tiny
 from nnsight_nla.errors import VerbalizationError
 from nnsight_nla.verbalize.decoding import MOST, rows_that_fit, unfit
 from tests.helpers import plain
@@ -263,24 +260,10 @@ def test_auto_finds_a_size_and_it_can_be_set(nla, monkeypatch):
         av.batch_size = 0
 
 
-def test_who_takes_the_plain_path_says_why(nla, vectors, reference):
+def test_who_takes_the_plain_path_says_why(nla, reference):
     assert reference.info()["engine"]["why"] == "engine='generate' was requested"
     with pytest.raises(VerbalizationError, match="engine='quick': expected 'fast' or 'generate'"):
         NLA(nla.av, checkpoint=nla.checkpoint, engine="quick")
-    config = Qwen3NextConfig(
-        vocab_size=264, hidden_size=D, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_experts=0,
-        linear_num_key_heads=1, linear_num_value_heads=2, linear_key_head_dim=8,
-        linear_value_head_dim=8, eos_token_id=261, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        other = wrapped(Qwen3NextForCausalLM(config).eval())
-        av = NLA(other, checkpoint=described(Injection()), sampling=Sampling(max_new_tokens=4))
-        assert av.info()["engine"]["name"] == "generate"
-        assert "keeps a state that cannot be repeated" in av.info()["engine"]["why"]
-        assert len(av.explain(torch.randn(3, D)).raw) == 3
 
 
 def test_edits_on_the_verbalizer_act(nla, reference, vectors):

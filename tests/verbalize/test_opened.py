@@ -1,12 +1,13 @@
 """A chat template whose generation prompt opens the tag, or writes the beginning of the text."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nnsight_nla import NLA, tiny
+from nnsight_nla import NLA, Sampling, tiny
 from nnsight_nla.checkpoint.checkpoint import Checkpoint
 from nnsight_nla.checkpoint.prompt import Prompt, _opened
 from nnsight_nla.checkpoint.reply import complete, extract, opened, proper, remainder, wrap
@@ -135,18 +136,21 @@ def test_a_user_message_that_ends_with_the_tag_opens_it(residuals):
     checkpoint = replace(Checkpoint.load(paths["av"]), template=ENDS_WITH_TAG)
     theirs = NLA(paths["av"], ar=paths["ar"], checkpoint=checkpoint, dtype=torch.float32)
     assert theirs.prompt.opened == "<explanation>"
-    untagged = torch.tensor([theirs.av.tokenizer.encode("About Rome.</explanation>")])[0].tolist()
-    reply = theirs._verbalizer._reply(untagged, (1.0, 1.0, 1.0), end=None)
+    tokenizer: Any = theirs.av.tokenizer
+    untagged = tokenizer.encode("About Rome.</explanation>")
+    plain = Sampling()
+    reply = theirs._verbalizer._reply(untagged, (1.0, 1.0, 1.0), end=None, sampling=plain)
     assert (reply.text, reply.finish, reply.problem) == ("About Rome.", "tag", None)
-    assert theirs.explain(residuals[-1]).trust.reason is None
+    label: Any = theirs.explain(residuals[-1]).trust
+    assert label.reason is None
     content = ENDS_WITH_TAG.replace("{injection_char}", "<INJECT>")
     row = {
         "prompt": [{"role": "user", "content": content}],
         "response": wrap("About Rome."),
         "activation_vector": residuals[0].tolist(),
     }
-    rows, prompt = verbalizer_rows([row], theirs.av.tokenizer, checkpoint)
-    learned = theirs.av.tokenizer.decode(rows[0]["input_ids"][len(prompt.ids) :])
+    rows, prompt = verbalizer_rows([row], tokenizer, checkpoint)
+    learned: Any = tokenizer.decode(rows[0]["input_ids"][len(prompt.ids) :])
     assert "<explanation>" not in learned
     assert learned.lstrip().startswith("About Rome.\n</explanation>")
 

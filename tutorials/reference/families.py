@@ -135,6 +135,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": _MIXED},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": _MIXED},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
@@ -527,6 +528,13 @@ The package has no list of supported architectures. It finds blocks by structure
 block's output, or the first element of it, as the residual. It refuses a model that does not fit,
 with its name and the reason: a verbalizer or a reconstructor when the NLA is made, a target at
 ``nla.layer(model)``.
+
+**Engine** is what ``engine="fast"`` runs. Hybrids, whose caches also keep the states of linear
+attention, of state-space blocks or of convolutions, are decoded fast if the cache can repeat and
+select these states by row. Whether a prompt can be shared is tried on the model itself: a model
+that does not start several tokens from its states (Jamba, Zamba) runs the prompt for each vector.
+Where the fast engine would not give the text of ``generate``, ``generate`` runs;
+``nla.info()["engine"]`` says why.
 
 **Padded** says whether a short prompt has the same residuals alone and in a batch with a longer
 one, which nnsight pads on the left. If they differ, the model itself does not mask the padding:

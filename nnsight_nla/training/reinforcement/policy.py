@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicCache
 from ...models import hosts
 from ...models.head import contiguous_head
 from ...verbalize.decoding import unfit
+from ...verbalize.states import keeps_states
 from ...verbalize.verbalizer import Verbalizer
 from ..verbalizer import InjectionHook, response_logits, writing
 from .recomputing import recomputing
@@ -63,7 +64,10 @@ class Policy:
         self._config = hosts.text_config(verbalizer.av)
         longest = len(self._prompt.ids) + settings.max_new_tokens
         self.shares_prompts = (
-            not self._recompute and unfit(verbalizer.av) is None and _reaches(self._config, longest)
+            not self._recompute
+            and unfit(verbalizer.av) is None
+            and not keeps_states(self._config)  # They are overwritten, which autograd refuses.
+            and _reaches(self._config, longest)
         )
         self._hook: InjectionHook | None = None
 

@@ -15,6 +15,7 @@ from nnsight_nla.training.reinforcement.rollout import roll_out
 from nnsight_nla.verbalize.verbalizer import Verbalizer
 from tests.helpers import plain
 from tests.verbalize.test_architectures import INJECTIONS, VECTORS, build, described, wrapped
+from tests.verbalize.test_states import build as hybrid
 
 SETTINGS = RLSettings(prompts=3, draws=4, max_new_tokens=24, temperature=0.9, length_margin=8)
 
@@ -93,6 +94,16 @@ def test_the_ratios_are_one_on_other_architectures(family, injection, recorded):
     values, rollout, policy = ratios(nla, VECTORS, SETTINGS, recorded)
     assert policy.shares_prompts == (family != "gemma3")
     assert any(rollout.cut)
+    assert largest(values) < 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+def test_the_ratios_are_one_where_states_are_overwritten(family, recorded):
+    """The fast engine shares the prompt of a hybrid; autograd refuses what overwrites states."""
+    nla = NLA(wrapped(hybrid(family)), checkpoint=described(INJECTIONS["add"]))
+    assert nla.info()["engine"]["name"] == "fast"
+    values, _, policy = ratios(nla, VECTORS, SETTINGS, recorded)
+    assert not policy.shares_prompts
     assert largest(values) < 1e-3
 
 
