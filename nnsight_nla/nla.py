@@ -439,6 +439,8 @@ class NLA:
         claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
+        question: str | None = None,
+        choices: Sequence[str] | None = None,
     ) -> Reading:
         """Explain the residual at every token of a text, as a table or an HTML page.
 
@@ -458,6 +460,8 @@ class NLA:
                 and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
+            question: For an oracle: the question about each token's residual.
+            choices: For an oracle: the answers to choose from; see `ask`.
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
@@ -467,7 +471,7 @@ class NLA:
         from .reading import read as _read
 
         return _read.read(
-            self,
+            self if question is None else self.asking(question, choices=choices),
             model,
             prompt,
             positions=positions,
@@ -537,10 +541,10 @@ class NLA:
             NLAWarning: Vectors were read at padding, in a trace.
         """
         check_vectors(vectors, self.checkpoint.d_model)
-        if kind is not None:
-            origin = Origin(kind=kind).joined(*([] if origin is None else [origin]))
         if self.question is None:
             check_explains(self.checkpoint, self.name)
+        if kind is not None:
+            origin = Origin(kind=kind).joined(*([] if origin is None else [origin]))
         options: CaptureOptions = {
             "tokens": tokens,
             "positions": positions,
@@ -583,67 +587,6 @@ class NLA:
                 "nla.explain(torch.stack([a, b], dim=-2))."
             )
         return grouped(vectors, self.checkpoint.d_model)
-
-    def explain_difference(
-        self,
-        a: Float[Tensor, "*shape d_model"],
-        b: Float[Tensor, "*shape d_model"],
-        *,
-        samples: int = 1,
-        sampling: Sampling | None = None,
-        layer: int | None = None,
-    ) -> Ends:
-        """Explain the difference of two residuals by both ends and by both signs.
-
-        The two ends are residuals, as the verbalizer was trained on; the difference and its
-        negative are not, and their handles say so. It works in any trace that `explain` works in,
-        except on a remote host: there, save the residuals and call it after the block.
-
-        Args:
-            a: One residual, or a batch of them.
-            b: The other one, of the same shape.
-            samples: Texts per vector.
-            sampling: How tokens are chosen.
-            layer: The block that they were read at, as for `explain`.
-
-        Raises:
-            InjectionError: They are not tensors of one shape, or do not fit the verbalizer.
-        """
-        from .explanation.ends import explain_ends
-
-        options = {"samples": samples, "sampling": sampling, "layer": layer}
-        return explain_ends(self, a, b, **options)
-
-    def label(
-        self,
-        directions: Float[Tensor, "rows d_model"],
-        *,
-        names: Sequence[object] | None = None,
-        kind: Kind = "direction",
-        sampling: Sampling | None = None,
-    ) -> Labels:
-        """Label the rows of a matrix of directions, best first.
-
-        The order is by how far each text's reconstruction beats its controls (`Trust.margin`): the
-        other rows, no vector, and random directions.
-
-        Args:
-            directions: A direction in each row.
-            names: The name of each row; by default its number.
-            kind: What the rows are, as for `explain`.
-            sampling: How tokens are chosen.
-
-        Returns:
-            A table with a row per direction; a row without a text is at the end, with its error.
-
-        Raises:
-            CheckpointError: This NLA has no reconstructor, so there is nothing to sort by.
-            InjectionError: It is not a matrix of that width, or `names` does not fit.
-        """
-        from .evaluation.labels import label_directions
-
-        self._need_reconstructor()
-        return label_directions(self, directions, names, kind=kind, sampling=sampling)
 
     def ask(
         self,
@@ -707,7 +650,7 @@ class NLA:
         *,
         choices: Sequence[str] | None = None,
         layer: int | None = None,
-    ) -> NLA:
+    ) -> Self:
         """Return this oracle with a question, for everything that explains: `read`, experiments.
 
         Its ``explain(vectors)`` is ``ask(vectors[..., None, :], question)``; both share models and
@@ -724,12 +667,73 @@ class NLA:
             VerbalizationError: Question or choices do not fit.
         """
         options: AskOptions = {"questions": question, "choices": choices}
-        read = self._for_layer(layer, "check")
-        read._asked(options, (1,), (), None)
+        read = cast("Self", self._for_layer(layer, "check"))
+        asked = read._asked(options, (1,), (), None)
         other = read._copied()
-        other.question, other.spec = options, None
+        other.question, other.spec, other.prompt = options, None, asked.prompts[0]
         other._by_layer = {other.checkpoint.layer: other}
         return other._entered()
+
+    def explain_difference(
+        self,
+        a: Float[Tensor, "*shape d_model"],
+        b: Float[Tensor, "*shape d_model"],
+        *,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        layer: int | None = None,
+    ) -> Ends:
+        """Explain the difference of two residuals by both ends and by both signs.
+
+        The two ends are residuals, as the verbalizer was trained on; the difference and its
+        negative are not, and their handles say so. It works in any trace that `explain` works in,
+        except on a remote host: there, save the residuals and call it after the block.
+
+        Args:
+            a: One residual, or a batch of them.
+            b: The other one, of the same shape.
+            samples: Texts per vector.
+            sampling: How tokens are chosen.
+            layer: The block that they were read at, as for `explain`.
+
+        Raises:
+            InjectionError: They are not tensors of one shape, or do not fit the verbalizer.
+        """
+        from .explanation.ends import explain_ends
+
+        options = {"samples": samples, "sampling": sampling, "layer": layer}
+        return explain_ends(self, a, b, **options)
+
+    def label(
+        self,
+        directions: Float[Tensor, "rows d_model"],
+        *,
+        names: Sequence[object] | None = None,
+        kind: Kind = "direction",
+        sampling: Sampling | None = None,
+    ) -> Labels:
+        """Label the rows of a matrix of directions, best first.
+
+        The order is by how far each text's reconstruction beats its controls (`Trust.margin`): the
+        other rows, no vector, and random directions.
+
+        Args:
+            directions: A direction in each row.
+            names: The name of each row; by default its number.
+            kind: What the rows are, as for `explain`.
+            sampling: How tokens are chosen.
+
+        Returns:
+            A table with a row per direction; a row without a text is at the end, with its error.
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor, so there is nothing to sort by.
+            InjectionError: It is not a matrix of that width, or `names` does not fit.
+        """
+        from .evaluation.labels import label_directions
+
+        self._need_reconstructor()
+        return label_directions(self, directions, names, kind=kind, sampling=sampling)
 
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""

@@ -315,10 +315,16 @@ class Explanation:
             path: The file; a file that is there is replaced when the new one is complete.
 
         Raises:
-            NLAError: The disk is full, or the file cannot be written.
+            NLAError: The disk is full, the file cannot be written, or these are answers.
         """
         from . import parquet
 
+        if self._capture.asked is not None:
+            raise NLAError(
+                "to_parquet holds explanations of one vector each, not the answers of an oracle. "
+                "Write the table, and the vectors on their own: handle.to_pandas().to_parquet(path)"
+                ", torch.save(handle.vectors, file)."
+            )
         self._resolve()
         parquet.write(self, self._records(), Path(path))
 

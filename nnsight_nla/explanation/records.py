@@ -83,8 +83,7 @@ class Reply(HasFormer):
     """The explanation between the tags; the whole reply if a tag is missing."""
     finish: Literal["tag", "eos", "length", "cut", "choice"]
     """What ended it: the closing tag, an end-of-sequence token, ``max_new_tokens``, or ``upto``;
-    ``"choice"`` if it is one of the choices of a question, which were compared and not generated.
-    """
+    ``"choice"`` if it is one of a question's choices, which were compared and not generated."""
     new_tokens: int
     """The number of generated tokens."""
     norm_before: float
@@ -109,10 +108,10 @@ class Reply(HasFormer):
     @property
     def problem(self) -> str | None:
         """Why it has no well-formed explanation; ``None`` if it has one."""
-        if self.finish == "cut":  # It may have neither tag.
-            return None if self.text else "the explanation is empty"
         if not self.tagged:
             return None if self.text else "the answer is empty"
+        if self.finish == "cut":  # It may have neither tag.
+            return None if self.text else "the explanation is empty"
         return proper(complete(self.raw, self.opened))
 
 

@@ -80,14 +80,14 @@ def describe(
             f"This tokenizer splits each of {' '.join(MARKERS)}. Pass marker= with a rare "
             "character that is one of its tokens, or add one: tokenizer.add_tokens([marker])."
         )
-    text = tokenizer.decode([marker]) if isinstance(marker, int) else marker
-    marker = good[0] if text is None else text
-    marker_id = _token_id(tokenizer, marker)
+    given = tokenizer.decode([marker]) if isinstance(marker, int) else marker
+    text = good[0] if given is None else given
+    marker_id = _token_id(tokenizer, text)
     if marker_id is None:
-        ids = list(tokenizer.encode(marker, add_special_tokens=False))
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
         such = f", such as {' '.join(good)}," if good else ""
         raise TrainingError(
-            f"The marker {marker!r} is {len(ids)} tokens {ids}, expected one. Pass marker= with a "
+            f"The marker {text!r} is {len(ids)} tokens {ids}, expected one. Pass marker= with a "
             f"text that is one token here{such} or add it: tokenizer.add_tokens([marker])."
         )
     checkpoint = Checkpoint(
@@ -96,7 +96,7 @@ def describe(
         d_model=d_model,
         template=template,
         system=system,
-        marker=marker,
+        marker=text,
         marker_id=marker_id,
         injection=injection,
         ar_template=ar_template,

@@ -432,8 +432,7 @@ class Verbalizer:
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
     def _ending(self, sampling: Sampling) -> Closing:
-        opened = self.prompt.opened
-        upto = None if self.checkpoint.asks else sampling.upto
+        opened, upto = self.prompt.opened, sampling.upto
         return Closing(self.tokenizer, self._closing, opening=OPEN, opened=opened, upto=upto)
 
     def _reply(
@@ -446,15 +445,17 @@ class Verbalizer:
     ) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
         drawn = array("i", ids if end is None else [*ids, end])
+        upto = sampling.upto
+        cut = upto is not None and (end is not None or self._ending(sampling).is_cut(ids))
         if self.checkpoint.asks:
-            finish = "length" if end is None else "eos"
-            return Reply(raw, raw.strip(), finish, len(ids), *receipt, ids=drawn, tagged=False)
-        opened, upto = self.prompt.opened, sampling.upto
+            text = first_line(raw.strip()) if upto == "line" else raw.strip()
+            finish = "cut" if cut else "length" if end is None else "eos"
+            return Reply(raw, text, finish, len(ids), *receipt, ids=drawn, tagged=False)
+        opened = self.prompt.opened
         text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "length" if end is None else "eos"
-        if upto is not None and not closed:
-            # An end-of-sequence token ends a line, too.
-            finish = "cut" if end is not None or self._ending(sampling).is_cut(ids) else finish
+        if cut and not closed:  # An end-of-sequence token ends a line, too.
+            finish = "cut"
         if upto == "line":
             text = first_line(text)
         return Reply(raw, text, finish, len(ids), *receipt, opened, drawn)

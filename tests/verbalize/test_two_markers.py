@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nnsight_nla import NLA, Checkpoint, CheckpointError, InjectionError, Sampling, tiny
+from nnsight_nla import NLA, Checkpoint, CheckpointError, InjectionError, NLAError, Sampling, tiny
 from nnsight_nla.checkpoint.checkpoint import parse_sidecar
 from nnsight_nla.remote.wire import RemoteNLA
 from tests.helpers.plain_oracle import first_logits
@@ -77,11 +77,13 @@ def test_it_works_in_a_trace_and_on_a_host(both, model):
     torch.testing.assert_close(capture.vectors[0], inside.vectors)
 
 
-def test_there_is_no_reconstruction_of_two_vectors(both, residuals):
+def test_there_is_no_reconstruction_of_two_vectors(both, residuals, tmp_path):
     thought = both.explain(residuals[:2], sampling=SHORT)
     assert thought.trust is None
     assert not both.has_reconstructor
     assert isinstance(both.explain_nothing().text, str)
+    with pytest.raises(NLAError, match="explanations of one vector each"):
+        thought.to_parquet(tmp_path / "two.parquet")
 
 
 def test_what_is_not_two_vectors_is_refused(both, residuals):
