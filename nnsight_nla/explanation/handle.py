@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_CLAIMS = ("model", "layer", "norm")
 FORMER = {"cosine": "injection_cosine"}
 """The former names of columns."""
 
@@ -459,7 +460,8 @@ class Explanation:
         else:
             size = f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
         kind = self._capture.origin.kind
-        others = [each.split()[0] for each in self._capture.ignored]  # "layer is 1, expected 3"
+        said = self._capture.ignored  # Such as "layer is 1, expected 3".
+        others = [name for name in _CLAIMS if any(each.startswith(name) for each in said)]
         what = "residuals" if kind is None else f"{kind}s"
         if others:
             return f"{size} of {what} of another {' and '.join(others)},"
