@@ -775,7 +775,7 @@ class NLA:
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        with self.runtime.lock.held(), (self._reconstructor or self).runtime.lock.held():
+        with self.runtime.lock.held(), (self._own_ar or self).runtime.lock.held():
             self._memory.unload()
 
     def controls(
