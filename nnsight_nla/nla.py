@@ -1079,6 +1079,12 @@ class NLA:
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
+            if self._own_ar is not None and self.checkpoint.slots > 1:
+                raise CheckpointError(
+                    f"A reconstructor gives one vector for a text, and this verbalizer explains "
+                    f"{self.checkpoint.slots} at once, so its texts have no scores. Use one that "
+                    "explains single vectors, and nla.explain_difference(a, b)."
+                )
             if self._own_ar is not None:
                 raise CheckpointError(
                     f"The reconstructor is of layer {self._template.layer}, and this NLA reads "

@@ -81,6 +81,8 @@ def test_there_is_no_reconstruction_of_two_vectors(both, residuals, tmp_path):
     thought = both.explain(residuals[:2], sampling=SHORT)
     assert thought.trust is None
     assert not both.has_reconstructor
+    with pytest.raises(CheckpointError, match="gives one vector for a text, and this verbalizer"):
+        both.score(thought)
     assert isinstance(both.explain_nothing().text, str)
     with pytest.raises(NLAError, match="explanations of one vector each"):
         thought.to_parquet(tmp_path / "two.parquet")
