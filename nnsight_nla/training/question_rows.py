@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -56,18 +56,6 @@ class Question:
     """The block that they are of."""
 
 
-class QuestionSource(Protocol):
-    """A source of an oracle's rows other than a list, such as `Published`."""
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        ...
-
-    def questions(self, d_model: int) -> Iterator[Question]:
-        """Read the rows."""
-        ...
-
-
 class QuestionRows(Rows):
     """Tokenized rows of an oracle, each with its own prompt and slots."""
 
@@ -94,14 +82,19 @@ class QuestionRows(Rows):
 
 
 def question_rows(
-    rows: Sequence[Mapping[str, Any]] | QuestionSource, tokenizer: Any, checkpoint: Checkpoint
+    rows: Sequence[Mapping[str, Any]], tokenizer: Any, checkpoint: Checkpoint
 ) -> QuestionRows:
     """Tokenize prompt, answer and end of sequence of each row, with labels on the answer only.
 
     Raises:
-        TrainingError: A row lacks a question, an answer or vectors, or has a vector that cannot be
+        TrainingError: They are not a list. A row lacks a question, an answer or vectors, or has a vector that cannot be
             written, or a layer that is not the checkpoint's; or there are no rows.
     """
+    if not isinstance(cast("Any", rows), Sequence):
+        raise TrainingError(
+            f"The rows of an oracle come as a list of QuestionRow, got {type(rows).__name__}. Read "
+            "the file, and pass train_verbalizer(model, tokenizer, [QuestionRow(...), ...])."
+        )
     if len(rows) == 0:
         raise TrainingError("There are no rows to train on.")
 
@@ -109,13 +102,11 @@ def question_rows(
     def render(question: str, slots: int, layer: int | None) -> Prompt:
         return question_prompt(checkpoint, tokenizer, question, slots=slots, layer=layer)
 
-    listed = isinstance(rows, Sequence)
-    read = _listed(rows, checkpoint.d_model) if listed else rows.questions(checkpoint.d_model)
     prompts: list[Prompt] = []
     answers: list[list[int]] = []
     vectors: list[Tensor] = []
     with progress("tokenizing", total=len(rows), unit="row") as bar:
-        for row in read:
+        for row in _listed(rows, checkpoint.d_model):
             _check(row)
             try:
                 prompts.append(render(row.question, len(row.vectors), row.layer))
