@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
 from .core.numeric import is_int
 from .core.sampling import Sampling
-from .errors import CheckpointError, NLAWarning
+from .errors import CheckpointError, InjectionError, NLAWarning
 from .evaluation import controls as _controls
 from .explanation.arguments import (
     batch_rows,
@@ -39,6 +40,7 @@ from .explanation.arguments import (
     check_vectors,
     flat_texts,
 )
+from .explanation.asked import Asked, Asker, AskOptions, check_asks, check_explains, grouped
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation, check_handle
 from .explanation.padding import check_padding, placed
@@ -174,6 +176,7 @@ class NLA:
             found = open_reconstructor(ar, where.with_load(ar_options), opened.checkpoint)
             self._own_ar = Reconstructor(found, opened.checkpoint)
         self._by_layer: dict[int, NLA] = {}
+        self.question: AskOptions | None = None
         decoding = "generate" if engine == "generate" else "fast"
         self._set_prompt(opened.checkpoint, opened.prompt, decoding, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -191,6 +194,7 @@ class NLA:
         self, checkpoint: Checkpoint, prompt: Prompt, decoding: Engine, rows: int | None
     ) -> None:
         """Set the prompt, and everything that depends on it."""
+        from .evaluation.answer_controls import AnswerLabeller
         from .evaluation.trust_labels import TrustLabeller
         from .verbalize.pending import Queue
         from .verbalize.verbalizer import Verbalizer
@@ -205,8 +209,15 @@ class NLA:
         self._engine = self._maker(self._verbalizer)
         longest = self.sampling.max_new_tokens
         self.queue = Queue(self, self._verbalizer, self._engine, rows, longest)
-        self.labeller: TrustLabeller | None = None
-        if self._reconstructor is not None:
+        self.labeller: TrustLabeller | AnswerLabeller | None = None
+        self._asker = Asker(
+            checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
+        )
+        if checkpoint.slots > 1:  # A reconstructor gives one vector for a text.
+            self._reconstructor = None
+        if checkpoint.asks:
+            self.labeller = AnswerLabeller(self.queue)
+        elif self._reconstructor is not None:
             self.labeller = TrustLabeller(
                 self._reconstructor, self.queue, self.sampling, self.baseline, self._verbalizer
             )
@@ -444,6 +455,8 @@ class NLA:
         claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
+        question: str | None = None,
+        choices: Sequence[str] | None = None,
     ) -> Reading:
         """Explain the residual at every token of a text, as a table or an HTML page.
 
@@ -463,6 +476,8 @@ class NLA:
                 and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
+            question: For an oracle: the question about each token's residual.
+            choices: For an oracle: the answers to choose from; see `ask`.
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
@@ -472,7 +487,7 @@ class NLA:
         from .reading import read as _read
 
         return _read.read(
-            self,
+            self if question is None else self.asking(question, choices=choices),
             model,
             prompt,
             positions=positions,
@@ -506,7 +521,8 @@ class NLA:
 
         Args:
             vectors: Raw residuals at the output of block K; copied here, so that later edits in the
-                same trace do not change the handle.
+                same trace do not change the handle. For a verbalizer with a marker for each of
+                several vectors (``checkpoint.vectors``), ``[*shape, vectors, d_model]``.
             tokens: The token each vector was read at (strings or ids), of shape ``*shape``.
             positions: The position of each vector, of shape ``*shape``; with `tokens`, the warnings
                 also cover positions, norms and quotes.
@@ -541,6 +557,8 @@ class NLA:
             NLAWarning: Vectors were read at padding, in a trace.
         """
         check_vectors(vectors, self.checkpoint.d_model)
+        if self.question is None:
+            check_explains(self.checkpoint, self.name)
         if kind is not None:
             origin = Origin(kind=kind).joined(*([] if origin is None else [origin]))
         options: CaptureOptions = {
@@ -553,6 +571,9 @@ class NLA:
             "layer": layer,
             "kind": "direction" if isinstance(vectors, wire.Direction) else None,
         }
+        if self.checkpoint.slots > 1:
+            flat, slots, shape = self._for_each_marker(vectors, at)
+            return Explanation.of(self.capture(flat, shape, slots=slots, **options), shape)
         fake = _compat.is_fake(vectors)
         if at is not None:
             found = placed(vectors, at, tokens, positions)
@@ -562,8 +583,112 @@ class NLA:
             options["padding"] = check_padding(vectors)
         shape = tuple(vectors.shape[:-1])
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
-        capture = self.capture(flat, shape, **options)
+        if self.question is None:
+            return Explanation.of(self.capture(flat, shape, **options), shape)
+        flat = None if flat is None else flat[:, None]
+        slots = (1,) * math.prod(shape)
+        capture = self.capture(flat, shape, question=self.question, slots=slots, **options)
         return Explanation.of(capture, shape)
+
+    def _for_each_marker(
+        self, vectors: Tensor, at: At | None
+    ) -> tuple[Tensor | None, tuple[int, ...], tuple[int, ...]]:
+        """Group the vectors of each explanation, one for each marker; see `grouped`."""
+        count = self.checkpoint.slots
+        if at is not None or vectors.ndim < 2 or vectors.shape[-2] != count:
+            got = f"{list(vectors.shape)}{'' if at is None else ' with at='}"
+            raise InjectionError(
+                f"This verbalizer reads {count} vectors, one at each marker: expected "
+                f"[..., {count}, {self.checkpoint.d_model}], got {got}. Write "
+                "nla.explain(torch.stack([a, b], dim=-2))."
+            )
+        return grouped(vectors, self.checkpoint.d_model)
+
+    def ask(
+        self,
+        vectors: Float[Tensor, "*shape slots d_model"] | Sequence[Float[Tensor, "slots d_model"]],
+        questions: Nested[str],
+        *,
+        choices: Sequence[str] | None = None,
+        layer: int | None = None,
+        tokens: Any = None,
+        positions: Any = None,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        origin: Origin | None = None,
+        claims: Claims = "check",
+    ) -> Explanation:
+        """Ask an activation oracle about vectors, and return a handle on its answers.
+
+        As with `explain`, the answers are generated when one is first read, in any trace or
+        outside of one. ``handle.trust`` says what the oracle answers without the vectors.
+
+        Args:
+            vectors: Raw residuals, one for each slot of the prompt: ``[*shape, slots, d_model]``,
+                such as ``residual[0, -3:]``; or a list of tensors with different numbers of slots.
+                ``[d_model]`` is one slot.
+            questions: One question, or one for each, in `shape`.
+            choices: Words to choose from, such as ``["Yes", "No"]``. Nothing is generated: the
+                handle's `probabilities` are those of the choices' first tokens, normalised, and its
+                text is the likeliest.
+            layer: The block that the vectors are the output of, which many oracles are told; by
+                default ``checkpoint.layer``. See ``nla.layer(model)``.
+            tokens: The token of each row's last vector, of shape `shape`.
+            positions: Its position.
+            samples: Answers per row; more than 1 needs a temperature above 0.
+            sampling: How tokens are chosen, for this call.
+            origin: What the vectors are; see `explain`.
+            claims: ``"ignore"`` asks about vectors of a different origin anyway.
+
+        Returns:
+            A handle of shape `shape`.
+
+        Raises:
+            CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
+                trained on `layer`.
+            InjectionError: `vectors` are not floating-point tensors of the right width.
+            VerbalizationError: A question is empty or does not fit in the context, or `choices` are
+                not words with different first tokens.
+        """
+        check_asks(self.checkpoint, self.name)
+        flat, slots, shape = grouped(vectors, self.checkpoint.d_model)
+        question: AskOptions = {"questions": questions, "choices": choices}
+        kind = "direction" if isinstance(vectors, wire.Direction) else None
+        capture = self.capture(
+            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling,
+            origin=origin, claims=claims, layer=layer, kind=kind, question=question, slots=slots,
+        )  # fmt: skip
+        return Explanation.of(capture, shape)
+
+    def asking(
+        self,
+        question: str,
+        *,
+        choices: Sequence[str] | None = None,
+        layer: int | None = None,
+    ) -> Self:
+        """Return this oracle with a question, for everything that explains: `read`, experiments.
+
+        Its ``explain(vectors)`` is ``ask(vectors[..., None, :], question)``; both share models and
+        weights.
+
+        Args:
+            question: The question about each vector.
+            choices: As for `ask`.
+            layer: As for `ask`.
+
+        Raises:
+            CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
+                trained on `layer`.
+            VerbalizationError: Question or choices do not fit.
+        """
+        options: AskOptions = {"questions": question, "choices": choices}
+        read = cast("Self", self._for_layer(layer, "check"))
+        asked = read._asked(options, (1,), (), None)
+        other = read._copied()
+        other.question, other.spec, other.prompt = options, None, asked.prompts[0]
+        other._by_layer = {other.checkpoint.layer: other}
+        return other._entered()
 
     def explain_difference(
         self,
@@ -629,7 +754,16 @@ class NLA:
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""
         blank = torch.zeros(1, self.checkpoint.d_model, dtype=torch.float32, device="cpu")
-        capture = Capture(self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller)
+        if self.question is None:
+            check_explains(self.checkpoint, self.name)
+        asked = None if self.question is None else self._asked(self.question, (1,), (), None)
+        several = self.checkpoint.slots
+        if several > 1:
+            asked = Asked((), (self.prompt,), (several,), self.checkpoint.layer)
+        blank = blank if asked is None else blank[None].expand(-1, several, -1)
+        capture = Capture(
+            self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller, asked=asked
+        )
         return Explanation.of(capture, ())
 
     def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
@@ -657,7 +791,7 @@ class NLA:
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        with self.runtime.lock.held(), (self._reconstructor or self).runtime.lock.held():
+        with self.runtime.lock.held(), (self._own_ar or self).runtime.lock.held():
             self._memory.unload()
             self._engine.unload()
 
@@ -906,19 +1040,54 @@ class NLA:
         return self
 
     def capture(
-        self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
+        self,
+        flat: Tensor | None,
+        shape: tuple[int, ...],
+        *,
+        question: AskOptions | None = None,
+        slots: Sequence[int] = (),
+        **options: Unpack[CaptureOptions],
     ) -> Capture:
-        """Check the options of one ``explain()`` call and record its vectors."""
+        """Check the options of one ``explain()`` or ``ask()`` call and record its vectors.
+
+        Args:
+            flat: The vectors; ``None`` under fake tensors.
+            shape: The handle's shape.
+            question: What is asked about them.
+            slots: The number of vectors of each row, if they are grouped.
+            options: The other options.
+        """
         layer = options.get("layer")
         if layer is not None and self.runtime is not None:  # pyright: ignore[reportUnnecessaryComparison]
             other = self._for_layer(layer, options.get("claims", "check"))
             if other is not self:
-                return other.capture(flat, shape, **options)
+                return other.capture(flat, shape, question=question, slots=slots, **options)
         tokenizer = None if self.runtime is None else self.av.tokenizer
+        if question is None and slots:
+            prompts = (self.prompt,) * len(slots)
+            options["asked"] = Asked((), prompts, tuple(slots), self.checkpoint.layer)
+        elif question is not None:
+            options["asked"] = self._asked(question, slots, shape, options.get("sampling"))
         return captured(
             flat, shape, self.queue, self.labeller, self.sampling, tokenizer,
             checkpoint=self.checkpoint, **options,
         )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The verbalizer's name, for messages."""
+        return "This NLA" if self.runtime is None else self.runtime.name  # pyright: ignore[reportUnnecessaryComparison]
+
+    def _asked(
+        self,
+        question: AskOptions,
+        slots: Sequence[int],
+        shape: tuple[int, ...],
+        sampling: Sampling | None,
+    ) -> Asked:
+        """Check a question and render its prompt."""
+        chosen = check_sampling(sampling) or self.sampling
+        return self._asker.asked(slots=slots, shape=shape, sampling=chosen, **question)
 
     def _check_origin(self, handle: object, insist: str) -> None:
         """Refuse a handle on vectors of another model or block than this NLA's."""
@@ -927,6 +1096,12 @@ class NLA:
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
+            if self._own_ar is not None and self.checkpoint.slots > 1:
+                raise CheckpointError(
+                    f"A reconstructor gives one vector for a text, and this verbalizer explains "
+                    f"{self.checkpoint.slots} at once, so its texts have no scores. Use one that "
+                    "explains single vectors, and nla.explain_difference(a, b)."
+                )
             if self._own_ar is not None:
                 raise CheckpointError(
                     f"The reconstructor is of layer {self._template.layer}, and this NLA reads "

@@ -25,21 +25,23 @@ from ..core.baseline import Baseline
 from ..core.calibration import FILE as CALIBRATION
 from ..core.calibration import Calibration
 from ..core.injection import Injection
-from ..core.numeric import is_character, is_int, is_unicode
+from ..core.numeric import is_int, is_unicode
 from ..errors import CheckpointError, NLAWarning, ReconstructionError, shown
 from . import dialects, sidecar
 from .dates import Date, to_iso
+from .oracle_presets import ORACLE_FIELDS, ORACLE_TEMPLATE
 from .presets import AR_TEMPLATE, AV_TEMPLATE, PRESET_FIELDS
 
 __all__ = [
     "AR_TEMPLATE", "AV_TEMPLATE", "DEPTH_SLOT", "EXPLANATION_SLOT", "LAYER_SLOT", "MARKER_SLOT",
-    "PRESETS", "Checkpoint", "parse_sidecar",
+    "ORACLE_TEMPLATE", "PRESETS", "QUESTION_SLOT", "Checkpoint", "parse_sidecar",
 ]  # fmt: skip
 
 MARKER_SLOT = "{injection_char}"
 EXPLANATION_SLOT = "{explanation}"
 DEPTH_SLOT = "{depth_pct}"
 LAYER_SLOT = "{layer}"
+QUESTION_SLOT = "{question}"
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Checkpoint:
     """The width of the residual stream, in entries."""
     template: str
     """The verbalizer's user message. It contains ``{injection_char}`` at each position of the
-    marker, and may contain ``{layer}`` and ``{depth_pct}`` (see `at_depth`)."""
-    marker: str
-    """The single character at whose token the vector is written."""
-    marker_id: int
-    """The token id of the marker."""
+    marker, and may contain ``{layer}`` and ``{depth_pct}`` (see `at_depth`). That of an activation
+    oracle also contains ``{question}``; its ``{injection_char}`` is repeated for each vector."""
+    marker: str | None = None
+    """The text of the one token at which the vector is written; ``None`` means that of
+    `marker_id`."""
+    marker_id: int | None = None
+    """The token id of the marker; ``None`` means that the live tokenizer decides."""
     left_id: int | None = None
     """The id of the token before the marker; ``None`` means that the live prompt decides."""
     right_id: int | None = None
@@ -80,6 +84,9 @@ class Checkpoint:
     """The denominator of an FVE on this model's residuals; ``None`` if unknown."""
     layers: tuple[int, ...] | None = None
     """The blocks whose residuals the verbalizer was trained on; ``None`` means only `layer`."""
+    vectors: int | None = None
+    """How many vectors one explanation is of, with a marker for each, such as both ends of a
+    difference; ``None`` means one, which every marker of the template gets."""
     base_model: str | None = None
     """The name of the target model, as in the sidecar."""
     base_config: str | None = None
@@ -111,10 +118,15 @@ class Checkpoint:
             ("layer", is_int(self.layer, 0), "a block number from 0"),
             ("layers", self._lists_layer(), "block numbers from 0, the layer among them"),
             ("d_model", is_int(self.d_model, 1), "a width from 1"),
-            ("marker_id", is_int(self.marker_id, 0), "a token id"),
+            (
+                "vectors",
+                self.vectors is None or is_int(self.vectors, 1),
+                "a number of vectors from 1",
+            ),
+            ("marker_id", self.marker_id is None or is_int(self.marker_id, 0), "a token id"),
+            ("marker", marker is None or (marker and is_text(marker)), "the text of a token"),
             ("left_id", self.left_id is None or is_int(self.left_id, 0), "a token id"),
             ("right_id", self.right_id is None or is_int(self.right_id, 0), "a token id"),
-            ("marker", is_character(marker), "a single character"),
             ("baseline", isinstance(given["baseline"], Baseline | None), "a Baseline(...)"),
             ("injection", isinstance(given["injection"], Injection), "an Injection(...)"),
             ("system", is_text(given["system"]), "a text"),
@@ -127,9 +139,28 @@ class Checkpoint:
             if not valid:
                 got = shown(given[key])
                 raise CheckpointError(f"{self.where(key)} is {got}, expected {expected}.")
-        self._check_template("template", MARKER_SLOT, several=True)
+        if marker is None and self.marker_id is None:
+            raise CheckpointError(
+                "The checkpoint has neither marker nor marker_id. Pass the token at which vectors "
+                "are written, by its text or by its id: Checkpoint(..., marker=' ?')."
+            )
+        if isinstance(self.template, str) and QUESTION_SLOT in self.template:
+            self._check_template("template", MARKER_SLOT, QUESTION_SLOT, LAYER_SLOT, DEPTH_SLOT)
+        else:
+            self._check_template("template", MARKER_SLOT, LAYER_SLOT, DEPTH_SLOT, several=True)
+        slots = self.template.count(MARKER_SLOT)
+        if self.vectors not in (None, 1, slots):
+            raise CheckpointError(
+                f"{self.where('vectors')} is {self.vectors}, but the template has {MARKER_SLOT} "
+                f"{slots} times, expected one for each vector: {shown(self.template)}."
+            )
         if self.ar_template is not None:
             self._check_template("ar_template", EXPLANATION_SLOT)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is an activation oracle, which answers a question about its vectors."""
+        return QUESTION_SLOT in self.template
 
     @staticmethod
     def load(path_or_id: str | Path, *, injection: Injection | None = None) -> Checkpoint:
@@ -178,6 +209,11 @@ class Checkpoint:
         preset = PRESETS[name]
         names = [each for each in (*dialects.KEYS, "injection") if vars(preset)[each] is not None]
         return replace(preset, source=dict.fromkeys(names, f"preset {name}"))
+
+    @property
+    def slots(self) -> int:
+        """How many vectors one explanation is of."""
+        return self.vectors or 1
 
     @property
     def tells_layer(self) -> bool:
@@ -290,7 +326,7 @@ class Checkpoint:
                 f"{self.where('date')} is {shown(date)}, expected a date such as '2026-11-26'."
             ) from None
 
-    def _check_template(self, name: str, slot: str, *, several: bool = False) -> None:
+    def _check_template(self, name: str, slot: str, *others: str, several: bool = False) -> None:
         template = getattr(self, name)
         if isinstance(template, str) and not is_unicode(template):
             raise CheckpointError(
@@ -303,8 +339,12 @@ class Checkpoint:
                 f"{self.where(name)} contains {slot} {found} times, expected "
                 f"{'at least' if several else 'exactly'} once: {shown(template)}."
             )
-        known = {slot, LAYER_SLOT, DEPTH_SLOT} if several else {slot}
-        unknown = sorted(set(re.findall(r"\{\w+\}", template)) - known)
+        if template.count(QUESTION_SLOT) > 1:
+            raise CheckpointError(
+                f"{self.where(name)} contains {QUESTION_SLOT} {template.count(QUESTION_SLOT)} "
+                f"times, expected at most once: {shown(template)}."
+            )
+        unknown = sorted(set(re.findall(r"\{\w+\}", template)) - {slot, *others})
         if unknown:
             raise CheckpointError(
                 f"{self.where(name)} has slots that nnsight_nla does not know: "
@@ -367,5 +407,7 @@ def parse_sidecar(
     return Checkpoint(**fields, source=source)
 
 
-PRESETS = {name: Checkpoint(**fields) for name, fields in PRESET_FIELDS.items()}
-"""The published checkpoints by their Hub id; see `presets`."""
+PRESETS = {
+    name: Checkpoint(**fields) for name, fields in {**PRESET_FIELDS, **ORACLE_FIELDS}.items()
+}
+"""The published checkpoints by their Hub id; see `presets` and `oracle_presets`."""

@@ -49,6 +49,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "marker_id": ("tokens.injection_token_id",),
     "left_id": ("tokens.injection_left_neighbor_id",),
     "right_id": ("tokens.injection_right_neighbor_id",),
+    "vectors": ("tokens.injection_vectors",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
     "system": ("prompt_templates.av_system",),
     "prefill": ("prompt_templates.av_prefill",),
@@ -64,7 +65,7 @@ ROLES = {
     "reconstructor": ("ar", "critic", "reconstructor"),
 }
 """What a sidecar is of, to the values of its key ``role``."""
-_REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
+_REQUIRED = ("layer", "d_model", "template")
 _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
 _MODE_LAYER = "training.injection_layer"
@@ -88,7 +89,9 @@ def read_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
         CheckpointError: The sidecar is not supported, contradictory or incomplete.
     """
     fields, source = find_fields(check_supported(content, file), file)
-    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in _REQUIRED if name not in fields]
+    absent = [name for name in _REQUIRED if name not in fields]
+    absent += ["marker"] if fields.keys().isdisjoint(("marker", "marker_id")) else []
+    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in absent]
     if missing:
         raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
     return fields, source
@@ -230,6 +233,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_left_neighbor_id": fields["left_id"],
         "injection_right_neighbor_id": fields["right_id"],
     }
+    if fields["vectors"] is not None:
+        tokens["injection_vectors"] = fields["vectors"]
     if fields["ar_suffix_ids"] is not None:
         tokens["critic_suffix_ids"] = list(fields["ar_suffix_ids"])
     extraction: dict[str, Any] = {

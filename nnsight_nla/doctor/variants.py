@@ -115,7 +115,7 @@ def _tokenizers(declared: Candidate, context: Context) -> tuple[str, list[Candid
     other, checkpoint = context.tokenizer, declared.checkpoint
     if context.remote:
         return "its own", "a verbalizer on an NDIF host keeps its own tokenizer"
-    ids = token_ids(other, checkpoint.marker)
+    ids = token_ids(other, str(checkpoint.marker))
     if len(ids) != 1:
         return "its own", f"{checkpoint.marker!r} is {len(ids)} tokens in the target's tokenizer"
     fields = {"marker_id": ids[0], "left_id": None, "right_id": None}

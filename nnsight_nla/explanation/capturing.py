@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..core.sampling import Sampling
 from ..errors import InjectionError, VerbalizationError, shown
 from .arguments import check_sampling, count_samples
 from .records import Capture, HandleQueue, Labeller
+
+if TYPE_CHECKING:
+    from .asked import Asked
 
 
 class CaptureOptions(TypedDict, total=False):
@@ -40,6 +43,8 @@ class CaptureOptions(TypedDict, total=False):
     """The number of vectors of each prompt, where they are unequal."""
     padding: frozenset[int]
     """The vectors that were read at padding."""
+    asked: Asked | None
+    """The questions about them, of an ``ask()`` call."""
 
 
 def captured(
@@ -61,6 +66,7 @@ def captured(
     checkpoint: Checkpoint | None = None,
     lengths: tuple[int, ...] | None = None,
     padding: frozenset[int] = frozenset(),
+    asked: Asked | None = None,
 ) -> Capture:
     """Check the options of one ``explain()`` call and record its vectors.
 
@@ -82,6 +88,7 @@ def captured(
         checkpoint: The verbalizer's, with which `origin` is compared.
         lengths: As for `CaptureOptions`.
         padding: As for `CaptureOptions`.
+        asked: As for `CaptureOptions`.
 
     Raises:
         VerbalizationError: `samples`, `tokens` or `positions` do not fit.
@@ -98,6 +105,11 @@ def captured(
     )
     chosen = check_sampling(sampling) or default
     samples = count_samples(samples, chosen)
+    if samples > 1 and asked is not None and asked.choices:
+        raise VerbalizationError(
+            f"samples={samples} with choices: nothing is sampled, the probabilities are computed. "
+            "Leave samples out."
+        )
     words = provenance(tokens, shape, "tokens")
     if words is not None:
         words = [_word(each, tokenizer) for each in words]
@@ -120,6 +132,7 @@ def captured(
         origin=said.completed(expected),
         ignored=tuple(ignored),
         labeller=labeller,
+        asked=asked,
     )
 
 

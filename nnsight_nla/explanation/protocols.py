@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..models.hosts import Positions, Side
     from ..models.runtime import Runtime
     from ..models.target import Target
+    from .asked import AskOptions
     from .handle import Explanation
     from .padding import At
 
@@ -102,6 +103,15 @@ class Explains(Protocol):
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""
+        ...
+
+    def asking(self, question: str, *, choices: Sequence[str] | None = None) -> Self:
+        """Return this, an oracle, with a question that is asked about every explained vector."""
+        ...
+
+    @property
+    def question(self) -> AskOptions | None:
+        """That question; ``None`` where vectors are explained."""
         ...
 
     def explain_nothing(self) -> Explanation:

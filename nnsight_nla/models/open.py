@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.dates import TODAY, Date
-from ..checkpoint.prompt import Prompt
+from ..checkpoint.prompt import Prompt, marker_of
+from ..checkpoint.question import first_prompt
 from ..core.injection import Injection
 from ..errors import CheckpointError, NLAWarning, shown
 from . import adapter as adapters
@@ -120,7 +121,7 @@ def open_verbalizer(
     )
     if date is not None:
         described = described.on_date(date)
-    prompt = Prompt.render(described, tokenizer)
+    prompt = first_prompt(described, tokenizer)
     if prompt.date is not None and described.date is None:
         _warn_of_today(peft or hosts.describe(source) if not is_path else source, prompt.date)
     model = _model(base, tokenizer, peft, load, options)
@@ -139,7 +140,7 @@ def prompt_of(template: Checkpoint, av: TransformersModel) -> tuple[Checkpoint, 
         CheckpointError: The prompt cannot be rendered.
     """
     described = at_depth(av, template, {})
-    prompt = Prompt.render(described, av.tokenizer)
+    prompt = first_prompt(described, av.tokenizer)
     return _completed(described, prompt, av.tokenizer), prompt
 
 
@@ -239,7 +240,10 @@ def _warn_of_today(name: object, date: str) -> None:
 
 def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
     """Fill in the marker's neighbours and the date, if not given, and record the tokenizer."""
-    live = {"left_id": prompt.left_id, "right_id": prompt.right_id, "date": prompt.date}
+    marker, marker_id = marker_of(checkpoint, tokenizer)
+    live = {"marker": marker, "marker_id": marker_id, "date": prompt.date}
+    if not checkpoint.asks:  # What follows an oracle's slots may depend on their number.
+        live |= {"left_id": prompt.left_id, "right_id": prompt.right_id}
     absent = {
         name: value
         for name, value in live.items()

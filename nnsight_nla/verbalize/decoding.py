@@ -161,7 +161,13 @@ class Closing:
     """
 
     def __init__(
-        self, tokenizer: Any, tag: str, *, opening: str = "", opened: str = "", upto: Any = None
+        self,
+        tokenizer: Any,
+        tag: str | None,
+        *,
+        opening: str = "",
+        opened: str = "",
+        upto: Any = None,
     ) -> None:
         self.tokenizer, self.tag = tokenizer, tag
         self.opening, self.opened, self.upto = opening, opened, upto
@@ -172,7 +178,9 @@ class Closing:
         return self.is_closed(ids) or self.is_cut(ids)
 
     def is_closed(self, ids: list[int]) -> bool:
-        """Return whether the text of the last `ids` contains the tag."""
+        """Return whether the text of the last `ids` contains the tag; without a tag, never."""
+        if self.tag is None:
+            return False
         last = ids[-1]
         if last not in self.may_close:
             self.may_close[last] = self.tag[-1] in self.tokenizer.decode([last])

@@ -12,7 +12,7 @@ of engine is a function in `ENGINES`::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from ..checkpoint.prompt import Prompt
     from ..core.sampling import Sampling
     from ..explanation.records import Reply
     from .verbalizer import Verbalizer
@@ -45,10 +46,11 @@ class TextEngine(Protocol):
 
     def verbalize(
         self,
-        vectors: Float[Tensor, "rows d_model"],
+        vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
         given: Bool[Tensor, " rows"],
         samples: list[int],
         sampling: Sampling,
+        prompts: Sequence[Prompt] | None = None,
     ) -> Iterator[tuple[int, Reply | str]]:
         """Write one vector per row and generate; call it inside `use`.
 
@@ -57,6 +59,7 @@ class TextEngine(Protocol):
             given: Which rows get their vector; the others are the null control.
             samples: The sample number of each row.
             sampling: How tokens are chosen.
+            prompts: The prompt of each row, of one length, for an oracle.
 
         Yields:
             A row's number and its reply, in the order in which rows finish; or the reason why this

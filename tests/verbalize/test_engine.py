@@ -23,7 +23,7 @@ class Scripted:
         self.calls.append("use")
         yield
 
-    def verbalize(self, vectors, given, samples, sampling):
+    def verbalize(self, vectors, given, samples, sampling, prompts=None):
         self.calls.append(len(vectors))
         said = self.verbalizer.tokenizer.encode("Hello", add_special_tokens=False)
         for row in reversed(range(len(vectors))):

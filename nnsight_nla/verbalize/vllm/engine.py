@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from ...checkpoint.prompt import Prompt
     from ...core.sampling import Sampling
     from ...explanation.records import Reply
     from ..engine import EngineOptions, Maker
@@ -117,6 +118,7 @@ class VllmEngine:
         given: Bool[Tensor, " rows"],
         samples: list[int],
         sampling: Sampling,
+        prompts: Sequence[Prompt] | None = None,  # noqa: ARG002  (An oracle's; it is refused.)
     ) -> Iterator[tuple[int, Reply | str]]:
         """Yield a row's number and its reply, or why it has none; see `TextEngine`.
 
@@ -124,7 +126,7 @@ class VllmEngine:
             VerbalizationError: The reply does not fit in the context.
             HostError: The server stayed away, or refused a request.
         """
-        self._verbalizer.check_fits(sampling)
+        self._verbalizer.check_length(len(self._verbalizer.prompt.ids), sampling)
         requests = [
             self._request(vector if has else None, vector, sample, sampling)
             for vector, has, sample in zip(vectors, given.tolist(), samples, strict=True)

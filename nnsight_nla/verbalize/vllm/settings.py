@@ -41,8 +41,13 @@ class Settings:
         """Return the settings of a checkpoint.
 
         Raises:
-            VerbalizationError: vLLM's processes do not know its operation.
+            VerbalizationError: vLLM's processes do not know its operation, or it is an oracle's.
         """
+        if checkpoint.asks or checkpoint.slots > 1:
+            raise VerbalizationError(
+                "engine='vllm' runs verbalizers of one vector, whose prompt is always the same; "
+                "this checkpoint is an oracle, or takes several vectors. Use engine='fast'."
+            )
         injection = checkpoint.injection
         if injection.operation not in _WRITTEN:
             raise VerbalizationError(

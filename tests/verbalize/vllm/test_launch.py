@@ -3,6 +3,7 @@
 import json
 import shlex
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_an_operation_of_the_callers_own_is_refused_by_name(monkeypatch):
     nla = NLA(AV, checkpoint=Injection("blend", "block", 1))
     with pytest.raises(VerbalizationError, match="by the operations add and replace, not by 'bl"):
         options(nla=nla)
+
+
+def test_an_oracle_is_refused():
+    nla = NLA(AV)
+    asking = replace(nla.checkpoint, template="{injection_char}: {question}", calibration=None)
+    with pytest.raises(VerbalizationError, match="engine='vllm' runs verbalizers of one vector"):
+        Settings.of(asking, nla.prompt)
 
 
 def test_a_model_that_is_already_loaded_is_refused(nla):
