@@ -111,7 +111,8 @@ def serve_command(
         VerbalizationError: The checkpoint cannot be served.
     """
     options = engine_options(verbalizer, load, {})
-    words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", options.pop("model")]
+    # What `vllm serve` runs, without its command line, which vLLM's CPU build has not.
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in options.items():
         words.append(f"--{name.replace('_', '-')}")
         if isinstance(value, dict):

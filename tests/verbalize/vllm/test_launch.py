@@ -93,7 +93,7 @@ def test_serve_prints_a_command_that_says_everything():
     )
     assert done.exit_code == 0, done.output
     words = shlex.split(done.stdout)
-    assert words[2:5] == ["vllm.entrypoints.cli.main", "serve", AV]
+    assert words[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", AV]
     assert words[-2:] == ["--tensor-parallel-size", "2"]
     assert words[words.index("--port") + 1] == "8123"
     assert words[words.index("--middleware") + 1] == launch.MIDDLEWARE
