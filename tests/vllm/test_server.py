@@ -20,7 +20,7 @@ from nnsight_nla import NLA, CheckpointError, Injection, Sampling, Verbalization
 from .conftest import OPTIONS
 
 AV = str(tiny.paths()["av"])
-STARTS = 240
+STARTS = 400
 """Seconds that a start may take."""
 WARM = Sampling(temperature=1.0, seed=3, max_new_tokens=60)
 
@@ -75,10 +75,12 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("server"))
-    running.start()
-    running.wait()
-    yield running
-    running.kill()
+    try:
+        running.start()
+        running.wait()
+        yield running
+    finally:
+        running.kill()
 
 
 def test_a_served_verbalizer_says_what_the_fast_engine_says(server, nla, vectors):
