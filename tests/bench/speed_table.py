@@ -1,11 +1,12 @@
 """Measure the speed tables of the site; best on a machine that does nothing else.
 
     python -m tests.bench.speed_table           # tutorials/numbers/speed.txt, in 10 minutes
-    python -m tests.bench.speed_table hybrids   # tutorials/numbers/speed_hybrids.txt, in 2 minutes
+    python -m tests.bench.speed_table hybrids   # tutorials/numbers/speed_hybrids.txt, in 3 minutes
+    python -m tests.bench.speed_table step      # tutorials/numbers/speed_step.txt, in seconds
 
 The first runs `tests/bench/test_speed.py` in processes of their own, on two threads: as it is,
-without packed weights, without AVX-512, and on the tiny pair's own replies. The second runs
-`tests/bench/test_hybrids.py`.
+without packed weights, without AVX-512, and on the tiny pair's own replies. The others
+run `tests/bench/test_hybrids.py`, a process for each family, and one test of the first file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.helpers.hybrids import HYBRIDS
+
 ROOT = Path(__file__).parents[2]
 NUMBERS = ROOT / "tutorials" / "numbers"
 OPTIONS = "-s -n 0 --timeout 0"
@@ -30,12 +33,15 @@ TABLES: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
         (f"{BENCH} 12x512", {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
         (f"{BENCH} pair", {}),
     ),
-    "hybrids": ((f"pytest tests/bench/test_hybrids.py {OPTIONS}", {}),),
+    "hybrids": tuple(
+        (f"pytest tests/bench/test_hybrids.py {OPTIONS} -k {family}", {}) for family in HYBRIDS
+    ),
+    "step": ((f"pytest tests/bench/test_speed.py {OPTIONS} -k before_any_arithmetic", {}),),
 }
-FILES = {"speed": "speed.txt", "hybrids": "speed_hybrids.txt"}
-HEADS = ("batch ", "family ", "explanations a second")
-FIGURES = re.compile(r"\d to \d+$")
-"""A line of figures ends with the lengths of the replies."""
+FILES = {"speed": "speed.txt", "hybrids": "speed_hybrids.txt", "step": "speed_step.txt"}
+HEADS = ("batch ", "family  ", "explanations a second")
+FIGURES = re.compile(r"^a step of|\d to \d+$")
+"""A line of figures ends with the lengths of the replies, but for those of single steps."""
 
 
 def processor() -> str:
