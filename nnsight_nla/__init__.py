@@ -8,6 +8,7 @@ from ._version import __version__
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.origin import Origin
 from .checkpoint.prompt import Prompt
+from .core.answer_trust import AnswerTrust
 from .core.baseline import Baseline
 from .core.injection import Injection
 from .core.sampling import Sampling
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NLA",
+    "AnswerTrust",
     "Baseline",
     "Checkpoint",
     "CheckpointError",

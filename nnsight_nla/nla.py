@@ -11,6 +11,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +25,13 @@ from torch import Tensor
 from . import _compat
 from .checkpoint.checkpoint import Checkpoint
 from .checkpoint.dates import Date
-from .checkpoint.origin import Claims, Origin
+from .checkpoint.origin import Claims, Kind, Origin
 from .checkpoint.prompt import Prompt
 from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
+from .core.numeric import is_int
 from .core.sampling import Sampling
-from .errors import CheckpointError, NLAWarning
+from .errors import CheckpointError, InjectionError, NLAWarning
 from .evaluation import controls as _controls
 from .explanation.arguments import (
     batch_rows,
@@ -38,6 +40,7 @@ from .explanation.arguments import (
     check_vectors,
     flat_texts,
 )
+from .explanation.asked import Asked, Asker, AskOptions, check_asks, check_explains, grouped
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation, check_handle
 from .explanation.padding import check_padding, placed
@@ -58,8 +61,10 @@ if TYPE_CHECKING:
     from .evaluation import claims as _claims
     from .evaluation import compare as _compare
     from .evaluation import score as _score
+    from .evaluation.labels import Labels
     from .evaluation.reconstructor import Reconstructor
     from .evaluation.trust_labels import TrustLabeller
+    from .explanation.ends import Ends
     from .explanation.padding import At
     from .explanation.protocols import Target
     from .models.bridge import Hook
@@ -75,11 +80,11 @@ class NLA:
 
     def __init__(
         self,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | Sequence[str | Path],
         *,
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
-        peft: str | None = None,
+        peft: str | Path | Sequence[str | Path] | None = None,
         baseline: Baseline | None = None,
         remote: bool = False,
         sampling: Sampling | None = None,
@@ -88,6 +93,7 @@ class NLA:
         placement: Placement = "together",
         engine: Engine = "fast",
         date: Date | None = None,
+        layer: int | None = None,
         av_options: Mapping[str, Any] | None = None,
         ar_options: Mapping[str, Any] | None = None,
         **load: Any,
@@ -96,12 +102,14 @@ class NLA:
 
         Args:
             av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
-                names its base), or a `TransformersModel`.
+                names its base), or a `TransformersModel`; or a list of adapters that were trained
+                one on top of the other, in that order (see `models.stacked`).
             ar: The reconstructor, in the same forms (see `models.reconstructor_files` for its file
                 layouts); `reconstruct`, `score`, `claims`, `direction` and trust labels need it.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
                 the vector is injected), or the path of another sidecar.
-            peft: The verbalizer as an adapter (id or folder) on the base model `av`.
+            peft: The verbalizer as an adapter (id or folder), or a list of them, on the base model
+                `av`.
             baseline: The denominator of every FVE; by default the checkpoint's own.
             remote: Run verbalizer and reconstructor on the configured NDIF host.
             sampling: The default for every `explain`; unless given, greedy with 200 new tokens.
@@ -116,6 +124,8 @@ class NLA:
                 ``"fast"`` does not support use ``"generate"``; `info` then says why.
             date: The date to print, such as ``"2026-11-26"``, if the chat template prints one; by
                 default the checkpoint's own, otherwise today.
+            layer: The block to read, for a verbalizer that was trained on several; by default the
+                checkpoint's `layer`. See `at_layer`.
             av_options: Options for the verbalizer only, in addition to `load`.
             ar_options: Options for the reconstructor only, in addition to `load`; for example, with
                 a live verbalizer, ``NLA(av, ar=path, ar_options={"dtype": "bfloat16"})``.
@@ -133,27 +143,36 @@ class NLA:
         from .models.adapter import check_used
         from .models.memory import Memory
         from .models.open import OpenOptions, open_reconstructor, open_verbalizer
+        from .models.stacked import one_adapter
 
+        av = given["av"] = one_adapter(av)
+        adapter = one_adapter(peft)
+        adapter = given["peft"] = None if adapter is None else str(adapter)
         self.sampling = check_sampling(sampling) or Sampling()
         self.target, self.remote = target, remote
         self._memory = Memory(placement, target)
         where = OpenOptions(target, remote, self._memory, load)
         av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
         opened = open_verbalizer(
-            av, where.with_load(av_options), checkpoint=checkpoint, peft=peft, date=date
+            av, where.with_load(av_options), checkpoint=checkpoint, peft=adapter, date=date
         )
-        self.runtime, self.baseline = opened.runtime, check_baseline(baseline)
-        self.baseline = self.baseline or opened.checkpoint.baseline
-        self._reconstructor: Reconstructor | None = None
+        self.runtime, self._template = opened.runtime, opened.template
+        self._own_baseline = check_baseline(baseline) or opened.checkpoint.baseline
+        self._own_ar: Reconstructor | None = None
         if ar is not None:
             found = open_reconstructor(ar, where.with_load(ar_options), opened.checkpoint)
-            self._reconstructor = Reconstructor(found, opened.checkpoint)
+            self._own_ar = Reconstructor(found, opened.checkpoint)
+        self._by_layer: dict[int, NLA] = {}
+        self.question: AskOptions | None = None
         self._set_prompt(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         opened_ar = self.ar if self.has_reconstructor else None
         check_used(load, self.av, opened_ar)
         check_used(av_options, self.av)
         check_used(ar_options, opened_ar)
+        if layer is not None:
+            self._by_layer = {}
+            self._read_layer(layer)
         self.spec = pickling.rebuildable({**given, "date": self.prompt.date})
         self.uid = pickling.enter(self)
 
@@ -161,15 +180,28 @@ class NLA:
         self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
     ) -> None:
         """Set the prompt, and everything that depends on it."""
+        from .evaluation.answer_controls import AnswerLabeller
         from .evaluation.trust_labels import TrustLabeller
         from .verbalize.pending import Queue
         from .verbalize.verbalizer import Verbalizer
 
         self.checkpoint, self.prompt = checkpoint, prompt
+        self._by_layer[checkpoint.layer] = self
+        # A reconstructor reconstructs the residuals of one block, which its baseline is of.
+        own = checkpoint.layer == self._template.layer
+        self._reconstructor = self._own_ar if own else None
+        self.baseline = self._own_baseline if own else None
         self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=engine)
         self.queue = Queue(self, self._verbalizer, rows, self.sampling.max_new_tokens)
-        self.labeller: TrustLabeller | None = None
-        if self._reconstructor is not None:
+        self.labeller: TrustLabeller | AnswerLabeller | None = None
+        self._asker = Asker(
+            checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
+        )
+        if checkpoint.slots > 1:  # A reconstructor gives one vector for a text.
+            self._reconstructor = None
+        if checkpoint.asks:
+            self.labeller = AnswerLabeller(self.queue)
+        elif self._reconstructor is not None:
             self.labeller = TrustLabeller(
                 self._reconstructor, self.queue, self.sampling, self.baseline, self._verbalizer
             )
@@ -178,7 +210,7 @@ class NLA:
     def on(
         cls,
         model: TransformersModel,
-        av: str | Path | TransformersModel,
+        av: str | Path | TransformersModel | Sequence[str | Path],
         *,
         ar: str | Path | TransformersModel | None = None,
         **options: Any,
@@ -191,7 +223,8 @@ class NLA:
 
         Args:
             model: The target, an nnsight model.
-            av: The verbalizer's PEFT adapter, a folder or a Hub id; or a separate model.
+            av: The verbalizer's PEFT adapter, a folder or a Hub id, or a list of them; or a
+                separate model.
             ar: The reconstructor's adapter (as PEFT stores it with a head, or ``ar_meta.json``); or
                 a separate model.
             options: As for `NLA`; options for nnsight apply to separate models only.
@@ -215,14 +248,67 @@ class NLA:
         Raises:
             CheckpointError: It is not a date.
         """
-        checkpoint = self.checkpoint.on_date(date)
+        other = self._copied()
+        other._template, other._by_layer = self._template.on_date(date), {}
+        other._read_layer(self.checkpoint.layer)
+        return other._entered(date=other.prompt.date)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose residuals the verbalizer was trained on."""
+        return self._template.layers or (self._template.layer,)
+
+    def at_layer(self, layer: int) -> NLA:
+        """Return this NLA for the residuals of another block; both share models and weights.
+
+        The slots ``{layer}`` and ``{depth_pct}`` of the template are filled in for this block. A
+        reconstructor belongs to one block: at the others, there are no scores and no trust labels.
+
+        Args:
+            layer: One of `layers`.
+
+        Raises:
+            CheckpointError: The verbalizer was not trained on this block.
+        """
+        if is_int(layer) and layer in self._by_layer:
+            return self._by_layer[layer]
+        other = self._copied()
+        other._read_layer(layer)
+        return other._entered(layer=layer)
+
+    def _copied(self) -> Self:
         other = object.__new__(type(self))
         vars(other).update(vars(self))
-        prompt = Prompt.render(checkpoint, self.av.tokenizer)
-        other._set_prompt(checkpoint, prompt, self._verbalizer.engine, self.queue.known_batch_size)
-        other.spec = None if self.spec is None else {**self.spec, "date": prompt.date}
-        other.uid = pickling.enter(other)
         return other
+
+    def _read_layer(self, layer: int) -> None:
+        """Set the prompt for another block, and everything that depends on it."""
+        from .models.open import prompt_of
+
+        engine, rows = self._verbalizer.engine, self.queue.known_batch_size
+        checkpoint, prompt = prompt_of(self._template.at_layer(layer), self.av)
+        self._set_prompt(checkpoint, prompt, engine, rows)
+
+    def _entered(self, **spec: Any) -> Self:
+        """Register a copy with the arguments in which it differs."""
+        self.spec = None if self.spec is None else {**self.spec, **spec}
+        self.uid = pickling.enter(self)
+        return self
+
+    def _for_layer(self, layer: int | None, claims: Claims) -> NLA:
+        """Return the NLA for a block; this one if the caller insists on a block not trained on."""
+        if layer is None:
+            return self
+        if claims == "ignore" and is_int(layer, 0) and layer not in self.layers:
+            return self
+        try:
+            return self.at_layer(layer)
+        except CheckpointError as error:
+            if not is_int(layer, 0):
+                raise
+            raise CheckpointError(
+                f"{error} To explain its residuals all the same, pass claims='ignore'."
+            ) from error
 
     @property
     def av(self) -> TransformersModel:
@@ -236,8 +322,8 @@ class NLA:
 
     @property
     def pending(self) -> tuple[Explanation, ...]:
-        """All handles that do not have a text yet, oldest first."""
-        return tuple(self.queue.pending())
+        """All handles that do not have a text yet, oldest first, layer by layer."""
+        return tuple(each for nla in self._by_layer.values() for each in nla.queue.pending())
 
     @property
     def batch_size(self) -> int:
@@ -246,7 +332,8 @@ class NLA:
 
     @batch_size.setter
     def batch_size(self, rows: int | Literal["auto"]) -> None:
-        self.queue.batch_size = batch_rows(rows)
+        for nla in self._by_layer.values():
+            nla.queue.batch_size = batch_rows(rows)
 
     @property
     def ar(self) -> TransformersModel:
@@ -258,23 +345,27 @@ class NLA:
         """Whether texts can be turned back into vectors."""
         return self._reconstructor is not None
 
-    def layer(self, model: Target) -> Any:
+    def layer(self, model: Target, layer: int | None = None, *, claims: Claims = "check") -> Any:
         """Return the envoy of block K of `model`; its ``.output`` is the residual.
 
         Args:
             model: The target. Inside its traces you can read and write ``.output``,
                 ``[batch, seq, d_model]``. For a TransformerLens `TransformerBridge`, the hook point
                 of the same residual is returned.
+            layer: Another block than K, of those that the verbalizer was trained on (`layers`).
+            claims: ``"ignore"`` returns any block.
 
         Raises:
             InjectionError: `model` is not a supported target, has a different width or no block K,
                 or is a bridge whose weights were folded or centred.
+            CheckpointError: The verbalizer was not trained on `layer`.
 
         Warns:
             NLAWarning: The name of `model` differs from that of the verbalizer's target; or the
                 running trace has prompts padded on the left, and `model` does not mask padding.
         """
-        envoy = targets.residual(model, self.checkpoint)
+        self._for_layer(layer, claims)
+        envoy = targets.residual(model, self.checkpoint, layer)
         targets.check_padding(model)
         if targets.is_foreign(model, self.checkpoint) and model not in self._other_base:
             self._other_base.add(model)
@@ -348,6 +439,8 @@ class NLA:
         claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
+        question: str | None = None,
+        choices: Sequence[str] | None = None,
     ) -> Reading:
         """Explain the residual at every token of a text, as a table or an HTML page.
 
@@ -362,20 +455,23 @@ class NLA:
                 from the end), several, or a slice. The page shows the others without explanations.
             generate: Let the model first generate up to this many tokens, greedily, then read the
                 prompt and the reply.
-            layer: Read the output of this block instead of block K; needs ``claims="ignore"``.
+            layer: Read the output of this block instead of block K.
             claims: ``"ignore"`` allows a block that the verbalizer was not trained on; the warnings
                 and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
+            question: For an oracle: the question about each token's residual.
+            choices: For an oracle: the answers to choose from; see `ask`.
 
         Raises:
             InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
-            NLAError: `positions` or `generate` do not fit the text, or `layer` is not K.
+            NLAError: `positions` or `generate` do not fit the text, or the verbalizer was not
+                trained on `layer`.
         """
         from .reading import read as _read
 
         return _read.read(
-            self,
+            self if question is None else self.asking(question, choices=choices),
             model,
             prompt,
             positions=positions,
@@ -396,6 +492,8 @@ class NLA:
         sampling: Sampling | None = None,
         origin: Origin | None = None,
         claims: Claims = "check",
+        layer: int | None = None,
+        kind: Kind | None = None,
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, and return a handle on their explanations.
@@ -407,7 +505,8 @@ class NLA:
 
         Args:
             vectors: Raw residuals at the output of block K; copied here, so that later edits in the
-                same trace do not change the handle.
+                same trace do not change the handle. For a verbalizer with a marker for each of
+                several vectors (``checkpoint.vectors``), ``[*shape, vectors, d_model]``.
             tokens: The token each vector was read at (strings or ids), of shape ``*shape``.
             positions: The position of each vector, of shape ``*shape``; with `tokens`, the warnings
                 also cover positions, norms and quotes.
@@ -418,6 +517,12 @@ class NLA:
                 stored in the handle.
             claims: ``"ignore"`` explains vectors of a different origin anyway; `warnings` then say
                 so.
+            layer: The block that they were read at, of those that the verbalizer was trained on
+                (`layers`); by default K. The prompt says which.
+            kind: What they are: ``"residual"``, ``"difference"`` (of two residuals) or
+                ``"direction"`` (a row of a sparse autoencoder's decoder or of a weight matrix, a
+                steering vector). Verbalizers are trained on residuals; of anything else, warnings,
+                receipt and every view say so, and the trust label is ``none``.
             at: What ``nla.positions(model, prompts)`` returns, for vectors ``[prompts, seq,
                 d_model]``: only the real tokens are explained, and `tokens` and `positions` are
                 filled in.
@@ -429,12 +534,17 @@ class NLA:
         Raises:
             InjectionError: `vectors` is not a floating-point tensor, has a different width or
                 origin than the verbalizer's training vectors, or does not fit `at`.
+            CheckpointError: The verbalizer was not trained on `layer`, or there is no such `kind`.
             VerbalizationError: `samples`, `tokens` or `positions` do not fit.
 
         Warns:
             NLAWarning: Vectors were read at padding, in a trace.
         """
         check_vectors(vectors, self.checkpoint.d_model)
+        if self.question is None:
+            check_explains(self.checkpoint, self.name)
+        if kind is not None:
+            origin = Origin(kind=kind).joined(*([] if origin is None else [origin]))
         options: CaptureOptions = {
             "tokens": tokens,
             "positions": positions,
@@ -442,8 +552,12 @@ class NLA:
             "sampling": sampling,
             "origin": origin,
             "claims": claims,
+            "layer": layer,
             "kind": "direction" if isinstance(vectors, wire.Direction) else None,
         }
+        if self.checkpoint.slots > 1:
+            flat, slots, shape = self._for_each_marker(vectors, at)
+            return Explanation.of(self.capture(flat, shape, slots=slots, **options), shape)
         fake = _compat.is_fake(vectors)
         if at is not None:
             found = placed(vectors, at, tokens, positions)
@@ -453,13 +567,187 @@ class NLA:
             options["padding"] = check_padding(vectors)
         shape = tuple(vectors.shape[:-1])
         flat = None if fake else rearrange(vectors.detach(), "... d -> (...) d").clone()
-        capture = self.capture(flat, shape, **options)
+        if self.question is None:
+            return Explanation.of(self.capture(flat, shape, **options), shape)
+        flat = None if flat is None else flat[:, None]
+        slots = (1,) * math.prod(shape)
+        capture = self.capture(flat, shape, question=self.question, slots=slots, **options)
         return Explanation.of(capture, shape)
+
+    def _for_each_marker(
+        self, vectors: Tensor, at: At | None
+    ) -> tuple[Tensor | None, tuple[int, ...], tuple[int, ...]]:
+        """Group the vectors of each explanation, one for each marker; see `grouped`."""
+        count = self.checkpoint.slots
+        if at is not None or vectors.ndim < 2 or vectors.shape[-2] != count:
+            got = f"{list(vectors.shape)}{'' if at is None else ' with at='}"
+            raise InjectionError(
+                f"This verbalizer reads {count} vectors, one at each marker: expected "
+                f"[..., {count}, {self.checkpoint.d_model}], got {got}. Write "
+                "nla.explain(torch.stack([a, b], dim=-2))."
+            )
+        return grouped(vectors, self.checkpoint.d_model)
+
+    def ask(
+        self,
+        vectors: Float[Tensor, "*shape slots d_model"] | Sequence[Float[Tensor, "slots d_model"]],
+        questions: Nested[str],
+        *,
+        choices: Sequence[str] | None = None,
+        layer: int | None = None,
+        tokens: Any = None,
+        positions: Any = None,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        origin: Origin | None = None,
+        claims: Claims = "check",
+    ) -> Explanation:
+        """Ask an activation oracle about vectors, and return a handle on its answers.
+
+        As with `explain`, the answers are generated when one is first read, in any trace or
+        outside of one. ``handle.trust`` says what the oracle answers without the vectors.
+
+        Args:
+            vectors: Raw residuals, one for each slot of the prompt: ``[*shape, slots, d_model]``,
+                such as ``residual[0, -3:]``; or a list of tensors with different numbers of slots.
+                ``[d_model]`` is one slot.
+            questions: One question, or one for each, in `shape`.
+            choices: Words to choose from, such as ``["Yes", "No"]``. Nothing is generated: the
+                handle's `probabilities` are those of the choices' first tokens, normalised, and its
+                text is the likeliest.
+            layer: The block that the vectors are the output of, which many oracles are told; by
+                default ``checkpoint.layer``. See ``nla.layer(model)``.
+            tokens: The token of each row's last vector, of shape `shape`.
+            positions: Its position.
+            samples: Answers per row; more than 1 needs a temperature above 0.
+            sampling: How tokens are chosen, for this call.
+            origin: What the vectors are; see `explain`.
+            claims: ``"ignore"`` asks about vectors of a different origin anyway.
+
+        Returns:
+            A handle of shape `shape`.
+
+        Raises:
+            CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
+                trained on `layer`.
+            InjectionError: `vectors` are not floating-point tensors of the right width.
+            VerbalizationError: A question is empty or does not fit in the context, or `choices` are
+                not words with different first tokens.
+        """
+        check_asks(self.checkpoint, self.name)
+        flat, slots, shape = grouped(vectors, self.checkpoint.d_model)
+        question: AskOptions = {"questions": questions, "choices": choices}
+        kind = "direction" if isinstance(vectors, wire.Direction) else None
+        capture = self.capture(
+            flat, shape, tokens=tokens, positions=positions, samples=samples, sampling=sampling,
+            origin=origin, claims=claims, layer=layer, kind=kind, question=question, slots=slots,
+        )  # fmt: skip
+        return Explanation.of(capture, shape)
+
+    def asking(
+        self,
+        question: str,
+        *,
+        choices: Sequence[str] | None = None,
+        layer: int | None = None,
+    ) -> Self:
+        """Return this oracle with a question, for everything that explains: `read`, experiments.
+
+        Its ``explain(vectors)`` is ``ask(vectors[..., None, :], question)``; both share models and
+        weights.
+
+        Args:
+            question: The question about each vector.
+            choices: As for `ask`.
+            layer: As for `ask`.
+
+        Raises:
+            CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
+                trained on `layer`.
+            VerbalizationError: Question or choices do not fit.
+        """
+        options: AskOptions = {"questions": question, "choices": choices}
+        read = cast("Self", self._for_layer(layer, "check"))
+        asked = read._asked(options, (1,), (), None)
+        other = read._copied()
+        other.question, other.spec, other.prompt = options, None, asked.prompts[0]
+        other._by_layer = {other.checkpoint.layer: other}
+        return other._entered()
+
+    def explain_difference(
+        self,
+        a: Float[Tensor, "*shape d_model"],
+        b: Float[Tensor, "*shape d_model"],
+        *,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+        layer: int | None = None,
+    ) -> Ends:
+        """Explain the difference of two residuals by both ends and by both signs.
+
+        The two ends are residuals, as the verbalizer was trained on; the difference and its
+        negative are not, and their handles say so. It works in any trace that `explain` works in,
+        except on a remote host: there, save the residuals and call it after the block.
+
+        Args:
+            a: One residual, or a batch of them.
+            b: The other one, of the same shape.
+            samples: Texts per vector.
+            sampling: How tokens are chosen.
+            layer: The block that they were read at, as for `explain`.
+
+        Raises:
+            InjectionError: They are not tensors of one shape, or do not fit the verbalizer.
+        """
+        from .explanation.ends import explain_ends
+
+        options = {"samples": samples, "sampling": sampling, "layer": layer}
+        return explain_ends(self, a, b, **options)
+
+    def label(
+        self,
+        directions: Float[Tensor, "rows d_model"],
+        *,
+        names: Sequence[object] | None = None,
+        kind: Kind = "direction",
+        sampling: Sampling | None = None,
+    ) -> Labels:
+        """Label the rows of a matrix of directions, best first.
+
+        The order is by how far each text's reconstruction beats its controls (`Trust.margin`): the
+        other rows, no vector, and random directions.
+
+        Args:
+            directions: A direction in each row.
+            names: The name of each row; by default its number.
+            kind: What the rows are, as for `explain`.
+            sampling: How tokens are chosen.
+
+        Returns:
+            A table with a row per direction; a row without a text is at the end, with its error.
+
+        Raises:
+            CheckpointError: This NLA has no reconstructor, so there is nothing to sort by.
+            InjectionError: It is not a matrix of that width, or `names` does not fit.
+        """
+        from .evaluation.labels import label_directions
+
+        self._need_reconstructor()
+        return label_directions(self, directions, names, kind=kind, sampling=sampling)
 
     def explain_nothing(self) -> Explanation:
         """Return the null control: the verbalizer's text with nothing injected at the marker."""
         blank = torch.zeros(1, self.checkpoint.d_model, dtype=torch.float32, device="cpu")
-        capture = Capture(self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller)
+        if self.question is None:
+            check_explains(self.checkpoint, self.name)
+        asked = None if self.question is None else self._asked(self.question, (1,), (), None)
+        several = self.checkpoint.slots
+        if several > 1:
+            asked = Asked((), (self.prompt,), (several,), self.checkpoint.layer)
+        blank = blank if asked is None else blank[None].expand(-1, several, -1)
+        capture = Capture(
+            self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller, asked=asked
+        )
         return Explanation.of(capture, ())
 
     def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
@@ -470,9 +758,14 @@ class NLA:
                 `handles` is not a handle.
         """
         if handles is None:
-            self.queue.resolve([])
-        else:
-            self.queue.resolve_only(check_handles(handles))
+            for nla in list(self._by_layer.values()):
+                nla.queue.resolve([])
+            return
+        given = check_handles(handles)
+        queues = [nla.queue for nla in self._by_layer.values() if nla is not self]
+        for queue in queues:
+            queue.resolve_only([each for each in given if each.capture.queue is queue])
+        self.queue.resolve_only([each for each in given if each.capture.queue not in queues])
 
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
@@ -482,7 +775,7 @@ class NLA:
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        with self.runtime.lock.held(), (self._reconstructor or self).runtime.lock.held():
+        with self.runtime.lock.held(), (self._own_ar or self).runtime.lock.held():
             self._memory.unload()
 
     def controls(
@@ -522,6 +815,7 @@ class NLA:
         *,
         baseline: Baseline | None = None,
         failures: _score.Failures = "raise",
+        upto: Literal["line"] | int | None = None,
     ) -> _score.Score:
         """Measure how well vectors can be reconstructed from their explanations.
 
@@ -532,6 +826,9 @@ class NLA:
                 no FVE, only cosine and MSE.
             failures: How a row without a well-formed explanation counts: ``"raise"``, ``"zero"`` (a
                 cosine of 0), ``"skip"``, or ``"keep"`` (score a reply without its tags as it is).
+            upto: Score only the first line, or this number of the verbalizer's tokens; a reply then
+                needs no tags. For the figures at many lengths, see `evaluation.over_length`; to
+                generate no more than that, pass ``Sampling(upto=...)`` to `explain` or `read`.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
@@ -543,8 +840,21 @@ class NLA:
         if vectors is None:
             self._check_origin(explanation, "both: score(handle.text, handle.vectors)")
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
+        if upto is not None:
+            texts, reasons = self._cut(texts, reasons, upto)
         over = check_baseline(baseline) or self.baseline
         return _score.score(reconstruct, texts, held, reasons, baseline=over, failures=failures)
+
+    def _cut(
+        self, texts: Sequence[str | None], reasons: dict[int, str], upto: str | int
+    ) -> tuple[list[str | None], dict[int, str]]:
+        """Return texts cut to a length, and why rows that have no text have none."""
+        from .evaluation.length import check_upto, cut
+
+        check_upto(upto)
+        shorter = [None if text is None else cut(self.av.tokenizer, text, upto) for text in texts]
+        empty = [row for row, text in enumerate(shorter) if not (text or "").strip()]
+        return shorter, {row: reasons.get(row, "nothing is left") for row in empty}
 
     def trust(self, explanation: Explanation) -> Nested[Trust]:
         """Return the trust label of each text (see `Trust`), nested in the handle's shape.
@@ -685,6 +995,7 @@ class NLA:
         """Return the settings of this NLA as plain data; never loads weights."""
         return {
             **self._verbalizer.info(),
+            "layers": list(self.layers),
             "sampling": vars(self.sampling),
             "engine": self._verbalizer.engine_info(),
             "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
@@ -712,14 +1023,54 @@ class NLA:
         return self
 
     def capture(
-        self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
+        self,
+        flat: Tensor | None,
+        shape: tuple[int, ...],
+        *,
+        question: AskOptions | None = None,
+        slots: Sequence[int] = (),
+        **options: Unpack[CaptureOptions],
     ) -> Capture:
-        """Check the options of one ``explain()`` call and record its vectors."""
+        """Check the options of one ``explain()`` or ``ask()`` call and record its vectors.
+
+        Args:
+            flat: The vectors; ``None`` under fake tensors.
+            shape: The handle's shape.
+            question: What is asked about them.
+            slots: The number of vectors of each row, if they are grouped.
+            options: The other options.
+        """
+        layer = options.get("layer")
+        if layer is not None and self.runtime is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            other = self._for_layer(layer, options.get("claims", "check"))
+            if other is not self:
+                return other.capture(flat, shape, question=question, slots=slots, **options)
         tokenizer = None if self.runtime is None else self.av.tokenizer
+        if question is None and slots:
+            prompts = (self.prompt,) * len(slots)
+            options["asked"] = Asked((), prompts, tuple(slots), self.checkpoint.layer)
+        elif question is not None:
+            options["asked"] = self._asked(question, slots, shape, options.get("sampling"))
         return captured(
             flat, shape, self.queue, self.labeller, self.sampling, tokenizer,
             checkpoint=self.checkpoint, **options,
         )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """The verbalizer's name, for messages."""
+        return "This NLA" if self.runtime is None else self.runtime.name  # pyright: ignore[reportUnnecessaryComparison]
+
+    def _asked(
+        self,
+        question: AskOptions,
+        slots: Sequence[int],
+        shape: tuple[int, ...],
+        sampling: Sampling | None,
+    ) -> Asked:
+        """Check a question and render its prompt."""
+        chosen = check_sampling(sampling) or self.sampling
+        return self._asker.asked(slots=slots, shape=shape, sampling=chosen, **question)
 
     def _check_origin(self, handle: object, insist: str) -> None:
         """Refuse a handle on vectors of another model or block than this NLA's."""
@@ -728,6 +1079,17 @@ class NLA:
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
+            if self._own_ar is not None and self.checkpoint.slots > 1:
+                raise CheckpointError(
+                    f"A reconstructor gives one vector for a text, and this verbalizer explains "
+                    f"{self.checkpoint.slots} at once, so its texts have no scores. Use one that "
+                    "explains single vectors, and nla.explain_difference(a, b)."
+                )
+            if self._own_ar is not None:
+                raise CheckpointError(
+                    f"The reconstructor is of layer {self._template.layer}, and this NLA reads "
+                    f"layer {self.checkpoint.layer}. Use nla.at_layer({self._template.layer})."
+                )
             raise CheckpointError(
                 "This NLA has no reconstructor. Pass one: NLA(av, ar='path or id')."
             )

@@ -297,6 +297,7 @@ def _verbalizer(nla: ExplainsAndReconstructs) -> dict[str, Any]:
         "injection": vars(nla.checkpoint.injection),
         "prompt": {"text": nla.prompt.text, "ids": nla.prompt.hash, "date": nla.prompt.date},
         "remote": nla.remote,
+        **({} if nla.question is None else {"choices": nla.question["choices"]}),
     }
 
 

@@ -25,20 +25,23 @@ from ..core.baseline import Baseline
 from ..core.calibration import FILE as CALIBRATION
 from ..core.calibration import Calibration
 from ..core.injection import Injection
-from ..core.numeric import is_character, is_int, is_unicode
+from ..core.numeric import is_int, is_unicode
 from ..errors import CheckpointError, NLAWarning, ReconstructionError, shown
 from . import dialects, sidecar
 from .dates import Date, to_iso
+from .oracle_presets import ORACLE_FIELDS, ORACLE_TEMPLATE
 from .presets import AR_TEMPLATE, AV_TEMPLATE, PRESET_FIELDS
 
 __all__ = [
-    "AR_TEMPLATE", "AV_TEMPLATE", "DEPTH_SLOT", "EXPLANATION_SLOT", "MARKER_SLOT", "PRESETS",
-    "Checkpoint", "parse_sidecar",
+    "AR_TEMPLATE", "AV_TEMPLATE", "DEPTH_SLOT", "EXPLANATION_SLOT", "LAYER_SLOT", "MARKER_SLOT",
+    "ORACLE_TEMPLATE", "PRESETS", "QUESTION_SLOT", "Checkpoint", "parse_sidecar",
 ]  # fmt: skip
 
 MARKER_SLOT = "{injection_char}"
 EXPLANATION_SLOT = "{explanation}"
 DEPTH_SLOT = "{depth_pct}"
+LAYER_SLOT = "{layer}"
+QUESTION_SLOT = "{question}"
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ class Checkpoint:
     """The width of the residual stream, in entries."""
     template: str
     """The verbalizer's user message. It contains ``{injection_char}`` at each position of the
-    marker, and may contain ``{depth_pct}`` (see `at_depth`)."""
-    marker: str
-    """The single character at whose token the vector is written."""
-    marker_id: int
-    """The token id of the marker."""
+    marker, and may contain ``{layer}`` and ``{depth_pct}`` (see `at_depth`). That of an activation
+    oracle also contains ``{question}``; its ``{injection_char}`` is repeated for each vector."""
+    marker: str | None = None
+    """The text of the one token at which the vector is written; ``None`` means that of
+    `marker_id`."""
+    marker_id: int | None = None
+    """The token id of the marker; ``None`` means that the live tokenizer decides."""
     left_id: int | None = None
     """The id of the token before the marker; ``None`` means that the live prompt decides."""
     right_id: int | None = None
@@ -69,12 +74,19 @@ class Checkpoint:
     system: str | None = None
     """The system message before the template; ``None`` means that none is given, and that the chat
     template may add its own."""
+    prefill: str | None = None
+    """The beginning of the reply, written after the rendered chat, such as ``<explanation>\\n``."""
     thinking: bool | None = None
     """The chat template's argument ``enable_thinking``; ``None`` means that it is not passed."""
     date: str | None = None
     """The date, in ISO 8601, for a chat template that prints one; ``None`` is the day of use."""
     baseline: Baseline | None = None
     """The denominator of an FVE on this model's residuals; ``None`` if unknown."""
+    layers: tuple[int, ...] | None = None
+    """The blocks whose residuals the verbalizer was trained on; ``None`` means only `layer`."""
+    vectors: int | None = None
+    """How many vectors one explanation is of, with a marker for each, such as both ends of a
+    difference; ``None`` means one, which every marker of the template gets."""
     base_model: str | None = None
     """The name of the target model, as in the sidecar."""
     base_config: str | None = None
@@ -89,8 +101,9 @@ class Checkpoint:
     def __post_init__(self) -> None:
         """Check every field; the values may come from a file."""
         given: dict[str, Any] = vars(self)
-        if isinstance(given["ar_suffix_ids"], list):
-            object.__setattr__(self, "ar_suffix_ids", tuple(given["ar_suffix_ids"]))
+        for key in ("ar_suffix_ids", "layers"):
+            if isinstance(given[key], list | range):
+                object.__setattr__(self, key, tuple(given[key]))
         if given["date"] is not None:
             object.__setattr__(self, "date", self._date(given["date"]))
         if isinstance(given["baseline"], Mapping):
@@ -103,14 +116,21 @@ class Checkpoint:
         are_ids = isinstance(suffix, tuple) and all(is_int(each, 0) for each in suffix)
         for key, valid, expected in (
             ("layer", is_int(self.layer, 0), "a block number from 0"),
+            ("layers", self._lists_layer(), "block numbers from 0, the layer among them"),
             ("d_model", is_int(self.d_model, 1), "a width from 1"),
-            ("marker_id", is_int(self.marker_id, 0), "a token id"),
+            (
+                "vectors",
+                self.vectors is None or is_int(self.vectors, 1),
+                "a number of vectors from 1",
+            ),
+            ("marker_id", self.marker_id is None or is_int(self.marker_id, 0), "a token id"),
+            ("marker", marker is None or (marker and is_text(marker)), "the text of a token"),
             ("left_id", self.left_id is None or is_int(self.left_id, 0), "a token id"),
             ("right_id", self.right_id is None or is_int(self.right_id, 0), "a token id"),
-            ("marker", is_character(marker), "a single character"),
             ("baseline", isinstance(given["baseline"], Baseline | None), "a Baseline(...)"),
             ("injection", isinstance(given["injection"], Injection), "an Injection(...)"),
             ("system", is_text(given["system"]), "a text"),
+            ("prefill", is_text(given["prefill"]), "a text"),
             ("thinking", isinstance(given["thinking"], bool | None), "True, False or None"),
             ("base_model", name is None or (isinstance(name, str) and name), "a model's name"),
             ("base_config", isinstance(given["base_config"], str | None), "a fingerprint"),
@@ -119,9 +139,28 @@ class Checkpoint:
             if not valid:
                 got = shown(given[key])
                 raise CheckpointError(f"{self.where(key)} is {got}, expected {expected}.")
-        self._check_template("template", MARKER_SLOT, several=True)
+        if marker is None and self.marker_id is None:
+            raise CheckpointError(
+                "The checkpoint has neither marker nor marker_id. Pass the token at which vectors "
+                "are written, by its text or by its id: Checkpoint(..., marker=' ?')."
+            )
+        if isinstance(self.template, str) and QUESTION_SLOT in self.template:
+            self._check_template("template", MARKER_SLOT, QUESTION_SLOT, LAYER_SLOT, DEPTH_SLOT)
+        else:
+            self._check_template("template", MARKER_SLOT, LAYER_SLOT, DEPTH_SLOT, several=True)
+        slots = self.template.count(MARKER_SLOT)
+        if self.vectors not in (None, 1, slots):
+            raise CheckpointError(
+                f"{self.where('vectors')} is {self.vectors}, but the template has {MARKER_SLOT} "
+                f"{slots} times, expected one for each vector: {shown(self.template)}."
+            )
         if self.ar_template is not None:
             self._check_template("ar_template", EXPLANATION_SLOT)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is an activation oracle, which answers a question about its vectors."""
+        return QUESTION_SLOT in self.template
 
     @staticmethod
     def load(path_or_id: str | Path, *, injection: Injection | None = None) -> Checkpoint:
@@ -171,11 +210,48 @@ class Checkpoint:
         names = [each for each in (*dialects.KEYS, "injection") if vars(preset)[each] is not None]
         return replace(preset, source=dict.fromkeys(names, f"preset {name}"))
 
-    def at_depth(self, blocks: int) -> Checkpoint:
-        """Return the checkpoint with ``{depth_pct}`` in its template filled in.
+    @property
+    def slots(self) -> int:
+        """How many vectors one explanation is of."""
+        return self.vectors or 1
 
-        Universal verbalizers have this slot. It holds the depth of the layer in percent,
-        ``round(100 * layer / blocks)``.
+    @property
+    def tells_layer(self) -> bool:
+        """Whether the template has a slot for the layer that is not filled in yet."""
+        return LAYER_SLOT in self.template or DEPTH_SLOT in self.template
+
+    def at_layer(self, layer: int) -> Checkpoint:
+        """Return the checkpoint for the residuals of another block that it was trained on.
+
+        What was measured at one block does not hold at another, so the result has no `baseline`
+        and no `calibration`.
+
+        Args:
+            layer: The block, counted from 0.
+
+        Raises:
+            CheckpointError: The verbalizer was not trained on this block.
+        """
+        if not is_int(layer, 0):
+            raise CheckpointError(f"layer={shown(layer)}: expected a block's number, from 0.")
+        if layer == self.layer:
+            return self
+        told = self.layers or (self.layer,)
+        if layer not in told:
+            raise CheckpointError(
+                f"layer={shown(layer)}: the verbalizer was trained on "
+                f"{'layer' if len(told) == 1 else 'layers'} {', '.join(map(str, told))}. If it was "
+                "trained on more, list them: NLA(..., "
+                "checkpoint=dataclasses.replace(Checkpoint.load(path), layers=(...)))."
+            )
+        source = {**self.source, "layer": "the caller"}
+        return replace(self, layer=layer, baseline=None, calibration=None, source=source)
+
+    def at_depth(self, blocks: int) -> Checkpoint:
+        """Return the checkpoint with ``{layer}`` and ``{depth_pct}`` in its template filled in.
+
+        Verbalizers of several layers have these slots. The depth is that of the layer in percent,
+        ``round(100 * layer / blocks)``. The result is for one layer, so its `layers` is ``None``.
 
         Args:
             blocks: The number of blocks of the target.
@@ -183,19 +259,26 @@ class Checkpoint:
         Raises:
             CheckpointError: The target has no block `layer`.
         """
-        if DEPTH_SLOT not in self.template:
+        if not self.tells_layer:
             return self
         if not is_int(blocks, self.layer + 1):
+            slot = DEPTH_SLOT if DEPTH_SLOT in self.template else LAYER_SLOT
             raise CheckpointError(
                 f"{self.where('layer')} is {self.layer}, but the target has {blocks!r} blocks: "
-                f"{DEPTH_SLOT} in the template cannot be filled in."
+                f"{slot} in the template cannot be filled in."
             )
         percent = round(100 * self.layer / blocks)
-        filled = f"{DEPTH_SLOT} is {percent}, block {self.layer} of {blocks}"
+        said = {LAYER_SLOT: str(self.layer), DEPTH_SLOT: f"{percent}"}
+        filled = " and ".join(
+            f"{slot} is {value}" for slot, value in said.items() if slot in self.template
+        )
+        filled += f", block {self.layer} of {blocks}"
         origin = self.source.get("template")
         source = {**self.source, "template": f"{origin}; {filled}" if origin else filled}
-        template = self.template.replace(DEPTH_SLOT, str(percent))
-        return replace(self, template=template, source=source)
+        template = self.template
+        for slot, value in said.items():
+            template = template.replace(slot, value)
+        return replace(self, template=template, layers=None, source=source)
 
     def on_date(self, date: Date) -> Checkpoint:
         """Return the checkpoint with the date that the caller chose for its prompt.
@@ -222,6 +305,13 @@ class Checkpoint:
         """Return the name of a field, with the origin of its value if it is known."""
         return f"{name} ({self.source[name]})" if name in self.source else name
 
+    def _lists_layer(self) -> bool:
+        """Return whether `layers` is absent, or lists blocks of which `layer` is one."""
+        if self.layers is None:
+            return True
+        listed = isinstance(vars(self)["layers"], tuple) and all(is_int(k, 0) for k in self.layers)
+        return listed and self.layer in self.layers
+
     def _baseline(self, fields: Mapping[str, Any]) -> Baseline:
         try:
             return Baseline(**fields)
@@ -236,7 +326,7 @@ class Checkpoint:
                 f"{self.where('date')} is {shown(date)}, expected a date such as '2026-11-26'."
             ) from None
 
-    def _check_template(self, name: str, slot: str, *, several: bool = False) -> None:
+    def _check_template(self, name: str, slot: str, *others: str, several: bool = False) -> None:
         template = getattr(self, name)
         if isinstance(template, str) and not is_unicode(template):
             raise CheckpointError(
@@ -249,8 +339,12 @@ class Checkpoint:
                 f"{self.where(name)} contains {slot} {found} times, expected "
                 f"{'at least' if several else 'exactly'} once: {shown(template)}."
             )
-        known = {slot, DEPTH_SLOT} if several else {slot}
-        unknown = sorted(set(re.findall(r"\{\w+\}", template)) - known)
+        if template.count(QUESTION_SLOT) > 1:
+            raise CheckpointError(
+                f"{self.where(name)} contains {QUESTION_SLOT} {template.count(QUESTION_SLOT)} "
+                f"times, expected at most once: {shown(template)}."
+            )
+        unknown = sorted(set(re.findall(r"\{\w+\}", template)) - {slot, *others})
         if unknown:
             raise CheckpointError(
                 f"{self.where(name)} has slots that nnsight_nla does not know: "
@@ -313,5 +407,7 @@ def parse_sidecar(
     return Checkpoint(**fields, source=source)
 
 
-PRESETS = {name: Checkpoint(**fields) for name, fields in PRESET_FIELDS.items()}
-"""The published checkpoints by their Hub id; see `presets`."""
+PRESETS = {
+    name: Checkpoint(**fields) for name, fields in {**PRESET_FIELDS, **ORACLE_FIELDS}.items()
+}
+"""The published checkpoints by their Hub id; see `presets` and `oracle_presets`."""

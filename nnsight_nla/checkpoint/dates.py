@@ -1,7 +1,7 @@
 """The date that a chat template prints, where it prints one.
 
-A template may call ``strftime_now``, as those of Llama 3.1 do, so that a prompt is another one on
-another day. A `Clock` takes its place: it stands still at one moment, and notes whether the
+A template may call ``strftime_now``, as those of Llama 3.1 do, so that the prompt changes from day
+to day. A `Clock` replaces the system's clock: it returns one fixed moment, and records whether the
 template asked for it::
 
     clock = Clock("2026-11-26")
@@ -59,7 +59,7 @@ def to_iso(date: Date) -> str:
 
 
 class Clock:
-    """A clock for a chat template, which stands still."""
+    """A clock for a chat template, fixed at one moment."""
 
     def __init__(self, date: Date | None) -> None:
         """Set the clock; ``None`` is now."""

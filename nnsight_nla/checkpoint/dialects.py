@@ -29,6 +29,14 @@ KEYS: dict[str, tuple[str, ...]] = {
         # reconstructor's config.json (and ar_num_layers in ar_meta.json) counts K + 1 blocks.
         "critic.num_hidden_layers",
         "ar.num_hidden_layers",
+        # Data sets of successors, which have no ``extraction``.
+        "layer_index",
+    ),
+    "layers": (
+        "extraction.layer_indices",
+        "extraction.layers",
+        "layer_indices",
+        "future_lens.layer_indices",
     ),
     "d_model": ("d_model", "extraction.d_model"),
     "template": ("prompt_templates.av", "prompt_templates.actor", "prompt_templates.verbalizer"),
@@ -41,8 +49,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "marker_id": ("tokens.injection_token_id",),
     "left_id": ("tokens.injection_left_neighbor_id",),
     "right_id": ("tokens.injection_right_neighbor_id",),
+    "vectors": ("tokens.injection_vectors",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
     "system": ("prompt_templates.av_system",),
+    "prefill": ("prompt_templates.av_prefill",),
     "thinking": ("training.enable_thinking",),
     "date": ("training.prompt_date",),
     "baseline": ("extraction.fve_baseline",),
@@ -55,7 +65,7 @@ ROLES = {
     "reconstructor": ("ar", "critic", "reconstructor"),
 }
 """What a sidecar is of, to the values of its key ``role``."""
-_REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
+_REQUIRED = ("layer", "d_model", "template")
 _KINDS = ("nla_model", "nla_dataset")
 _MODE = "training.injection_mode"
 _MODE_LAYER = "training.injection_layer"
@@ -79,7 +89,9 @@ def read_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
         CheckpointError: The sidecar is not supported, contradictory or incomplete.
     """
     fields, source = find_fields(check_supported(content, file), file)
-    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in _REQUIRED if name not in fields]
+    absent = [name for name in _REQUIRED if name not in fields]
+    absent += ["marker"] if fields.keys().isdisjoint(("marker", "marker_id")) else []
+    missing = [f"{name} (at {' or '.join(KEYS[name])})" for name in absent]
     if missing:
         raise CheckpointError(f"{file}: missing {', '.join(missing)}.")
     return fields, source
@@ -92,15 +104,25 @@ def check_supported(content: object, file: str) -> dict[str, Any]:
         CheckpointError: It is not a mapping, of an unknown kind or version, or whitened.
     """
     tree = _mapping(content, file)
-    if tree.get("kind") not in _KINDS:
+    kind, version = tree.get("kind"), tree.get("schema_version")
+    # Successors write the kind into the version, or their own name before it.
+    if kind is None and isinstance(version, str):
+        kind, _, version = version.partition("_meta.v")
+        version = int(version) if version.isdecimal() else tree["schema_version"]
+    if kind not in _KINDS and not str(kind).endswith("_nla_dataset"):
         raise CheckpointError(
             f"{file}: kind is {shown(tree.get('kind'))}, expected one of {', '.join(_KINDS)}."
         )
-    if tree.get("schema_version") not in (None, 1, 2):
+    if version not in (None, 1, 2):
         raise CheckpointError(
             f"{file}: schema_version is {shown(tree['schema_version'])}; nnsight_nla reads 1 and 2."
         )
-    norm = _get(tree, "extraction.norm")
+    if "concat" in str(tree.get("format")):
+        raise CheckpointError(
+            f"{file}: format is {shown(tree['format'])}: each row has the vectors of several "
+            "layers in one. Split them, a column or a file for each layer."
+        )
+    norm = find_norm(tree)
     if norm not in (None, "none"):
         what = shown(str(norm))
         raise CheckpointError(
@@ -129,6 +151,13 @@ def find_fields(content: object, file: str) -> tuple[dict[str, Any], dict[str, s
             fields[name], source[name] = value, f"{key} in {file}"
             break
     return fields, source
+
+
+def find_norm(content: object) -> Any:
+    """Return how the vectors of a parsed sidecar were normalised, as it says."""
+    tree = content if isinstance(content, dict) else {}
+    found = _get(tree, "extraction.norm")
+    return _get(tree, "activation_norm") if found is None else found
 
 
 def find_role(content: object) -> str | None:
@@ -204,6 +233,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_left_neighbor_id": fields["left_id"],
         "injection_right_neighbor_id": fields["right_id"],
     }
+    if fields["vectors"] is not None:
+        tokens["injection_vectors"] = fields["vectors"]
     if fields["ar_suffix_ids"] is not None:
         tokens["critic_suffix_ids"] = list(fields["ar_suffix_ids"])
     extraction: dict[str, Any] = {
@@ -213,6 +244,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_scale": injection.scale if replaces else None,
         "mse_scale": "sqrt_d_model",
     }
+    if fields["layers"] is not None:
+        extraction["layer_indices"] = list(fields["layers"])
     if fields["base_config"] is not None:
         extraction["base_config"] = fields["base_config"]
     if fields["baseline"] is not None:
@@ -220,6 +253,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
     templates = {"av": fields["template"]}
     if fields["system"] is not None:
         templates["av_system"] = fields["system"]
+    if fields["prefill"] is not None:
+        templates["av_prefill"] = fields["prefill"]
     if fields["ar_template"] is not None:
         templates["ar"] = fields["ar_template"]
     training: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Where vectors come from, by their own account: model, block, width, norm and kind.
+"""Compare what a file or handle claims about its vectors with the checkpoint that reads them.
 
 A vector looks like any other of its width, and one of another block or model gets a fluent text
 that is wrong. Whatever comes with vectors (a sidecar, the columns of a table, the metadata of a
@@ -54,7 +54,7 @@ _ASSUMED = "assumed"
 
 @dataclass(frozen=True)
 class Origin:
-    """What vectors are, by their own account."""
+    """What is claimed about vectors: model, block, width, norm and kind."""
 
     model: str | None = None
     """The name of the model that they were read from."""
@@ -125,6 +125,8 @@ class Origin:
         for name in ("norm", "kind"):
             found[name] = extraction.get(name)
             where[name] = f"extraction.{name} in {file}"
+        if found["norm"] is None:
+            found["norm"], where["norm"] = dialects.find_norm(tree), f"activation_norm in {file}"
         return Origin(**found, source=where)._without(extraction.get(_ASSUMED))
 
     @staticmethod
@@ -300,6 +302,7 @@ class Origin:
             checkpoint,
             base_model=full.get("model"),
             layer=full["layer"],
+            layers=None,
             d_model=full["d_model"],
             base_config=full.get("config"),
             baseline=None if ignored else checkpoint.baseline,

@@ -29,7 +29,6 @@ AV_TEMPLATE = (
     "<concept>{injection_char}</concept>\n\nPlease provide an explanation."
 )
 AR_TEMPLATE = "Summary of the following text: <text>{explanation}</text> <summary>"
-
 _QWEN: dict[str, Any] = {
     "marker": "㈎",
     "marker_id": 149705,

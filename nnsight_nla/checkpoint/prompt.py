@@ -14,15 +14,20 @@ slots, which all get the vector. Adjacent markers are one run between two neighb
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.numeric import is_unicode
 from ..core.time_limit import TEMPLATE_SECONDS, time_limit
 from ..errors import CheckpointError
-from .checkpoint import DEPTH_SLOT, MARKER_SLOT, Checkpoint
+from .checkpoint import DEPTH_SLOT, LAYER_SLOT, MARKER_SLOT, Checkpoint
 from .dates import Clock
-from .reply import opened
+from .reply import OPEN, opened
+
+_LAYER_SLOTS = {
+    LAYER_SLOT: "the number of the layer",
+    DEPTH_SLOT: "the depth of the layer in percent of the target's blocks",
+}
 
 
 @dataclass(frozen=True)
@@ -70,26 +75,12 @@ class Prompt:
             CheckpointError: The tokenizer splits the marker or gives it another id, or the number
                 of markers between the right neighbours is not the number of slots.
         """
-        _check_marker(checkpoint, tokenizer)
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise CheckpointError(
-                "The tokenizer has no chat template, so the verbalizer's prompt cannot be "
-                "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
-            )
-        content = checkpoint.template.replace(MARKER_SLOT, checkpoint.marker)
-        if DEPTH_SLOT in content:
-            raise CheckpointError(
-                f"{checkpoint.where('template')} still has {DEPTH_SLOT}, the depth of the layer in "
-                "percent of the target's blocks. Fill it in with checkpoint.at_depth(blocks), or "
-                f"put the number in place of {DEPTH_SLOT}."
-            )
+        marker, marker_id = marker_of(checkpoint, tokenizer)
+        checkpoint = replace(checkpoint, marker=marker, marker_id=marker_id)
+        content = checkpoint.template.replace(MARKER_SLOT, marker)
+        check_filled(checkpoint, content)
         clock = Clock(checkpoint.date)
-        text = _rendered(content, checkpoint, tokenizer, clock)
-        if not is_unicode(text):
-            raise CheckpointError(
-                "The tokenizer's chat template renders what is not Unicode, half of a surrogate "
-                "pair. Use the tokenizer that ships with the checkpoint."
-            )
+        text = rendered(content, checkpoint, tokenizer, clock)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         runs = _runs(ids, checkpoint)
         sites = [position for run in runs for position in run]
@@ -97,10 +88,88 @@ class Prompt:
         if len(sites) != slots:
             raise CheckpointError(_miscounted(ids, checkpoint, len(sites), slots))
         lefts, rights = ({ids[run[end] + step] for run in runs} for end, step in ((0, -1), (-1, 1)))
-        tail = opened(text.rpartition(content.strip())[2])
+        begun, others = _opened(text, content.strip()), tuple(sites[1:])
         return Prompt(
-            ids, sites[0], text, _only(lefts), _only(rights), tuple(sites[1:]), tail, clock.printed
+            ids, sites[0], text, _only(lefts), _only(rights), others, begun, clock.printed
         )
+
+
+def check_filled(checkpoint: Checkpoint, content: str) -> None:
+    """Raise if a user message still has a slot for the layer.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    for slot, what in _LAYER_SLOTS.items():
+        if slot in content:
+            raise CheckpointError(
+                f"{checkpoint.where('template')} still has {slot}, {what}. Fill it in with "
+                f"checkpoint.at_depth(blocks), or put the number in place of {slot}."
+            )
+
+
+def rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock) -> str:
+    """Render a user message with the tokenizer's chat template, up to the assistant's reply.
+
+    Args:
+        content: The user message.
+        checkpoint: Has the system message, and whether the model thinks.
+        tokenizer: A transformers tokenizer with a chat template.
+        clock: Shows the template a date.
+
+    Raises:
+        CheckpointError: There is no chat template, or it does not render the message.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise CheckpointError(
+            "The tokenizer has no chat template, so the verbalizer's prompt cannot be "
+            "rendered. Use the tokenizer that ships with the checkpoint or with its base model."
+        )
+    text = _rendered(content, checkpoint, tokenizer, clock) + (checkpoint.prefill or "")
+    if not is_unicode(text):
+        raise CheckpointError(
+            "The tokenizer's chat template renders what is not Unicode, half of a surrogate "
+            "pair. Use the tokenizer that ships with the checkpoint."
+        )
+    return text
+
+
+def marker_of(checkpoint: Checkpoint, tokenizer: Any) -> tuple[str, int]:
+    """Return the text and the id of the marker, with what the checkpoint leaves to the tokenizer.
+
+    Raises:
+        CheckpointError: The marker's text is not one token, or not the one of its id.
+    """
+    text, number = checkpoint.marker, checkpoint.marker_id
+    if number is not None and number >= len(tokenizer):
+        raise CheckpointError(
+            f"{checkpoint.where('marker_id')} is {number}, the tokenizer has the ids 0 to "
+            f"{len(tokenizer) - 1}. Use the tokenizer that ships with the checkpoint."
+        )
+    text = tokenizer.decode([number]) if text is None else text
+    pieces = list(tokenizer.encode(text, add_special_tokens=False))
+    if number is None and len(pieces) == 1:
+        return text, pieces[0]
+    if pieces != [number]:
+        where = checkpoint.source.get("marker_id", "the checkpoint")
+        expected = "expected one token" if number is None else f"but {where} says [{number}]"
+        raise CheckpointError(
+            f"{text!r} tokenizes to {pieces}, {expected}. Use the tokenizer that ships with the "
+            "checkpoint."
+        )
+    return text, pieces[0]
+
+
+def _opened(text: str, content: str) -> str:
+    """Return the beginning of an explanation that a prompt already has, or "".
+
+    It is in what follows the user message, or it is the last word of the message itself.
+    """
+    if content in text:
+        after = opened(text.rpartition(content)[2])
+        return after or (OPEN if content.endswith(OPEN) else "")
+    end = len(text.rstrip())
+    return text[end - len(OPEN) :] if text[:end].endswith(OPEN) else ""
 
 
 def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock) -> str:
@@ -127,7 +196,7 @@ def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock
         if content.strip() in text:
             return text
         texts.append(text)
-    if texts and checkpoint.marker in texts[0]:
+    if texts and str(checkpoint.marker) in texts[0]:
         return texts[0]  # The template changes the message; the marker's neighbours decide.
     if failed is None:
         raise CheckpointError(
@@ -139,16 +208,6 @@ def _rendered(content: str, checkpoint: Checkpoint, tokenizer: Any, clock: Clock
         f"The tokenizer's chat template does not render one user message: {failed}. "
         "Use the tokenizer that ships with the checkpoint."
     ) from failed
-
-
-def _check_marker(checkpoint: Checkpoint, tokenizer: Any) -> None:
-    pieces = list(tokenizer.encode(checkpoint.marker, add_special_tokens=False))
-    if pieces != [checkpoint.marker_id]:
-        where = checkpoint.source.get("marker_id", "the checkpoint")
-        raise CheckpointError(
-            f"{checkpoint.marker!r} tokenizes to {pieces}, but {where} says "
-            f"[{checkpoint.marker_id}]. Use the tokenizer that ships with the checkpoint."
-        )
 
 
 def _runs(ids: tuple[int, ...], checkpoint: Checkpoint) -> list[range]:

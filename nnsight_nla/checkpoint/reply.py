@@ -95,6 +95,15 @@ def proper(raw: str) -> str | None:
     return None if text else "the explanation is empty"
 
 
+def first_line(text: str) -> str:
+    r"""Return the first line of a text that is not empty.
+
+    >>> first_line("\n A city.\nIts language.")
+    'A city.'
+    """
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 def snippets(text: str) -> tuple[str, ...]:
     r"""Split an explanation into its paragraphs, or a single paragraph into its lines.
 

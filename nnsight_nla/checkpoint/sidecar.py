@@ -7,8 +7,8 @@ is read by `dialects`::
     file = find("ceselder/nanonla-l24-av-qwen3-8b", presets=())
     content = read(file)
 
-A file may come from a stranger. Its size is bounded before it is parsed, and that of its content
-before it is built: a few hundred bytes of YAML can name each list ten times in the next one.
+A file is untrusted input. Its size is bounded before it is parsed, and that of its content before
+it is built: a few hundred bytes of YAML can name each list ten times in the next one.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ def run(
     target: options.Target = None,
     remote: options.Remote = False,
     max_new_tokens: options.MaxNewTokens = 200,
+    upto: options.Upto = None,
     temperature: options.Temperature = 0.0,
     top_p: Annotated[
         float,
@@ -96,7 +97,13 @@ def run(
         skip=skip,
         max_tokens=max_tokens,
         samples=samples,
-        sampling=Sampling(temperature, top_p, max_new_tokens=max_new_tokens, seed=seed),
+        sampling=Sampling(
+            temperature,
+            top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            upto=options.upto_of(upto),
+        ),
         score=score,
         vectors=vectors,
         batch_size=batch_size,

@@ -45,6 +45,7 @@ def explain(
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
     max_new_tokens: options.MaxNewTokens = 200,
+    upto: options.Upto = None,
     remote: options.Remote = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -57,7 +58,6 @@ def explain(
             "--temperature 1."
         )
     with spinner("loading"):
-        from ..checkpoint.origin import Origin
         from ..core.sampling import Sampling
 
         target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
@@ -71,8 +71,10 @@ def explain(
             tokens=[span.tokens[i] for i in wanted],
             positions=wanted,
             samples=samples,
-            sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
-            origin=None if layer is None else Origin(layer=block),
+            sampling=Sampling(
+                temperature, max_new_tokens=max_new_tokens, seed=seed, upto=options.upto_of(upto)
+            ),
+            layer=layer,
             claims="ignore" if insist else "check",
         )
         nla.resolve()
@@ -118,6 +120,7 @@ def read(
     temperature: options.Temperature = 0.0,
     seed: options.SamplingSeed = 0,
     max_new_tokens: options.MaxNewTokens = 200,
+    upto: options.Upto = None,
     remote: options.Remote = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
@@ -140,7 +143,9 @@ def read(
             layer=layer,
             claims="ignore" if insist else "check",
             remote=remote,
-            sampling=Sampling(temperature, max_new_tokens=max_new_tokens, seed=seed),
+            sampling=Sampling(
+                temperature, max_new_tokens=max_new_tokens, seed=seed, upto=options.upto_of(upto)
+            ),
         )
         if page is not None:
             found.to_html(page)
@@ -162,13 +167,13 @@ def _block(nla: NLA, layer: int | None, *, insist: bool) -> int:
     Raises:
         NLAError: It is another one than the verbalizer was trained on, without --insist.
     """
-    own = nla.checkpoint.layer
-    if layer is not None and layer != own and not insist:
+    told = nla.layers
+    if layer is not None and layer not in told and not insist:
         raise NLAError(
-            f"--layer {layer}: the verbalizer was trained on layer {own}. Remove --layer, or add "
-            f"--insist to explain layer {layer} anyway."
+            f"--layer {layer}: the verbalizer was trained on layer {', '.join(map(str, told))}. "
+            f"Remove --layer, or add --insist to explain layer {layer} anyway."
         )
-    return own if layer is None else layer
+    return nla.checkpoint.layer if layer is None else layer
 
 
 def _residual(
@@ -183,8 +188,7 @@ def _residual(
     from ..models import hosts, weights
     from ..remote.ndif import send
 
-    own: Any = nla.layer(model)  # Checks that the model fits, for any layer.
-    block: Any = own if layer == nla.checkpoint.layer else hosts.block(model, layer)
+    block: Any = nla.layer(model, layer, claims="ignore")
 
     def traced() -> Tensor:
         with torch.no_grad(), model.trace(text, remote=remote) as tracer:

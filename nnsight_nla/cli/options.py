@@ -8,7 +8,7 @@ other paths, TEXT, NAME, N for an integer, X for a real number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -65,6 +65,14 @@ DeviceMap = Annotated[
 MaxNewTokens = Annotated[
     int, Option(min=1, metavar="N", help="The maximum length of a reply, in tokens.")
 ]
+Upto = Annotated[
+    str | None,
+    Option(
+        "--upto",
+        metavar="line|N",
+        help="End each explanation after its first line, or after N tokens.",
+    ),
+]
 Temperature = Annotated[
     float,
     Option(
@@ -105,7 +113,7 @@ Layer = Annotated[
         min=0,
         metavar="N",
         help="Explain the output of block N, counted from 0. Default: the block that the "
-        "verbalizer was trained on; any other block needs --insist.",
+        "verbalizer was trained on; a block that it was not trained on needs --insist.",
     ),
 ]
 InsistLayer = Annotated[
@@ -164,3 +172,8 @@ HeldOut = Annotated[
     float,
     Option(min=0.0, max=1.0, metavar="X", help="The fraction of documents held out of training."),
 ]
+
+
+def upto_of(given: str | None) -> Any:
+    """Return the value of --upto for `Sampling`; what is no number is left for it to check."""
+    return int(given) if given is not None and given.isdecimal() else given

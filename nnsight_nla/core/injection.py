@@ -41,7 +41,7 @@ from ..errors import CheckpointError, shown
 from .numeric import is_int, is_real
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
 
 Site = Literal["block", "embedding"]
 
@@ -192,6 +192,32 @@ def write(
         if given is not None:
             written = torch.where(given.to(hidden.device)[:, None], written, marker)
         result[:, site] = written
+    return result
+
+
+def write_slots(
+    hidden: Float[Tensor, "batch seq d_model"],
+    vectors: Float[Tensor, "batch slots d_model"],
+    positions: Int[Tensor, "batch slots"],
+    injection: Injection,
+) -> Float[Tensor, "batch seq d_model"]:
+    """Return a copy of `hidden` with each vector of each row written at its own position.
+
+    Args:
+        hidden: The output of the injection site. It may be under autograd, so it is not edited.
+        vectors: The raw vectors of each row, in the order of its slots.
+        positions: Where each is written; a negative position writes nothing.
+        injection: The operation and its scale.
+
+    Returns:
+        A new tensor, bit-identical to `hidden` at all other positions.
+    """
+    rows, slots = (positions >= 0).nonzero(as_tuple=True)
+    chosen = vectors[rows.to(vectors.device), slots.to(vectors.device)]
+    rows, columns = rows.to(hidden.device), positions[rows, slots].to(hidden.device)
+    result = hidden.clone()
+    written = OPERATIONS[injection.operation](hidden[rows, columns], chosen, injection.scale)
+    result[rows, columns] = written
     return result
 
 

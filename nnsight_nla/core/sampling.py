@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class Sampling:
     """The maximum number of tokens in a reply."""
     seed: int = 0
     """A draw depends on this seed, the vector and the sample number only."""
+    upto: Literal["line"] | int | None = None
+    """Where an explanation ends before its closing tag: after its first line, or after this number
+    of tokens. For verbalizers whose first words carry most, and for those that write no tags."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -49,6 +52,11 @@ class Sampling:
             ("top_k", is_int(self.top_k, 0), "a whole number, 0 for no limit"),
             ("max_new_tokens", is_int(self.max_new_tokens, 1), "1 or more"),
             ("seed", is_int(self.seed), "a whole number"),
+            (
+                "upto",
+                self.upto in (None, "line") or is_int(self.upto, 1),
+                "'line', or a number of tokens from 1",
+            ),
         ):
             if not valid:
                 raise VerbalizationError(

@@ -320,7 +320,7 @@ def reconstructor_of(ar: str | Path, nla: Explains) -> Reconstructor:
     that the verbalizer's adapter runs on.
     """
     own = _own_layer(ar)
-    checkpoint = nla.checkpoint if own is None else replace(nla.checkpoint, layer=own)
+    checkpoint = nla.checkpoint if own is None else replace(nla.checkpoint, layer=own, layers=None)
     target = nla.av.target if isinstance(nla.av, AdapterModel) else None
     options = OpenOptions(target, nla.remote, nla.runtime.memory, {})
     return Reconstructor(open_reconstructor(ar, options, checkpoint), checkpoint)

@@ -48,7 +48,7 @@ def check(av: str | Path, checkpoint: Checkpoint | None = None) -> Finding | Non
 
 def _unrendered(checkpoint: Checkpoint, tokenizer: Any, error: CheckpointError) -> Finding:
     """Find out whether the tokenizer, the template or the marker is at fault."""
-    ids = token_ids(tokenizer, checkpoint.marker)
+    ids = token_ids(tokenizer, str(checkpoint.marker))
     if len(ids) != 1:
         return Finding("tokenizer", "fails", note=str(error))
     live = replace(checkpoint, marker_id=ids[0], left_id=None, right_id=None)

@@ -106,14 +106,16 @@ def variants(name: str, declared: Candidate, context: Context) -> tuple[str, lis
         ]
         return f"block {injection.layer}", found
     around = sorted(set(context.layers) - {checkpoint.layer})
-    return f"block {checkpoint.layer}", [changed(f"block {k}", layer=k) for k in around]
+    return f"block {checkpoint.layer}", [
+        changed(f"block {k}", layer=k, layers=None) for k in around
+    ]
 
 
 def _tokenizers(declared: Candidate, context: Context) -> tuple[str, list[Candidate] | str]:
     other, checkpoint = context.tokenizer, declared.checkpoint
     if context.remote:
         return "its own", "a verbalizer on an NDIF host keeps its own tokenizer"
-    ids = token_ids(other, checkpoint.marker)
+    ids = token_ids(other, str(checkpoint.marker))
     if len(ids) != 1:
         return "its own", f"{checkpoint.marker!r} is {len(ids)} tokens in the target's tokenizer"
     fields = {"marker_id": ids[0], "left_id": None, "right_id": None}

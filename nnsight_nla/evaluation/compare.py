@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -113,7 +113,7 @@ def compare(before: object, after: object, reconstruct: Reconstruct | None) -> C
     count = int(np.prod(shape, dtype=int))
     sides = [texts(each) * (1 if each.shape else count) for each in handles]
     distances = text_distances([(a[0], b[0]) for a, b in zip(*sides, strict=True)], reconstruct)
-    cosines = _cosine(*(_flat(each).expand(count, -1) for each in handles)).tolist()
+    cosines = _cosine(*_joined(*handles, count)).tolist()
     rows: list[Difference] = []
     for a, b, cosine, (distance, unmeasured) in zip(*sides, cosines, distances, strict=True):
         unusable = [
@@ -196,7 +196,27 @@ def _vectors(
 
 
 def _flat(handle: Explanation) -> Tensor:
+    """Return the vectors, ``[rows, d_model]``; an oracle's slots are joined, end to end."""
+    if handle.capture.asked is not None:
+        held = cast("Tensor", handle.capture.vectors)[handle.rows]
+        return held.float().cpu().flatten(1)
     return handle.vectors.float().cpu().reshape(-1, handle.vectors.shape[-1])
+
+
+def _joined(before: Explanation, after: Explanation, count: int) -> tuple[Tensor, Tensor]:
+    """Return the vectors of both sides, ``count`` rows of equal width.
+
+    Raises:
+        VerbalizationError: They are of different numbers of slots.
+    """
+    sides = _flat(before), _flat(after)
+    widths = [each.shape[-1] for each in sides]
+    if widths[0] != widths[1]:
+        raise VerbalizationError(
+            f"before has vectors of {widths[0]} entries in all slots together, after of "
+            f"{widths[1]}. Compare answers about equally many vectors."
+        )
+    return sides[0].expand(count, -1), sides[1].expand(count, -1)
 
 
 def _figures(row: Difference) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.reply import first_line
 from ..core.baseline import Baseline
 from ..core.numeric import is_int
 from ..errors import ReconstructionError, shown
@@ -132,10 +133,7 @@ def over_length(
         ReconstructionError: `upto` has something else, or texts, vectors and rows do not fit.
     """
     for each in upto:
-        if each not in ("line", "whole") and not is_int(each, 1):
-            raise ReconstructionError(
-                f"upto has {shown(each)}: expected 'line', 'whole', or numbers of tokens from 1."
-            )
+        check_upto(each)
     given, held, reasons = pair(explanation, vectors, nla.checkpoint.d_model)
     texts = [None if row in reasons else text for row, text in enumerate(given)]
     if rows is not None and len(rows) != len(texts):
@@ -149,30 +147,55 @@ def over_length(
     for each in upto:
         if each not in ("line", "whole") and int(each) >= longest:
             continue
-        cut = [
-            None if text is None else _cut(tokenizer, text, coded, each)
+        shorter = [
+            None if text is None else cut(tokenizer, text, each, coded)
             for text, coded in zip(texts, ids, strict=True)
         ]
-        empty = {row: "nothing is left" for row, text in enumerate(cut) if not (text or "").strip()}
-        found = score(nla.reconstruct, cut, held, empty, baseline=over, failures="zero").mean
+        empty = {
+            row: "nothing is left" for row, text in enumerate(shorter) if not (text or "").strip()
+        }
+        found = score(nla.reconstruct, shorter, held, empty, baseline=over, failures="zero").mean
         lengths = [
-            len(tokenizer(text or "", add_special_tokens=False)["input_ids"]) for text in cut
+            len(tokenizer(text or "", add_special_tokens=False)["input_ids"]) for text in shorter
         ]
         points[str(each)] = Point(
-            sum(lengths) / len(lengths), found["cosine"], found.get("fve"), _right(cut, rows, truth)
+            sum(lengths) / len(lengths),
+            found["cosine"],
+            found.get("fve"),
+            _right(shorter, rows, truth),
         )
     return OverLength(points, len(texts), over)
 
 
-def _cut(tokenizer: Any, text: str, ids: Sequence[int], upto: str | int) -> str:
+def check_upto(given: object) -> None:
+    """Check where a text is to be cut.
+
+    Raises:
+        ReconstructionError: It is neither ``"line"``, ``"whole"`` nor a number of tokens from 1.
+    """
+    if given not in ("line", "whole") and not is_int(given, 1):
+        raise ReconstructionError(
+            f"upto has {shown(given)}: expected 'line', 'whole', or numbers of tokens from 1."
+        )
+
+
+def cut(tokenizer: Any, text: str, upto: str | int, ids: Sequence[int] | None = None) -> str:
+    """Return the beginning of a text.
+
+    Args:
+        tokenizer: The verbalizer's.
+        text: The text.
+        upto: ``"line"``, a number of tokens, or ``"whole"``.
+        ids: The text's tokens, if the caller has them.
+    """
     if upto == "whole":
         return text
     if upto == "line":
-        return next((line.strip() for line in text.splitlines() if line.strip()), "")
-    left = list(ids)[: int(upto)]
-    if len(left) == len(ids):
+        return first_line(text)
+    given = tokenizer(text, add_special_tokens=False)["input_ids"] if ids is None else list(ids)
+    if len(given) <= int(upto):
         return text
-    return tokenizer.decode(left, skip_special_tokens=True).rstrip("\ufffd")
+    return tokenizer.decode(given[: int(upto)], skip_special_tokens=True).rstrip("\ufffd")
 
 
 def _right(

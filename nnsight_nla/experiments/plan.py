@@ -63,6 +63,8 @@ class Options(RequiredOptions, total=False):
         batch_size: The number of cells in one forward pass.
         resume: A partial `Sweep` of this same call, or the path of a stored one.
         remote: Run the target on the configured NDIF host.
+        question: For an oracle: the question about the residual, in place of an explanation.
+        choices: For an oracle: the answers to choose from; see `NLA.ask`.
     """
 
     explain_at: ExplainAt
@@ -71,6 +73,8 @@ class Options(RequiredOptions, total=False):
     batch_size: int
     resume: Sweep | str | Path | None
     remote: bool
+    question: str | None
+    choices: Sequence[str] | None
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -80,6 +84,8 @@ _DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
     "resume": None,
     "remote": False,
+    "question": None,
+    "choices": None,
 }
 
 
@@ -166,6 +172,8 @@ class Setup:
         size = given["batch_size"]
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ExperimentError(f"batch_size={shown(size)}: expected a whole number from 1.")
+        if given["question"] is not None:
+            nla = nla.asking(given["question"], choices=given["choices"])
         target = Target.of(model, nla, remote=given["remote"])
         text = target.model.positions(prompt)
         return Setup(

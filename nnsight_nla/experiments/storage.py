@@ -136,7 +136,13 @@ def identify_verbalizer(nla: Explains | None) -> dict[str, str]:
         return {}
     spec = nla.spec or {}
     weights = fingerprint_model(model, spec.get("av"), spec.get("peft"))["weights"]
-    settings = vars(nla.checkpoint.injection), nla.prompt.hash, vars(nla.sampling)
+    settings: tuple[object, ...] = (
+        vars(nla.checkpoint.injection),
+        nla.prompt.hash,
+        vars(nla.sampling),
+    )
+    if nla.question is not None:  # The hash of the prompt covers the question.
+        settings = (*settings, nla.question["choices"])
     found = hashlib.blake2b(repr((weights, settings)).encode(), digest_size=8).hexdigest()
     date = nla.prompt.date
     return {"verbalizer": found, **({} if date is None else {"date": date})}

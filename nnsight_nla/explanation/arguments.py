@@ -33,6 +33,11 @@ def check_vectors(vectors: object, d_model: int) -> None:
             f"{expected}, got {vectors.dtype}. Pass residuals, not token ids: "
             "nla.explain(nla.layer(model).output[:, -1])."
         )
+    if vectors.ndim == 2 and vectors.shape[0] == d_model != vectors.shape[1]:
+        raise InjectionError(
+            f"{expected}, got {list(vectors.shape)}, a vector in each column. Did you mean .T? The "
+            "vectors are the rows: pass matrix.T."
+        )
     if vectors.ndim == 0 or vectors.shape[-1] != d_model:
         raise InjectionError(
             f"{expected}, got {list(vectors.shape)}. Read the residual of the model that the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,9 @@ from ..core.sampling import Sampling
 from ..errors import InjectionError, VerbalizationError, shown
 from .arguments import check_sampling, count_samples
 from .records import Capture, HandleQueue, Labeller
+
+if TYPE_CHECKING:
+    from .asked import Asked
 
 
 class CaptureOptions(TypedDict, total=False):
@@ -32,12 +35,16 @@ class CaptureOptions(TypedDict, total=False):
     """What the vectors are, where the caller says so."""
     claims: Claims
     """Whether vectors of another origin are refused."""
+    layer: int | None
+    """The block that the vectors were read at, where the caller says so."""
     kind: Kind | None
     """What the vectors are, where their type says so."""
     lengths: tuple[int, ...] | None
     """The number of vectors of each prompt, where they are unequal."""
     padding: frozenset[int]
     """The vectors that were read at padding."""
+    asked: Asked | None
+    """The questions about them, of an ``ask()`` call."""
 
 
 def captured(
@@ -54,10 +61,12 @@ def captured(
     sampling: Sampling | None = None,
     origin: Origin | None = None,
     claims: Claims = "check",
+    layer: int | None = None,
     kind: Kind | None = None,
     checkpoint: Checkpoint | None = None,
     lengths: tuple[int, ...] | None = None,
     padding: frozenset[int] = frozenset(),
+    asked: Asked | None = None,
 ) -> Capture:
     """Check the options of one ``explain()`` call and record its vectors.
 
@@ -74,24 +83,33 @@ def captured(
         sampling: As for `CaptureOptions`.
         origin: As for `CaptureOptions`.
         claims: As for `CaptureOptions`.
+        layer: As for `CaptureOptions`.
         kind: As for `CaptureOptions`.
         checkpoint: The verbalizer's, with which `origin` is compared.
         lengths: As for `CaptureOptions`.
         padding: As for `CaptureOptions`.
+        asked: As for `CaptureOptions`.
 
     Raises:
         VerbalizationError: `samples`, `tokens` or `positions` do not fit.
         InjectionError: `origin` is another one than the verbalizer reads.
+        CheckpointError: `origin` and `layer` contradict each other.
     """
     expected = Origin() if checkpoint is None else Origin.of(checkpoint)
     if not isinstance(origin, Origin | None):
         raise InjectionError(f"origin={shown(origin)}: expected Origin(model=..., layer=..., ...).")
-    said = (origin or Origin()).completed(Origin(kind=kind))
+    said = Origin(layer=layer).joined(origin or Origin())
+    said = said.completed(Origin(kind=kind))
     ignored = said.check(
         expected, "This tensor", claims=claims, any_kind=True, error=InjectionError
     )
     chosen = check_sampling(sampling) or default
     samples = count_samples(samples, chosen)
+    if samples > 1 and asked is not None and asked.choices:
+        raise VerbalizationError(
+            f"samples={samples} with choices: nothing is sampled, the probabilities are computed. "
+            "Leave samples out."
+        )
     words = provenance(tokens, shape, "tokens")
     if words is not None:
         words = [_word(each, tokenizer) for each in words]
@@ -114,6 +132,7 @@ def captured(
         origin=said.completed(expected),
         ignored=tuple(ignored),
         labeller=labeller,
+        asked=asked,
     )
 
 

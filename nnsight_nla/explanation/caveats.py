@@ -50,10 +50,10 @@ def caveats(capture: Capture) -> dict[int, tuple[str, ...]]:
         where = f"sample {sample}: " if capture.samples > 1 else ""
         if reply.finish == "length":
             found[row].append(
-                f"{where}cut off after max_new_tokens={capture.sampling.max_new_tokens} tokens, "
-                "without the closing tag"
+                f"{where}cut off after max_new_tokens={capture.sampling.max_new_tokens} tokens"
+                f"{', without the closing tag' if reply.tagged else ''}"
             )
-        elif reply.finish == "eos":
+        elif reply.finish == "eos" and reply.tagged:
             found[row].append(f"{where}ended without a closing </explanation> tag")
     said = [ignored_note(each) for each in capture.ignored]
     if capture.origin.kind not in (None, "residual"):
@@ -101,7 +101,7 @@ def _norms(capture: Capture) -> dict[int, list[str]]:
     """
     from statistics import median
 
-    if capture.vectors is None:
+    if capture.vectors is None or capture.asked is not None:
         return {}
     norms = capture.vectors.float().norm(dim=-1).tolist()
     found: dict[int, list[str]] = {}
@@ -127,7 +127,7 @@ def atypical(capture: Capture) -> dict[int, str]:
         Row to reason; empty without a calibration that has statistics of those residuals.
     """
     look = None if capture.calibration is None else capture.calibration.residuals
-    if look is None or capture.vectors is None:
+    if look is None or capture.vectors is None or capture.asked is not None:
         return {}
     found: dict[int, str] = {}
     norms = capture.vectors.float().norm(dim=-1).tolist()

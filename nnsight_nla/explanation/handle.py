@@ -37,12 +37,12 @@ from ..core.ragged import ranges
 from ..core.trust import Line, Trust
 from ..errors import InjectionError, NLAError, VerbalizationError, shown
 from ..storage.atomic import atomic_file
+from .asked import ungrouped
 from .caveats import caveats
 from .records import Capture, Reply
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jaxtyping import Float
 
     from ..checkpoint.origin import Claims, Origin
     from ..core.nesting import Nested
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_CLAIMS = ("model", "layer", "norm")
 FORMER = {"cosine": "injection_cosine"}
 """The former names of columns."""
 
@@ -75,7 +76,7 @@ class Explanation:
         self._lengths = None if lengths is None else tuple(lengths)
         if capture.vectors is not None:
             capture.queue.add(self)
-        _keep(self)
+        keep(self)
 
     @classmethod
     def of(cls, capture: Capture, shape: tuple[int, ...]) -> Explanation:
@@ -108,9 +109,17 @@ class Explanation:
         return self._capture.vectors is not None and all(map(self._capture.settled, self.rows))
 
     @property
-    def vectors(self) -> Float[Tensor, "*shape d_model"]:
-        """The captured vectors: a detached copy, made when ``explain()`` was called."""
+    def vectors(self) -> Any:
+        """The captured vectors, ``[*shape, d_model]``: a copy, made when ``explain()`` was called.
+
+        Those of an ``ask()`` call are ``[*shape, slots, d_model]``; nested lists of tensors
+        ``[slots, d_model]`` if rows have different numbers of slots.
+        """
         held = self._held("no vectors, only their shape")
+        asked = self._capture.asked
+        if asked is not None:
+            slots = [asked.slots[row] for row in self.rows]
+            return ungrouped(held[self.rows], slots, self.shape)
         picked = held[torch.from_numpy(self._rows.reshape(-1)).to(held.device)]
         return picked.reshape(*self.shape, held.shape[-1])
 
@@ -146,6 +155,38 @@ class Explanation:
         return self._values(lambda row: self._reply(row).text)
 
     @property
+    def questions(self) -> Nested[str] | None:
+        """The question about each row's vectors; ``None`` for an ``explain()`` call."""
+        asked = self._capture.asked
+        if asked is None or not asked.questions:
+            return None
+        return self._shaped(lambda row: asked.questions[row])
+
+    @property
+    def probabilities(self) -> Nested[dict[str, float]] | None:
+        """The probability of each choice of a question; they add up to 1.
+
+        ``None`` if the call had no ``choices=``.
+        """
+        asked = self._capture.asked
+        if asked is None or not asked.choices:
+            return None
+        words = asked.choices
+        return self._values(
+            lambda row: dict(zip(words, self._reply(row).probabilities, strict=True))
+        )
+
+    @property
+    def mass(self) -> Nested[float | None] | None:
+        """The probability that the oracle begins its answer with any of the choices.
+
+        If it is small, the oracle would answer something else. ``None`` without ``choices=``.
+        """
+        if self.probabilities is None:
+            return None
+        return self._values(lambda row: self._reply(row).mass)
+
+    @property
     def samples(self) -> Nested[list[str]]:
         """All K texts of each vector: a list of K, or nested lists of shape ``(*shape, K)``."""
         counts = range(self._capture.samples)
@@ -163,7 +204,7 @@ class Explanation:
 
     @property
     def finish(self) -> Nested[str]:
-        """What ended each reply: ``"tag"``, ``"eos"`` or ``"length"``."""
+        """What ended each reply: ``"tag"``, ``"eos"``, ``"length"`` or ``"cut"``; see `Reply`."""
         return self._values(lambda row: self._reply(row).finish)
 
     @property
@@ -193,8 +234,10 @@ class Explanation:
         return self._shaped(lambda row: found.get(row, ()))
 
     @property
-    def trust(self) -> Nested[Trust] | None:
-        """The trust label of each text (see `Trust`); ``None`` without a reconstructor.
+    def trust(self) -> Nested[Any] | None:
+        """The trust label of each text, a `Trust`; ``None`` without a reconstructor.
+
+        The label of an oracle's answer is an `AnswerTrust`: whether it depends on the vectors.
 
         Raises:
             NLAError: The reconstructor or its controls cannot be run.
@@ -273,10 +316,16 @@ class Explanation:
             path: The file; a file that is there is replaced when the new one is complete.
 
         Raises:
-            NLAError: The disk is full, or the file cannot be written.
+            NLAError: The disk is full, the file cannot be written, or these are answers.
         """
         from . import parquet
 
+        if self._capture.asked is not None:
+            raise NLAError(
+                "to_parquet holds explanations of one vector each, not the answers of an oracle. "
+                "Write the table, and the vectors on their own: handle.to_pandas().to_parquet(path)"
+                ", torch.save(handle.vectors, file)."
+            )
         self._resolve()
         parquet.write(self, self._records(), Path(path))
 
@@ -360,6 +409,7 @@ class Explanation:
                             "warnings": list(notes.get(row, ())),
                             "error": capture.errors.get(row),
                             "label": label,
+                            **_of_question(capture, row, reply),
                         },
                         FORMER,
                     )
@@ -406,8 +456,16 @@ class Explanation:
 
     def _size(self) -> str:
         if self._lengths is None:
-            return f"shape={self.shape}"
-        return f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
+            size = f"shape={self.shape}"
+        else:
+            size = f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
+        kind = self._capture.origin.kind
+        said = self._capture.ignored  # Such as "layer is 1, expected 3".
+        others = [name for name in _CLAIMS if any(each.startswith(name) for each in said)]
+        what = "residuals" if kind is None else f"{kind}s"
+        if others:
+            return f"{size} of {what} of another {' and '.join(others)},"
+        return size if what == "residuals" else f"{size} of {what},"
 
     def __str__(self) -> str:
         if self._capture.vectors is None:
@@ -483,7 +541,7 @@ class Explanation:
             )
         return self._shaped(value)
 
-    def _labels(self) -> dict[int, Trust]:
+    def _labels(self) -> dict[int, Any]:
         """Return the labels for a display, which shows the texts even without them."""
         try:
             _ = self.trust
@@ -496,11 +554,26 @@ class Explanation:
         """Return the L2 norm of each row's vector; ``None`` if not finite, for strict JSON."""
         held = self._held("no norms")
         rows = sorted(set(self.rows))
-        norms = (
-            held[torch.tensor(rows, dtype=torch.long, device="cpu")].float().norm(dim=-1).tolist()
-        )
+        norms = held[torch.tensor(rows, dtype=torch.long, device="cpu")].float().norm(dim=-1)
+        asked = self._capture.asked
+        if asked is not None:  # The mean of its slots; the others of a row are zero.
+            slots = torch.tensor([asked.slots[row] for row in rows], device=norms.device)
+            norms = norms.sum(dim=-1) / slots
+        norms = norms.tolist()
         finite = [norm if math.isfinite(norm) else None for norm in norms]
         return dict(zip(rows, finite, strict=True))
+
+
+def _of_question(capture: Capture, row: int, reply: Reply | None) -> dict[str, Any]:
+    """Return the further fields of the record of an answer; none for an explanation."""
+    asked = capture.asked
+    if asked is None or not asked.questions:
+        return {}
+    fields: dict[str, Any] = {"question": asked.questions[row], "slots": asked.slots[row]}
+    if asked.choices and reply is not None:
+        fields["probabilities"] = dict(zip(asked.choices, reply.probabilities, strict=True))
+        fields["mass"] = reply.mass
+    return fields
 
 
 def check_handle(given: object, call: str, advice: str = "") -> Explanation:
@@ -521,10 +594,10 @@ def check_handle(given: object, call: str, advice: str = "") -> Explanation:
     )
 
 
-def _keep(handle: Explanation) -> None:
-    """Save the handle as nnsight's ``.save()`` does, if a trace is running."""
+def keep(made: object) -> None:
+    """Save what was made in a trace as nnsight's ``.save()`` does, if one is running."""
     with contextlib.suppress(ValueError):  # No trace is running.
-        nnsight.save(handle)
+        nnsight.save(made)
 
 
 def _index(key: Any) -> Any:

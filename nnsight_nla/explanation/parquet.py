@@ -37,7 +37,7 @@ VECTOR = "activation_vector"  # As in the published data sets.
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _KNOWN = ("token", "position", "next_token")
 """The columns that exist if they were passed to ``explain()``."""
-_FINISH = ("tag", "eos", "length")
+_FINISH = ("tag", "eos", "length", "cut")
 
 
 def write(handle: Explanation, records: Sequence[dict[str, Any]], path: Path) -> None:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
     from ..checkpoint.checkpoint import Checkpoint
     from ..checkpoint.dates import Date
-    from ..checkpoint.origin import Claims, Origin
+    from ..checkpoint.origin import Claims, Kind, Origin
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
     from ..core.sampling import Sampling
     from ..models.hosts import Positions, Side
     from ..models.runtime import Runtime
     from ..models.target import Target
+    from .asked import AskOptions
     from .handle import Explanation
     from .padding import At
 
@@ -67,7 +68,7 @@ class Explains(Protocol):
         """The reachable handles that have no text yet."""
         ...
 
-    def layer(self, model: Target) -> Any:
+    def layer(self, model: Target, layer: int | None = None, *, claims: Claims = "check") -> Any:
         """Return the envoy of the residual of `model` that the verbalizer was trained on."""
         ...
 
@@ -92,9 +93,20 @@ class Explains(Protocol):
         sampling: Sampling | None = None,
         origin: Origin | None = None,
         claims: Claims = "check",
+        layer: int | None = None,
+        kind: Kind | None = None,
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""
+        ...
+
+    def asking(self, question: str, *, choices: Sequence[str] | None = None) -> Self:
+        """Return this, an oracle, with a question that is asked about every explained vector."""
+        ...
+
+    @property
+    def question(self) -> AskOptions | None:
+        """That question; ``None`` where vectors are explained."""
         ...
 
     def explain_nothing(self) -> Explanation:

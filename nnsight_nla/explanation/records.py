@@ -9,16 +9,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from uuid import uuid4
 
 from torch import Tensor
 
 from ..checkpoint.origin import Origin
 from ..checkpoint.reply import complete, proper
+from ..core.answer_trust import AnswerTrust
 from ..core.calibration import Calibration
 from ..core.former import Former, HasFormer
 from ..core.ragged import ranges
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from ..core.nesting import Nested
+    from .asked import Asked
 
 
 class Owner(Protocol):
@@ -64,7 +66,9 @@ class HandleQueue(Protocol):
 class Labeller(Protocol):
     """Something that measures the trust labels of a capture."""
 
-    def measure(self, capture: Capture, rows: Sequence[int]) -> dict[int, Trust]:
+    def measure(
+        self, capture: Capture, rows: Sequence[int]
+    ) -> Mapping[int, Trust] | Mapping[int, AnswerTrust]:
         """Return the label of each of these settled rows."""
         ...
 
@@ -77,8 +81,9 @@ class Reply(HasFormer):
     """The reply as generated, with its tags, without special tokens."""
     text: str
     """The explanation between the tags; the whole reply if a tag is missing."""
-    finish: Literal["tag", "eos", "length"]
-    """What ended it: the closing tag, an end-of-sequence token, or ``max_new_tokens``."""
+    finish: Literal["tag", "eos", "length", "cut", "choice"]
+    """What ended it: the closing tag, an end-of-sequence token, ``max_new_tokens``, or ``upto``;
+    ``"choice"`` if it is one of a question's choices, which were compared and not generated."""
     new_tokens: int
     """The number of generated tokens."""
     norm_before: float
@@ -92,11 +97,21 @@ class Reply(HasFormer):
     ids: array[int] = field(default_factory=lambda: array("i"), repr=False, compare=False)
     """The generated token ids, with the end-of-sequence token if one was generated; empty in a
     reply that was read from a file."""
+    tagged: bool = True
+    """Whether the reply is to have tags; an oracle's answer has none."""
+    probabilities: tuple[float, ...] = ()
+    """The probability of each choice of the question, which add up to 1."""
+    mass: float | None = None
+    """The probability that the oracle begins its answer with any of the choices."""
     cosine = Former("injection_cosine")
 
     @property
     def problem(self) -> str | None:
         """Why it has no well-formed explanation; ``None`` if it has one."""
+        if not self.tagged:
+            return None if self.text else "the answer is empty"
+        if self.finish == "cut":  # It may have neither tag.
+            return None if self.text else "the explanation is empty"
         return proper(complete(self.raw, self.opened))
 
 
@@ -206,8 +221,9 @@ class Capture:
 
     queue: HandleQueue
     """The queue that verbalizes it."""
-    vectors: Float[Tensor, "rows d_model"] | None
-    """A detached copy, on the device it was captured on; ``None`` under fake tensors."""
+    vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"] | None
+    """A detached copy, on the device it was captured on; ``None`` under fake tensors. Of an
+    ``ask()`` call, as `asked.grouped` returns them."""
     count: int
     """The number of rows."""
     samples: int
@@ -238,8 +254,8 @@ class Capture:
     """(row, sample) to its reply, filled in as batches settle."""
     errors: dict[int, str] = field(default_factory=dict[int, str])
     """Row to the reason why it cannot have a text."""
-    trust: dict[int, Trust] = field(default_factory=dict[int, Trust])
-    """Row to its trust label, filled in when a label is first read."""
+    trust: dict[int, Any] = field(default_factory=dict[int, Any])
+    """Row to its trust label (`Trust` or `AnswerTrust`), filled in when a label is first read."""
     origin: Origin = field(default_factory=Origin)
     """What the vectors are, as the caller says or as the verbalizer takes them."""
     ignored: tuple[str, ...] = ()
@@ -248,6 +264,8 @@ class Capture:
     """Row to its warnings, where they come from a file; otherwise they are worked out."""
     labeller: Labeller | None = None
     """Measures the trust labels; ``None`` without a reconstructor."""
+    asked: Asked | None = None
+    """The questions of an ``ask()`` call; ``None`` for an ``explain()`` call."""
 
     def prompts(self) -> list[range]:
         """Return the rows of each prompt, whose positions follow each other."""
@@ -259,6 +277,11 @@ class Capture:
         if row in self.errors:
             return f"this vector {self.errors[row]}"
         return self.replies[row, 0].problem
+
+    def row(self, row: int) -> Float[Tensor, " d_model"] | Float[Tensor, "slots d_model"]:
+        """Return the vector of a row, or those of its slots; not under fake tensors."""
+        held = cast("Tensor", self.vectors)[row]
+        return held if self.asked is None else held[: self.asked.slots[row]]
 
     def settled(self, row: int) -> bool:
         """Return whether `row` has all its replies or an error."""

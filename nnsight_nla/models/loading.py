@@ -12,7 +12,7 @@ import torch
 
 from .. import _compat
 from ..checkpoint import sidecar
-from ..checkpoint.checkpoint import DEPTH_SLOT, Checkpoint
+from ..checkpoint.checkpoint import DEPTH_SLOT, LAYER_SLOT, Checkpoint
 from ..core.numeric import is_int
 from ..errors import CheckpointError, shown
 from . import hosts
@@ -108,22 +108,23 @@ def _tokenizer_sources(
 def at_depth(
     source: str | Path | TransformersModel, checkpoint: Checkpoint, load: dict[str, Any]
 ) -> Checkpoint:
-    """Fill in a template's ``{depth_pct}``; a verbalizer has as many blocks as its target.
+    """Fill in a template's layer and depth; a verbalizer has as many blocks as its target.
 
     Raises:
-        CheckpointError: The template has this slot, and the configuration cannot be read.
+        CheckpointError: The template has such a slot, and the configuration cannot be read.
     """
-    if DEPTH_SLOT not in checkpoint.template:
+    if not checkpoint.tells_layer:
         return checkpoint
     if not isinstance(source, str | Path):
         return checkpoint.at_depth(hosts.text_config(source).num_hidden_layers)
     try:
         config = load_config(source, load)
     except (OSError, ValueError) as error:
+        slot = DEPTH_SLOT if DEPTH_SLOT in checkpoint.template else LAYER_SLOT
         raise CheckpointError(
-            f"{checkpoint.where('template')} has {DEPTH_SLOT}, which needs the number of blocks, "
+            f"{checkpoint.where('template')} has {slot}, which needs the number of blocks, "
             f"and the configuration of {str(source)!r} could not be read: {_first_line(error)} "
-            f"Replace {DEPTH_SLOT} with the number."
+            f"Replace {slot} with the number."
         ) from error
     return checkpoint.at_depth(config.get_text_config().num_hidden_layers)
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.dates import TODAY, Date
-from ..checkpoint.prompt import Prompt
+from ..checkpoint.prompt import Prompt, marker_of
+from ..checkpoint.question import first_prompt
 from ..core.injection import Injection
 from ..errors import CheckpointError, NLAWarning, shown
 from . import adapter as adapters
@@ -63,6 +64,8 @@ class OpenedVerbalizer:
     """Its training settings, completed with its tokenizer."""
     prompt: Prompt
     """Its rendered prompt."""
+    template: Checkpoint
+    """Its training settings as described, with slots for the layer not filled in."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,8 @@ def open_verbalizer(
     if folder is not None:
         base, peft = adapters.base_of(folder), str(folder)
     is_path = isinstance(source, str | Path)
-    described = at_depth(
-        base, _described(peft or (source if is_path else hosts.describe(source)), checkpoint), load
-    )
+    template = _described(peft or (source if is_path else hosts.describe(source)), checkpoint)
+    described = at_depth(base, template, load)
     reconstructor_files.check_role(peft or source, "verbalizer")
     tokenizer = (
         load_tokenizer(base, described)
@@ -119,12 +121,27 @@ def open_verbalizer(
     )
     if date is not None:
         described = described.on_date(date)
-    prompt = Prompt.render(described, tokenizer)
+    prompt = first_prompt(described, tokenizer)
     if prompt.date is not None and described.date is None:
         _warn_of_today(peft or hosts.describe(source) if not is_path else source, prompt.date)
     model = _model(base, tokenizer, peft, load, options)
     runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)
-    return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt)
+    return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt, template)
+
+
+def prompt_of(template: Checkpoint, av: TransformersModel) -> tuple[Checkpoint, Prompt]:
+    """Return a checkpoint with the slots for its layer filled in, and its prompt.
+
+    Args:
+        template: The checkpoint as it was described, for any layer that it was trained on.
+        av: The verbalizer's model.
+
+    Raises:
+        CheckpointError: The prompt cannot be rendered.
+    """
+    described = at_depth(av, template, {})
+    prompt = first_prompt(described, av.tokenizer)
+    return _completed(described, prompt, av.tokenizer), prompt
 
 
 def open_reconstructor(
@@ -223,7 +240,10 @@ def _warn_of_today(name: object, date: str) -> None:
 
 def _completed(checkpoint: Checkpoint, prompt: Prompt, tokenizer: Any) -> Checkpoint:
     """Fill in the marker's neighbours and the date, if not given, and record the tokenizer."""
-    live = {"left_id": prompt.left_id, "right_id": prompt.right_id, "date": prompt.date}
+    marker, marker_id = marker_of(checkpoint, tokenizer)
+    live = {"marker": marker, "marker_id": marker_id, "date": prompt.date}
+    if not checkpoint.asks:  # What follows an oracle's slots may depend on their number.
+        live |= {"left_id": prompt.left_id, "right_id": prompt.right_id}
     absent = {
         name: value
         for name, value in live.items()

@@ -117,8 +117,13 @@ def check_padding(model: Target, *, stacklevel: int = 2) -> None:
     )
 
 
-def residual(model: Target, checkpoint: Checkpoint) -> Any:
+def residual(model: Target, checkpoint: Checkpoint, layer: int | None = None) -> Any:
     """Return the envoy (or hook point) of the residual that a verbalizer was trained on.
+
+    Args:
+        model: The target.
+        checkpoint: The verbalizer's.
+        layer: Another block than the checkpoint's.
 
     Raises:
         InjectionError: `model` is not a known kind of target, has another width, lacks the block,
@@ -132,7 +137,7 @@ def residual(model: Target, checkpoint: Checkpoint) -> Any:
             f"It was trained on {checkpoint.base_model or 'another model'}."
         )
     weights.check(model)
-    return kind(model).block(model, checkpoint.layer)
+    return kind(model).block(model, checkpoint.layer if layer is None else layer)
 
 
 def is_foreign(model: Target, checkpoint: Checkpoint) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..checkpoint.origin import Claims, Origin
+from ..checkpoint.origin import Claims
 from ..core.numeric import has_values, is_int
 from ..errors import InjectionError, NLAError, shown
 from ..models import bridge, hosts, weights
@@ -58,8 +58,8 @@ def read(
     sampling: Sampling | None = None,
 ) -> Reading:
     """Explain every token of `prompt`, and of the model's reply; see `NLA.read`."""
-    nla.layer(model)  # Refuses a model that does not fit, before anything runs.
-    block = None if layer is None else _block(nla, model, layer, claims)
+    envoy = nla.layer(model, layer, claims=claims)  # Refuses a model that does not fit.
+    block = None if layer is None else envoy
     if bridge.is_bridge(model):
         bridge.check_here(remote=remote)
     if not remote:
@@ -77,7 +77,7 @@ def read(
         "tokens": [span.tokens[position] for position in wanted],
         "positions": wanted,
         "sampling": sampling,
-        "origin": None if layer is None else Origin(layer=layer),
+        "layer": layer,
         "claims": claims,
     }
     if bridge.is_bridge(model):
@@ -104,26 +104,6 @@ def read(
     target = targets.describe(model)
     verbalizer = hosts.describe(nla.av)
     return Reading(records, _name(target), _name(verbalizer), read_at)
-
-
-def _block(nla: Explains, model: Target, layer: int, claims: Claims) -> Any:
-    """Return the envoy of a block that the caller names.
-
-    Raises:
-        NLAError: It is not a block's number, or `claims` does not say that it may be another one.
-        InjectionError: The model has no such block.
-    """
-    if not is_int(layer, 0):
-        raise NLAError(f"layer={shown(layer)}: expected a block's number, from 0.")
-    own = nla.checkpoint.layer
-    if layer != own and claims != "ignore":
-        raise NLAError(
-            f"layer={layer}: the verbalizer was trained on layer {own}. Remove it, or pass "
-            f"claims='ignore' to explain layer {layer} anyway."
-        )
-    if bridge.is_bridge(model):
-        return bridge.block(model, layer)
-    return nla.layer(model) if layer == own else hosts.block(model, layer)
 
 
 def _traced(

@@ -20,6 +20,7 @@ from . import wire
 
 _NEEDS_TEXT = {
     "text", "samples", "snippets", "raw", "finish", "warnings", "errors", "receipt", "trust",
+    "probabilities", "mass",
 }  # fmt: skip
 _MODELS = {"av", "ar"}
 _ONE_MODEL = (
@@ -120,13 +121,13 @@ def _handles(nodes: list[ast.AST], ours: set[str]) -> set[str]:
 
 
 def _is_explain(node: ast.AST, ours: set[str]) -> bool:
-    """Return whether an expression is ``nla.explain(...)``, or a part of it."""
+    """Return whether an expression is ``nla.explain(...)`` or ``ask``, or a part of it."""
     while isinstance(node, ast.Subscript):
         node = node.value
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "explain"
+        and node.func.attr in ("explain", "ask")
         and _root(node.func.value) in ours
     )
 

@@ -40,6 +40,7 @@ from .block import check_block
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..explanation.asked import AskOptions
     from ..explanation.capturing import CaptureOptions
 
 # Modules that are shipped as source with a request: the stand-ins, and those whose functions run
@@ -64,14 +65,30 @@ class Travels(ExplainsAndReconstructs, Protocol):
         ...
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose residuals the verbalizer was trained on."""
+        ...
+
+    @property
     def spec(self) -> dict[str, Any] | None:
         """The arguments that it can be rebuilt from; ``None`` if one of them is a live model."""
         ...
 
+    @property
+    def question(self) -> AskOptions | None:
+        """The question that it asks about every vector; see `NLA.asking`."""
+        ...
+
     def capture(
-        self, flat: Tensor | None, shape: tuple[int, ...], **options: Unpack[CaptureOptions]
+        self,
+        flat: Tensor | None,
+        shape: tuple[int, ...],
+        *,
+        question: AskOptions | None = None,
+        slots: Sequence[int] = (),
+        **options: Unpack[CaptureOptions],
     ) -> Capture:
-        """Check the options of one ``explain()`` call and record its vectors."""
+        """Check the options of one ``explain()`` or ``ask()`` call and record its vectors."""
         ...
 
 
@@ -136,7 +153,9 @@ def _ship_tracer(tracer: Any) -> Any:
 
 
 def _ship_nla(nla: Travels) -> tuple[Any, ...]:
-    return (wire.RemoteNLA, (nla.uid, nla.checkpoint.layer, nla.checkpoint.d_model))
+    checkpoint = nla.checkpoint
+    held = (nla.uid, checkpoint.layer, checkpoint.d_model, nla.layers)
+    return (wire.RemoteNLA, (*held, checkpoint.asks, nla.question, checkpoint.slots))
 
 
 def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:
@@ -232,7 +251,8 @@ def _restore_nla(
         return kind(**spec)
     nla = cast("Any", kind).__new__(kind)
     nla.checkpoint, nla.prompt, nla.sampling = about or (None, None, None)
-    nla.uid, nla.spec, nla.runtime, nla.labeller = uid, None, None, None
+    nla.uid, nla.spec, nla.runtime, nla.labeller, nla.question = uid, None, None, None, None
+    nla._template, nla._by_layer = nla.checkpoint, {}
     nla.queue = Unavailable(
         "This NLA was built on a live model and then sent to another process, which does not have "
         "that model. Build it there: NLA(path_or_id)."

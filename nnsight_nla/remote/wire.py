@@ -1,8 +1,8 @@
 """Stand-ins for an NLA and its handles in a remote request, which need only torch and nnsight.
 
 A trace that uses an `NLA` may run on a server that does not have this package. The request
-therefore sends a `RemoteNLA` in its place, *by value* (as source code), with the same ``layer()``
-and ``explain()``. Its ``explain()`` returns a `RemoteExplanation`, which pickles as a call to the
+therefore sends a `RemoteNLA` in its place, *by value* (as source code), with the same ``layer()``,
+``explain()`` and ``ask()``. These return a `RemoteExplanation`, which pickles as a call to the
 client's own constructor. The client looks up that constructor by name and gets a real
 `Explanation`.
 
@@ -209,6 +209,13 @@ class RemoteExplanation:
     def vectors(self) -> Any:
         """The captured vectors, ``[*shape, d_model]``."""
         held = self.capture.vectors
+        slots = self.capture.options.get("slots")
+        if slots is not None:
+            picked = held[self.rows.reshape(-1).tolist()]
+            if len(set(slots)) > 1:
+                counts = [slots[row] for row in self.rows.reshape(-1).tolist()]
+                return [each[:count] for each, count in zip(picked, counts)]  # noqa: B905
+            return picked.reshape(*self.shape, *held.shape[1:])
         return held[self.rows.reshape(-1).tolist()].reshape(*self.shape, held.shape[-1])
 
 
@@ -222,31 +229,54 @@ def handle(
 class RemoteNLA:
     """The stand-in for an `NLA` in a remote block."""
 
-    def __init__(self, uid: str, layer: int, d_model: int) -> None:
+    def __init__(
+        self,
+        uid: str,
+        layer: int,
+        d_model: int,
+        layers: tuple[int, ...] = (),
+        asks: bool = False,
+        question: Any = None,
+        vectors: int = 1,
+    ) -> None:
         self.uid = uid
         self.block = layer
         self.d_model = d_model
+        self.layers = layers or (layer,)
+        self.asks = asks
+        self.question = question
+        self.vectors = vectors
+
+    def _told(self, layer: int | None, claims: str) -> int:
+        """Return a block of those that the verbalizer was trained on, by default block K."""
+        if layer is None:
+            return self.block
+        if layer not in self.layers and claims != "ignore":
+            raise ValueError(
+                f"layer={layer}: the verbalizer was trained on {', '.join(map(str, self.layers))}"
+            )
+        return layer
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(
-            f"{name}: inside a remote block an NLA has layer() and explain() only; use the rest "
-            "before or after the block."
+            f"{name}: inside a remote block an NLA has layer(), explain() and ask() only; use the "
+            "rest before or after the block."
         )
 
-    def layer(self, model: Any) -> Any:
+    def layer(self, model: Any, layer: int | None = None, *, claims: str = "check") -> Any:
         """Return the envoy of block K of the served model; its output is the residual."""
+        number = self._told(layer, claims)
         path, blocks = find_blocks(module_of(model))
-        if self.block >= len(blocks):
+        if number >= len(blocks):
             raise ValueError(
-                f"the served model has blocks 0 to {len(blocks) - 1}; "
-                f"block {self.block} was requested"
+                f"the served model has blocks 0 to {len(blocks) - 1}; block {number} was requested"
             )
         envoy = model
         for name in path.split("."):
             envoy = getattr(envoy, name)
-        return residual_envoy(envoy[self.block])
+        return residual_envoy(envoy[number])
 
     def explain(
         self,
@@ -258,16 +288,21 @@ class RemoteNLA:
         sampling: Any = None,
         origin: Any = None,
         claims: str = "check",
+        layer: int | None = None,
+        kind: str | None = None,
         at: Any = None,
     ) -> RemoteExplanation:
         """Capture vectors, which the client will explain."""
+        if self.question is None and self.asks:
+            raise ValueError("an activation oracle answers questions: ask(vectors, question)")
+        self._told(layer, claims)
         shape = tuple(getattr(vectors, "shape", ()))
         if not shape or shape[-1] != self.d_model or not vectors.is_floating_point():
             got = f"{vectors.dtype} {list(shape)}" if shape else type(vectors).__name__
             raise ValueError(
                 f"explain() takes a floating-point tensor of shape [..., {self.d_model}], got {got}"
             )
-        kind = "direction" if isinstance(vectors, Direction) else None
+        kind = kind or ("direction" if isinstance(vectors, Direction) else None)
         lengths = None
         if at is not None:
             one = hasattr(at, "slice")
@@ -283,16 +318,81 @@ class RemoteNLA:
             lengths = None if one else tuple(len(each.ids) for each in places)
             tokens = [token for each in places for token in each.tokens]
             positions = [number for each in places for number in range(len(each.ids))]
+        several = self.vectors
+        if several > 1 and (at is not None or len(shape) < 2 or shape[-2] != several):
+            raise ValueError(
+                f"explain() takes {several} vectors, one for each marker: "
+                f"[..., {several}, {self.d_model}], got {list(shape)}"
+            )
+        shape = shape[:-2] if several > 1 else shape[:-1]
         labels = {"tokens": tokens, "positions": positions}
         for name in labels:
             if hasattr(labels[name], "tolist"):
                 labels[name] = labels[name].tolist()
-        options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **labels}
+        options = {"samples": samples, "sampling": sampling, "shape": shape, **labels}
         options |= {"origin": origin, "claims": claims, "kind": kind}
+        if layer is not None:
+            options["layer"] = layer
         if lengths is not None:
             options["lengths"] = lengths
         flat = vectors.detach().reshape(-1, self.d_model).clone()
-        uid = uuid.uuid4().hex
-        capture = RemoteCapture(self.uid, uid, flat, options)
-        rows = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])
+        if several > 1:
+            flat = flat.reshape(-1, several, self.d_model)
+            options["slots"] = (several,) * len(flat)
+        if self.question is not None:
+            flat = flat[:, None]
+            options |= {"question": self.question, "slots": (1,) * len(flat)}
+        return self._captured(flat, options, lengths)
+
+    def ask(
+        self,
+        vectors: Any,
+        questions: Any,
+        *,
+        choices: Any = None,
+        layer: Any = None,
+        tokens: Any = None,
+        positions: Any = None,
+        samples: int = 1,
+        sampling: Any = None,
+        origin: Any = None,
+        claims: str = "check",
+    ) -> RemoteExplanation:
+        """Capture vectors, which the client will ask about."""
+        self._told(layer, claims)
+        if not self.asks:
+            raise ValueError("this NLA explains vectors and cannot be asked: explain(vectors)")
+        parts = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
+        for each in parts:
+            given = tuple(getattr(each, "shape", ()))
+            if not given or given[-1] != self.d_model or not each.is_floating_point():
+                got = f"{each.dtype} {list(given)}" if given else type(each).__name__
+                raise ValueError(
+                    f"ask() takes floating-point tensors of shape [..., slots, {self.d_model}], "
+                    f"got {got}"
+                )
+        kind = "direction" if isinstance(vectors, Direction) else None
+        if isinstance(vectors, list | tuple):
+            if any(each.ndim != 2 or not len(each) for each in parts) or not parts:
+                raise ValueError(f"ask() takes a list of tensors [slots, {self.d_model}]")
+            slots, shape = tuple(len(each) for each in parts), (len(parts),)
+            flat = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).detach()
+        else:
+            held = vectors[None] if vectors.ndim == 1 else vectors
+            shape, count = tuple(held.shape[:-2]), held.shape[-2]
+            if not count:
+                raise ValueError("ask() got no vector: pass at least one slot")
+            flat = held.detach().reshape(-1, count, self.d_model).clone()
+            slots = (count,) * len(flat)
+        question = {"questions": questions, "choices": choices}
+        options = {"samples": samples, "sampling": sampling, "shape": shape, "kind": kind}
+        options |= {"tokens": tokens, "positions": positions, "origin": origin, "claims": claims}
+        options["layer"] = layer
+        return self._captured(flat, {**options, "question": question, "slots": slots}, None)
+
+    def _captured(self, flat: Any, options: Any, lengths: Any) -> RemoteExplanation:
+        """Return a handle on captured vectors."""
+        shape = options["shape"]
+        capture = RemoteCapture(self.uid, uuid.uuid4().hex, flat, options)
+        rows = np.arange(math.prod(shape)).reshape(shape)
         return nnsight.save(RemoteExplanation(capture, rows, lengths))

@@ -43,12 +43,12 @@ _WEIGHTS = _FOLDER / "weights"
 
 
 def paths(weights: str | Path = _WEIGHTS) -> dict[str, Path]:
-    """Return the folders of the target, the verbalizer and the reconstructor.
+    """Return the folders of the target, the verbalizer, the reconstructor and the oracle.
 
     Args:
-        weights: The folder that holds all three, if you built your own.
+        weights: The folder that holds all of them, if you built your own.
     """
-    return {name: Path(weights) / name for name in ("target", "av", "ar")}
+    return {name: Path(weights) / name for name in ("target", "av", "ar", "oracle")}
 
 
 def load(weights: str | Path = _WEIGHTS) -> tuple[TransformersModel, NLA]:

@@ -36,8 +36,9 @@ _BATCH = 200
 class Examples:
     """Rows of residuals, each with its text and its true explanation."""
 
-    vectors: Float[Tensor, "rows d_model"]
-    """The output of block K of the target, float32."""
+    vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows window d_model"]
+    """The output of block K of the target, float32; with a window, those of several tokens, the
+    last of which the explanation is of."""
     explanations: tuple[str, ...]
     """The true explanation of each vector."""
     prompts: tuple[str, ...]
@@ -57,6 +58,8 @@ def collect(
     documents: int,
     per_document: int = 3,
     seed: int,
+    layer: int = K,
+    window: int | None = None,
 ) -> Examples:
     """Write documents, read them with the target, and draw examples from them.
 
@@ -66,6 +69,8 @@ def collect(
         documents: How many documents to write.
         per_document: How many positions to draw from each.
         seed: The seed of the documents and the positions.
+        layer: The block whose output is read.
+        window: The number of adjacent tokens whose residuals are one example.
     """
     rng = random.Random(seed)
     vectors: list[Tensor] = []
@@ -73,11 +78,11 @@ def collect(
     prompts: list[str] = []
     for start in range(0, documents, _BATCH):
         batch = [sample(rng, *rng.choice(pairs)) for _ in range(min(_BATCH, documents - start))]
-        residuals, expected = _read(model, batch)
+        residuals, expected = _read(model, batch, layer)
         for document, residual, words in zip(batch, residuals, expected, strict=True):
-            for i in rng.sample(range(len(document.words)), per_document):
+            for i in rng.sample(range((window or 1) - 1, len(document.words)), per_document):
                 word = document.words[i]
-                vectors.append(residual[i])
+                vectors.append(residual[i] if window is None else residual[i + 1 - window : i + 1])
                 explanations.append(explain(word.truth, word.text, words[i]))
                 prompts.append(join(each.text for each in document.words[: i + 1]))
     return Examples(torch.stack(vectors), tuple(explanations), tuple(prompts))
@@ -97,11 +102,11 @@ def expected_word(tokenizer: Any, token: int, probability: float) -> str:
 
 
 def _read(
-    model: TransformersModel, documents: Sequence[Document]
+    model: TransformersModel, documents: Sequence[Document], layer: int
 ) -> tuple[list[Tensor], list[list[str]]]:
-    """Return each document's residuals at K, ``[words, d_model]``, and the words expected next."""
+    """Return each document's residuals, ``[words, d_model]``, and the words expected next."""
     with torch.no_grad(), model.trace([document.text for document in documents]):
-        residual = model.model.layers[K].output.detach().save()
+        residual = model.model.layers[layer].output.detach().save()
         logits = model.lm_head.output.detach().save()
     probability, token = logits.float().softmax(dim=-1).max(dim=-1)
     residuals: list[Tensor] = []

@@ -30,6 +30,7 @@ from .curves import plot_log
 from .files import Files
 from .held_out import HeldOut
 from .published import Published
+from .question_rows import QuestionRow
 from .reconstructor import Reconstructor, train_reconstructor
 from .reinforcement import Reinforced, Reward, RLSettings, RLWatching, rl
 from .rows import INJECT, Row, TrainingError
@@ -44,6 +45,7 @@ __all__ = [
     "HeldOut",
     "Lora",
     "Published",
+    "QuestionRow",
     "RLSettings",
     "RLWatching",
     "Reconstructor",

@@ -11,16 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..checkpoint.checkpoint import QUESTION_SLOT
 from ..checkpoint.identity import hub_id
 
 CARD = "README.md"
 """The file of a model card."""
-_TITLES = {"av": "activation verbalizer", "ar": "activation reconstructor"}
+_TITLES = {
+    "av": "activation verbalizer",
+    "ar": "activation reconstructor",
+    "oracle": "activation oracle",
+}
 _WHAT = {
     "av": (
-        "It explains a residual-stream vector of {target} in words. It reads the output of block "
-        "{layer} (counted from 0, `hidden_states[{next}]`, {width} entries), which is written into "
-        "its prompt at one marker token; its text stands between `<explanation>` tags."
+        "It explains a residual-stream vector of {target} in words. The vector is the output of "
+        "block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries), and is written "
+        "into the prompt at one marker token. The text is between `<explanation>` tags."
+    ),
+    "oracle": (
+        "It answers questions about residual-stream vectors of {target}. The vectors are the "
+        "output of block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries) or of another "
+        "block that it is told, and are written into the prompt, one at each slot."
     ),
     "ar": (
         "It turns an explanation back into a residual-stream vector of {target}: the output of "
@@ -31,6 +41,7 @@ _WHAT = {
 _USE = {
     "av": 'nla = NLA("{name}")  # add ar="..." for scores and trust labels',
     "ar": 'nla = NLA("the verbalizer", ar="{name}")',
+    "oracle": 'nla = NLA.on(model, av="{name}")  # nla.ask(vectors, "What is it about?").text',
 }
 _FIGURES = {
     "loss": "the training's own loss",
@@ -40,6 +51,7 @@ _FIGURES = {
     "grounded_mentions_so_far": "the share of what is quoted or named that the text has, so far",
     "grounded_position": "the share nearest to their own vector, of five positions; chance is .2",
     "length": "tokens",
+    "accuracy": "the share of answers that are exactly right",
     "fve": "the fraction of variance that the text explains, 1 at best",
     "fve_trained": "the same, judged by the reconstructor that was trained along",
 }
@@ -50,10 +62,16 @@ _LIMITS = {
 - It says what its training labels say. A text is no evidence of what the target "thinks": compare
   it with controls (`nla.controls`), with its reconstruction (`nla.score`), and with interventions.
 - Texts of the first positions of a prompt, and of vectors of an unusual norm, are unreliable.""",
+    "oracle": """\
+- It was trained on the model and the blocks above. A vector of another model or block gets a fluent
+  answer too, which means nothing.
+- An answer may be right without the vectors: `answer.trust` has what it answers without them.
+- It says what its training labels say, which is no evidence of what the target "thinks".""",
     "ar": """\
-- It was trained on the model and the block above; a reconstruction is no vector of another one.
+- It was trained on the model and the block above; its reconstructions are not vectors of any other.
 - A high cosine says that the words carry the vector, not that they are true.
-- It reads texts like its training labels; of other texts it makes something too.""",
+- It was trained on texts like its training labels. Any other text gets a vector too, which means
+  little.""",
 }
 
 
@@ -68,6 +86,8 @@ def model_card(name: str, sidecar: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     role, target = sidecar["role"], sidecar["extraction"]["base_model"]
+    if role == "av" and QUESTION_SLOT in sidecar["prompt_templates"]["av"]:
+        role = "oracle"
     layer, width = sidecar["extraction"]["layer_index"], sidecar["d_model"]
     words = {
         "target": target or "a model that is not named",
@@ -88,7 +108,7 @@ def model_card(name: str, sidecar: Mapping[str, Any]) -> str:
 
 # {name}
 
-The {_TITLES[role]} of a Natural Language Autoencoder. {_WHAT[role].format(**words)}
+{_whose(role)} {_WHAT[role].format(**words)}
 
 ## Use
 
@@ -117,6 +137,12 @@ from nnsight_nla import NLA  # pip install nnsight-nla
 Not stated. That of the base model and those of the training texts apply; state one before you
 publish the weights.
 """
+
+
+def _whose(role: str) -> str:
+    if role == "oracle":
+        return "An activation oracle (Karvonen et al. 2025)."
+    return f"The {_TITLES[role]} of a Natural Language Autoencoder."
 
 
 def _entry(entry: Any) -> str:

@@ -19,7 +19,7 @@ from .. import _compat
 from ..checkpoint.reply import CLOSE, complete, extract, proper
 from ..core.baseline import Baseline
 from ..progress import progress
-from .rows import Rows, RowsLike, collate
+from .rows import IGNORED, Rows, RowsLike, collate
 
 Figures = dict[str, float]
 LossOf = Callable[[Any, dict[str, Tensor]], Tensor]
@@ -85,6 +85,33 @@ def verbalizer_figures(
         for several in held_out.figures:
             figures |= several(texts, labels, rows.vectors)
         return figures
+
+    return measure
+
+
+def oracle_figures(
+    held_out: HeldOut, rows: Rows, loss_of: LossOf
+) -> Callable[[nn.Module], Figures]:
+    """Return a function that measures an oracle's loss and the share of answers that are right.
+
+    An answer is right if greedy decoding would write exactly the row's: then the likeliest token at
+    each of its positions is the row's own.
+    """
+
+    def measure(model: Any) -> Figures:
+        losses, right = 0.0, 0
+        seen: list[Tensor] = []
+        handle = model.register_forward_hook(lambda *each: seen.append(each[2].logits))
+        try:
+            for batch in _batches(rows, held_out.batch_size, model):
+                losses += loss_of(model, batch).item() * len(batch["last"])
+                logits = seen.pop()[:, :-1]
+                labels = batch["labels"][:, -logits.shape[1] :]
+                agrees = (logits.argmax(-1) == labels) | (labels == IGNORED)
+                right += int(agrees.all(dim=1).sum())
+        finally:
+            handle.remove()
+        return {"loss": losses / len(rows), "accuracy": right / len(rows)}
 
     return measure
 

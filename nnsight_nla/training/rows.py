@@ -16,12 +16,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..checkpoint.checkpoint import EXPLANATION_SLOT, MARKER_SLOT, Checkpoint
@@ -91,15 +92,18 @@ Item = dict[str, Any]
 class Rows(Dataset[Item]):
     """Tokenized rows, as a data set for `transformers.Trainer`."""
 
-    def __init__(self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor) -> None:
+    def __init__(
+        self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor | list[Tensor]
+    ) -> None:
         """Keep rows that begin with `prompt` and continue with their own ids.
 
         Args:
             prompt: The ids that all rows begin with; the loss ignores them.
             tails: The ids that follow in each row.
-            vectors: The vector of each row, in memory or mapped into it.
+            vectors: The vector of each row, in memory or mapped into it; for an oracle, those of
+                the row's slots.
         """
-        self.prompt, self.vectors = list(prompt), vectors
+        self.prompt, self.vectors = list(prompt), cast("Any", vectors)
         self._ends = np.cumsum([len(tail) for tail in tails])
         self._ids = np.concatenate([np.asarray(tail, dtype=np.int32) for tail in tails])
 
@@ -174,9 +178,12 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
 
     Returns:
         ``input_ids`` and ``labels`` of ``[batch, seq]``, ``vectors`` of ``[batch, d_model]`` and
-        ``last``, each row's last real position.
+        ``last``, each row's last real position. For an oracle, ``vectors`` of ``[batch, slots,
+        d_model]`` and ``sites`` of ``[batch, slots]``, negative where a row has fewer slots.
     """
     width = max(len(item["input_ids"]) for item in items)
+    slots = max(len(item.get("sites", ())) for item in items)
+    sites = [_pad(item["sites"], slots, -1) for item in items if slots]
     return {
         # Nothing sees the padding, so any valid id will do.
         "input_ids": torch.tensor(
@@ -185,7 +192,8 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
         "labels": torch.tensor(
             [_pad(item["labels"], width, IGNORED) for item in items], device="cpu"
         ),
-        "vectors": torch.stack([item["vector"] for item in items]),
+        "vectors": pad_sequence([item["vector"] for item in items], batch_first=True),
+        **({"sites": torch.tensor(sites, device="cpu")} if slots else {}),
         "last": torch.tensor([len(item["input_ids"]) - 1 for item in items], device="cpu"),
     }
 

@@ -5,7 +5,7 @@ A folder has weights, tokenizer, sidecar and a model card, and can be uploaded a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 from ..checkpoint import sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, EXPLANATION_SLOT, Checkpoint
 from ..checkpoint.dates import Date, to_iso
-from ..checkpoint.prompt import Prompt
+from ..checkpoint.question import first_prompt
 from ..checkpoint.sidecar import SIDECARS
 from ..core.injection import Injection
 from ..errors import CheckpointError, shown
@@ -43,7 +43,8 @@ def describe(
     layer: int,
     d_model: int,
     base_model: str | None = None,
-    marker: str | None = None,
+    layers: Sequence[int] | None = None,
+    marker: str | int | None = None,
     injection: Injection = Injection(),  # noqa: B008  (frozen)
     template: str = AV_TEMPLATE,
     system: str | None = None,
@@ -57,10 +58,12 @@ def describe(
         layer: K, the block whose output is verbalized, counted from 0.
         d_model: The residual's width.
         base_model: The target's name, for the sidecar.
-        marker: A character that is one token and does not occur in texts; by default the first of
-            `MARKERS` that is one token of this tokenizer.
+        layers: All blocks that an oracle is trained on, if several; `layer` is one of them.
+        marker: A text that is one token, or its id; by default the first of `MARKERS` that is one
+            token of this tokenizer. A verbalizer's should not occur in texts.
         injection: How the vector is written.
-        template: The verbalizer's user message.
+        template: The verbalizer's user message; `ORACLE_TEMPLATE`, or another with
+            ``{question}``, for an oracle.
         system: The system message before it. Without one, the chat template may add its own, in
             every row; ``""`` is an empty one.
         ar_template: The reconstructor's prompt.
@@ -77,21 +80,23 @@ def describe(
             f"This tokenizer splits each of {' '.join(MARKERS)}. Pass marker= with a rare "
             "character that is one of its tokens, or add one: tokenizer.add_tokens([marker])."
         )
-    marker = good[0] if marker is None else marker
-    marker_id = _token_id(tokenizer, marker)
+    given = tokenizer.decode([marker]) if isinstance(marker, int) else marker
+    text = good[0] if given is None else given
+    marker_id = _token_id(tokenizer, text)
     if marker_id is None:
-        ids = list(tokenizer.encode(marker, add_special_tokens=False))
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
         such = f", such as {' '.join(good)}," if good else ""
         raise TrainingError(
-            f"The marker {marker!r} is {len(ids)} tokens {ids}, expected one. Pass marker= with a "
-            f"character that is one token here{such} or add it: tokenizer.add_tokens([marker])."
+            f"The marker {text!r} is {len(ids)} tokens {ids}, expected one. Pass marker= with a "
+            f"text that is one token here{such} or add it: tokenizer.add_tokens([marker])."
         )
     checkpoint = Checkpoint(
         layer=layer,
+        layers=None if layers is None else tuple(layers),
         d_model=d_model,
         template=template,
         system=system,
-        marker=marker,
+        marker=text,
         marker_id=marker_id,
         injection=injection,
         ar_template=ar_template,
@@ -99,7 +104,9 @@ def describe(
         base_model=base_model,
         date=None if date is None else to_iso(date),
     )
-    prompt = Prompt.render(checkpoint, tokenizer)
+    prompt = first_prompt(checkpoint, tokenizer)
+    if checkpoint.asks:
+        return replace(checkpoint, date=prompt.date)
     neighbours = {"left_id": prompt.left_id, "right_id": prompt.right_id}
     return replace(checkpoint, **neighbours, date=prompt.date)
 
@@ -213,7 +220,7 @@ def _token_id(tokenizer: Any, text: str) -> int | None:
     ids = list(tokenizer.encode(text, add_special_tokens=False))
     # SentencePiece puts a space before a text, so a lone character may be two tokens.
     for token in (ids[0] if len(ids) == 1 else None, tokenizer.convert_tokens_to_ids(text)):
-        if isinstance(token, int) and tokenizer.decode([token]).strip() == text:
+        if isinstance(token, int) and text in (said := tokenizer.decode([token]), said.strip()):
             return token
     return None
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..core.injection import Injection, write
+from ..checkpoint.prompt import Prompt
+from ..core.injection import Injection, write, write_slots
 from ..models import hosts
 from ..models.head import contiguous_head
 from .adapters import with_adapters
 from .files import Files, Log, Report
-from .held_out import HeldOut, verbalizer_figures
-from .rows import IGNORED, RowsLike, TrainingError, verbalizer_rows
+from .held_out import HeldOut, oracle_figures, verbalizer_figures
+from .question_rows import question_rows
+from .rows import IGNORED, Rows, RowsLike, TrainingError, verbalizer_rows
 from .settings import Settings
 from .trainer import Measurement, fit, prepare
 
@@ -36,8 +38,10 @@ class InjectionHook:
     checkpointing a block runs again in the backward pass and has to be written to again.
     """
 
-    vectors: Float[Tensor, "batch d_model"] | None = None
-    """One vector per row; ``None`` writes nothing."""
+    vectors: Float[Tensor, "batch d_model"] | Float[Tensor, "batch slots d_model"] | None = None
+    """One vector per row, or one per slot; ``None`` writes nothing."""
+    sites: Int[Tensor, "batch slots"] | None = None
+    """The position of each slot, where every row has its own."""
 
     def __init__(self, position: int | Sequence[int], injection: Injection) -> None:
         self.position, self.injection = position, injection
@@ -49,9 +53,12 @@ class InjectionHook:
             return output
         # Blocks return their residual alone, or in some families first in a tuple.
         hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.shape[1] <= self._last:
+        if self.sites is not None:
+            written = write_slots(hidden, self.vectors, self.sites, self.injection)
+        elif hidden.shape[1] <= self._last:
             return output  # A generation step, after the prompt.
-        written = write(hidden, self.vectors, self.position, self.injection)
+        else:
+            written = write(hidden, self.vectors, self.position, self.injection)
         return (written, *output[1:]) if isinstance(output, tuple) else written
 
 
@@ -97,7 +104,8 @@ def train_verbalizer(
     Args:
         model: The causal language model to start from, usually the target itself; trained in place.
         tokenizer: Its tokenizer, with a chat template.
-        rows: Training rows: a list of `Row`, or a file of them (`Published`).
+        rows: Training rows: a list of `Row`, or a file of them (`Published`); for an oracle, a list
+            of `QuestionRow`.
         checkpoint: Prompt, marker and injection that inference will use.
         settings: Steps, rates, batches; with `Settings.lora` only adapters are trained.
         report: Called with a line of progress.
@@ -117,28 +125,48 @@ def train_verbalizer(
             f"{hosts.describe(model)} has d_model {width}, the checkpoint says "
             f"{checkpoint.d_model}. A verbalizer is trained from a model as wide as its target."
         )
-    tokenized, prompt = verbalizer_rows(rows, tokenizer, checkpoint)
+    tokenized, prompt = _tokenized(rows, tokenizer, checkpoint)
+    sites = (0,) if prompt is None else prompt.sites
     prepare(model, settings)
-    with contiguous_head(model), writing(model, prompt.sites, checkpoint.injection) as hook:
+    with contiguous_head(model), writing(model, sites, checkpoint.injection) as hook:
         # The adapters wrap linear layers inside the blocks; the hooked block stays the same module.
         trained = (
             model if settings.lora is None else with_adapters(model, settings.lora, settings.seed)
         )
 
         def loss_of(wrapped: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-            hook.vectors = batch["vectors"]
-            return response_loss(wrapped, batch, len(prompt.ids))
+            hook.vectors, hook.sites = batch["vectors"], batch.get("sites")
+            start = first_label(batch) if prompt is None else len(prompt.ids)
+            return response_loss(wrapped, batch, start)
 
         measurement = None
         if held_out is not None:
-            some, _ = verbalizer_rows(held_out.rows, tokenizer, checkpoint)
-            figures = verbalizer_figures(held_out, some, tokenizer, loss_of, prompt.opened)
+            some, _ = _tokenized(held_out.rows, tokenizer, checkpoint)
+            figures = (
+                oracle_figures(held_out, some, loss_of)
+                if prompt is None
+                else verbalizer_figures(held_out, some, tokenizer, loss_of, prompt.opened)
+            )
             measurement = Measurement(figures, held_out.every, held_out.best, held_out.sometimes)
         fit(
             trained, tokenized, loss_of, settings, report,
             measurement=measurement, files=files, log=log,
         )  # fmt: skip
     return trained
+
+
+def _tokenized(
+    rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint
+) -> tuple[Rows, Prompt | None]:
+    """Return tokenized rows, and their prompt; an oracle's rows have one each."""
+    if checkpoint.asks:
+        return question_rows(cast("Any", rows), tokenizer, checkpoint), None
+    return verbalizer_rows(rows, tokenizer, checkpoint)
+
+
+def first_label(batch: Mapping[str, Tensor]) -> int:
+    """Return the first position of a batch that the loss covers in some row."""
+    return int((batch["labels"] != IGNORED).any(dim=0).nonzero()[0])
 
 
 def response_loss(model: nn.Module, batch: Mapping[str, Tensor], start: int) -> Tensor:

@@ -154,18 +154,33 @@ def decode(
 
 
 class Closing:
-    """Detect the closing tag at the end of a row's tokens, usually without decoding them.
+    """Detect the end of a reply: its closing tag, or what comes before it where `upto` says so.
 
     Only a token that contains the tag's last character can close it. This is looked up once per
     token; if it does, the end of the row is decoded.
     """
 
-    def __init__(self, tokenizer: Any, tag: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        tag: str | None,
+        *,
+        opening: str = "",
+        opened: str = "",
+        upto: Any = None,
+    ) -> None:
         self.tokenizer, self.tag = tokenizer, tag
+        self.opening, self.opened, self.upto = opening, opened, upto
         self.may_close: dict[int, bool] = {}
 
     def __call__(self, ids: list[int]) -> bool:
-        """Return whether the text of the last `ids` contains the tag."""
+        """Return whether a reply ends with the last of `ids`."""
+        return self.is_closed(ids) or self.is_cut(ids)
+
+    def is_closed(self, ids: list[int]) -> bool:
+        """Return whether the text of the last `ids` contains the tag; without a tag, never."""
+        if self.tag is None:
+            return False
         last = ids[-1]
         if last not in self.may_close:
             self.may_close[last] = self.tag[-1] in self.tokenizer.decode([last])
@@ -173,6 +188,28 @@ class Closing:
             return False
         tail = ids[-2 * len(self.tag) :]
         return self.tag in self.tokenizer.decode(tail, skip_special_tokens=True)
+
+    def is_cut(self, ids: list[int]) -> bool:
+        """Return whether a reply has the first line, or the number of tokens, of `upto`."""
+        if self.upto is None:
+            return False
+        if self.upto != "line":
+            return len(ids) >= self.upto and len(ids) - self.start(ids) >= self.upto
+        text = self.tokenizer.decode(ids[self.start(ids) :], skip_special_tokens=True)
+        return "\n" in text.lstrip()
+
+    def start(self, ids: list[int]) -> int:
+        """Return the number of tokens of an opening tag and of the white space after it."""
+        decode, count = self.tokenizer.decode, 0
+        text = decode(ids, skip_special_tokens=True).lstrip()
+        if self.opened or not text.startswith(self.opening):
+            begins = not self.opened and self.opening.startswith(text)  # It may become the tag.
+            return len(ids) if begins else 0
+        while self.opening not in decode(ids[:count], skip_special_tokens=True):
+            count += 1
+        while count < len(ids) and not decode([ids[count]]).strip():
+            count += 1
+        return count
 
 
 class ClosedRows:

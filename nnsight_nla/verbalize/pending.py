@@ -9,6 +9,7 @@ threads may add handles meanwhile.
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import warnings
 import weakref
@@ -26,15 +27,18 @@ from ..explanation.handle import Explanation
 from ..explanation.records import Capture, Receipt, Reply
 from ..models import hosts
 from ..progress import Bar, progress
+from .batch import Batch
+from .choosing import Choices, choose
 from .decoding import out_of_memory
 
 if TYPE_CHECKING:
-    from ..core.sampling import Sampling
     from ..explanation.records import Owner
     from .verbalizer import Verbalizer
 
 Job = tuple[Capture, int, int]
 """One reply to generate: the capture, the row, the sample number."""
+Kind = tuple[object, ...]
+"""What all rows of a batch share."""
 _MANY = 1000
 
 
@@ -121,42 +125,49 @@ class Queue:
         """Return the part of the receipt that all rows share."""
         verbalizer = self._verbalizer
         checkpoint, injection = verbalizer.checkpoint, verbalizer.checkpoint.injection
-        k = checkpoint.layer
+        asked = capture.asked
+        prompts = [verbalizer.prompt] if asked is None else list(dict.fromkeys(asked.prompts))
+        hashes = [each.hash for each in prompts] or [verbalizer.prompt.hash]
+        first = prompts[0] if prompts else verbalizer.prompt
         return Receipt(
             verbalizer=verbalizer.runtime.name,
-            marker_position=verbalizer.prompt.marker_position,
+            marker_position=first.marker_position,
             site="embedding" if injection.layer is None else f"block {injection.layer}",
             operation="none" if capture.null else injection.operation,
             scale=injection.scale,
-            layer_convention=f"output of block {k}, counted from 0 (hidden_states[{k + 1}])",
+            layer_convention=_convention(capture, checkpoint.layer),
             dtype=str(hosts.dtype_of(verbalizer.av)).removeprefix("torch."),
             sampling=capture.sampling,
             sidecar_hash=checkpoint.sidecar_hash,
-            prompt_hash=verbalizer.prompt.hash,
+            prompt_hash=(
+                hashes[0]
+                if len(hashes) == 1
+                else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+            ),
             prompt_date=verbalizer.prompt.date,
         )
 
     def _run(self, jobs: list[Job]) -> None:
         if not jobs:
             return
-        by_sampling: dict[Sampling, list[Job]] = {}
+        groups: dict[Kind, list[Job]] = {}
         for job in jobs:
-            by_sampling.setdefault(job[0].sampling, []).append(job)
+            groups.setdefault(_kind(job), []).append(job)
         with (
             self._verbalizer.runtime.use(),
             progress("verbalizing", total=len(jobs), unit="text") as bar,
         ):
-            for sampling, group in by_sampling.items():
-                self._settle(group, sampling, bar)
+            for group in groups.values():
+                self._settle(group, bar)
 
-    def _settle(self, jobs: list[Job], sampling: Sampling, bar: Bar) -> None:
+    def _settle(self, jobs: list[Job], bar: Bar) -> None:
         """Run all batches; one that does not fit in memory is retried with half as many rows."""
         waiting = _merged(jobs)
         while waiting:
             size = self.batch_size
             batch = waiting[:size]
             try:
-                for number, reply in self._replies([same[0] for same in batch], sampling):
+                for number, reply in self._replies([same[0] for same in batch]):
                     for capture, row, sample in batch[number]:
                         capture.replies[row, sample] = reply
                     bar.advance(len(batch[number]))
@@ -172,13 +183,16 @@ class Queue:
             if failed is not None:
                 self._halve(len(batch), failed)
 
-    def _replies(self, batch: list[Job], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        return self._verbalizer.verbalize(
-            torch.stack([_vector(capture, row).float().cpu() for capture, row, _ in batch]),
-            torch.tensor([not capture.null for capture, _, _ in batch], device="cpu"),
-            [sample for _, _, sample in batch],
-            sampling,
-        )
+    def _replies(self, batch: list[Job]) -> Iterator[tuple[int, Reply]]:
+        first, *_ = batch[0]
+        vectors = torch.stack([capture.row(row).float().cpu() for capture, row, _ in batch])
+        given = torch.tensor([not capture.null for capture, _, _ in batch], device="cpu")
+        prompts = [each.asked.prompts[row] for each, row, _ in batch if each.asked is not None]
+        if first.asked is not None and first.asked.choices:
+            choices = Choices(first.asked.choices, first.asked.choice_ids)
+            return choose(self._verbalizer, Batch.of(prompts, vectors, given), choices)
+        samples = [sample for *_, sample in batch]
+        return self._verbalizer.verbalize(vectors, given, samples, first.sampling, prompts or None)
 
     def _halve(self, size: int, why: str) -> None:
         """Use smaller batches from now on; called outside `except`, which keeps tensors alive."""
@@ -201,9 +215,37 @@ class Queue:
         )
 
 
-def _vector(capture: Capture, rows: int | Tensor) -> Tensor:
-    """Return vectors of a capture that has some, as all captures in a `Job` do."""
-    return cast("Tensor", capture.vectors)[rows]
+def _convention(capture: Capture, k: int) -> str:
+    """Say what the vectors are, and what the verbalizer takes them for where that differs."""
+    said = f"output of block {k}, counted from 0 (hidden_states[{k + 1}])"
+    layer, kind = capture.origin.layer, capture.origin.kind
+    if layer not in (None, k):
+        said = f"output of block {layer}, taken for the {said}"
+    if kind not in (None, "residual"):
+        said = f"a {kind}, taken for the {said}"
+    return said
+
+
+def _kind(job: Job) -> Kind:
+    """Return what the rows of one batch have in common: sampling, and the form of the prompt."""
+    capture, row, _ = job
+    asked = capture.asked
+    if asked is None:
+        return (capture.sampling,)
+    return (capture.sampling, len(asked.prompts[row].ids), asked.slots[row], asked.choices)
+
+
+def _unusable(capture: Capture, rows: list[int]) -> dict[int, str]:
+    """Return why rows of a capture have no direction; for an oracle, one vector of each row."""
+    if capture.asked is None:
+        held = cast("Tensor", capture.vectors)[torch.tensor(rows, device="cpu")]
+        return {rows[index]: reason for index, reason in unusable(held).items()}
+    found: dict[int, str] = {}
+    for row in rows:
+        for slot, reason in unusable(capture.row(row)).items():
+            alone = capture.asked.slots[row] == 1
+            found.setdefault(row, reason if alone else f"number {slot} {reason}")
+    return found
 
 
 def _has_reply(job: Job) -> bool:
@@ -218,8 +260,9 @@ def _merged(jobs: list[Job]) -> list[list[Job]]:
         capture, row, sample = job
         draw = None if capture.sampling.greedy else sample
         # A reply depends only on the values that `draw_seed` hashes.
-        key = None if capture.null else draw_seed(0, _vector(capture, row), 0)
-        same.setdefault((key, draw), []).append(job)
+        key = None if capture.null else draw_seed(0, capture.row(row), 0)
+        prompt = None if capture.asked is None else capture.asked.prompts[row].ids
+        same.setdefault((key, prompt, draw), []).append(job)
     return list(same.values())
 
 
@@ -235,8 +278,7 @@ def _jobs(handles: Iterable[Explanation]) -> list[Job]:
     for capture, wanted in rows.values():
         listed = list(wanted)
         if not capture.null and listed:
-            bad = unusable(_vector(capture, torch.tensor(listed, device="cpu")))
-            capture.errors.update((listed[index], reason) for index, reason in bad.items())
+            capture.errors.update(_unusable(capture, listed))
         jobs += [
             (capture, row, sample)
             for row in listed

@@ -1,12 +1,13 @@
 """Run the activation verbalizer (AV): write vectors at the injection site and generate.
 
-One call runs one batch. The prompt is the same in every row. Row i's vector is written at the
-marker, into the injection site's output, during the prefill (a plain read inside nnsight's
-``generate`` sees the prefill); the rest is ordinary generation::
+One call runs one batch. A verbalizer's prompt is the same in every row; an oracle's has the row's
+question. Row i's vectors are written at the markers, into the injection site's output, during the
+prefill (a plain read inside nnsight's ``generate`` sees the prefill); the rest is ordinary
+generation::
 
     with av.generate(ids, ...) as tracer:
         before = site.output
-        site.output = write(before, vectors, marker_positions, injection)
+        site.output = write_slots(before, vectors, marker_positions, injection)
         sequences = tracer.result.save()
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,8 +27,8 @@ from transformers.cache_utils import DynamicCache
 from .. import _compat
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.prompt import Prompt
-from ..checkpoint.reply import CLOSE, complete, extract
-from ..core.injection import write
+from ..checkpoint.reply import CLOSE, OPEN, complete, extract, first_line
+from ..core.injection import write_slots
 from ..core.sampling import Sampling, draw_seed
 from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, VerbalizationError
@@ -37,6 +38,7 @@ from ..models.generation import greedy, reply_ends
 from ..models.head import contiguous_head
 from ..models.packing import packed
 from ..remote.ndif import send
+from .batch import Batch
 from .cache import in_place
 from .decoding import (
     AT_A_HOST,
@@ -130,18 +132,20 @@ class Verbalizer:
 
     def verbalize(
         self,
-        vectors: Float[Tensor, "rows d_model"],
+        vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
         given: Bool[Tensor, " rows"],
         samples: list[int],
         sampling: Sampling,
+        prompts: Sequence[Prompt] | None = None,
     ) -> Iterator[tuple[int, Reply]]:
-        """Write one vector per row and generate, in one batch. Call it inside ``runtime.use()``.
+        """Write each row's vectors and generate, in one batch. Call it inside ``runtime.use()``.
 
         Args:
             vectors: The unscaled vectors; a row that is not `given` may have any values.
             given: Which rows get their vector; the others are the null control.
             samples: The sample number of each row.
             sampling: How tokens are chosen.
+            prompts: The prompt of each row, of one length, for an oracle.
 
         Yields:
             A row's number and its `Reply`, in the order in which rows finish.
@@ -149,13 +153,8 @@ class Verbalizer:
         Raises:
             VerbalizationError: The reply does not fit in the context.
         """
-        start = len(self.prompt.ids)
-        if start + sampling.max_new_tokens > self.context:
-            raise VerbalizationError(
-                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {start} tokens "
-                f"exceeds the verbalizer's context of {self.context}. "
-                f"Use Sampling(max_new_tokens={self.context - start}) or less."
-            )
+        batch = Batch.of(prompts or [self.prompt] * len(vectors), vectors, given)
+        self.check_length(batch.ids.shape[1], sampling)
         seeds = (
             []
             if sampling.greedy
@@ -166,7 +165,7 @@ class Verbalizer:
         )
         if self.why_plain is None:
             with self.packed(len(vectors)):
-                replies = self._fast(vectors, given, seeds, sampling)
+                replies = self._fast(batch, seeds, sampling)
                 if replies is not None:
                     yield from replies
                     return
@@ -175,8 +174,22 @@ class Verbalizer:
         size = 1 if hosts.keeps_state(self.av) else rows
         for start in range(0, rows, size):
             part = slice(start, start + size)
-            one = self._plain(vectors[part], given[part], seeds[part], sampling)
+            one = self._plain(batch[part], seeds[part], sampling)
             yield from ((start + row, reply) for row, reply in one)
+
+    def check_length(self, prompt: int, sampling: Sampling) -> None:
+        """Raise if a prompt and its longest reply do not fit in the context.
+
+        Args:
+            prompt: The number of its tokens.
+            sampling: Has the longest reply.
+        """
+        if prompt + sampling.max_new_tokens > self.context:
+            raise VerbalizationError(
+                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {prompt} tokens "
+                f"exceeds the verbalizer's context of {self.context}. "
+                f"Use Sampling(max_new_tokens={self.context - prompt}) or less."
+            )
 
     def packed(self, rows: int) -> AbstractContextManager[None]:
         """Multiply by packed weights while the block runs, where that is possible."""
@@ -230,92 +243,92 @@ class Verbalizer:
         return rows_that_fit(self.runtime, prompt=prompt, rest=rest, new_tokens=new_tokens)
 
     def _fast(
-        self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
+        self, batch: Batch, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]] | None:
-        """Compute the prefix once, prefill each distinct vector once, and decode.
+        """Compute the prefix once, prefill each distinct row once, and decode.
 
         Returns:
             The replies; ``None`` if the host keeps the cache in another process, or the model
             does not fill the cache or does not continue from it.
         """
-        different = _different(vectors, given)
+        different = batch.different()
         prefilled = list(dict.fromkeys(different))
         rows = torch.tensor([prefilled.index(each) for each in different], device="cpu")
-        vectors, given = vectors.float().cpu()[prefilled], given.cpu()[prefilled]
+        batch = batch[prefilled]
+        length = batch.ids.shape[1]
         settings = {
             "processors": sampling.processors(seeds),
-            "closed": Closing(self.tokenizer, CLOSE),
+            "closed": self._ending(sampling),
             "ends": reply_ends(self.av, self.tokenizer),
             "limit": sampling.max_new_tokens,
         }
         if self.runtime.remote:
             what = f"The request to verbalize {len(rows)} vectors with {self.runtime.name}"
-            filled, marker, done = send(lambda: self._request(vectors, given, rows, settings), what)
+            filled, marker, done = send(lambda: self._request(batch, rows, settings), what)
             if not filled:
                 _SEPARATE.add(self.av)
                 return None
         else:
-            shared = self._shared()
+            shared = self._shared(batch)
             if shared is None:
                 return None
-            marker, logits, cache = self._prefill(vectors, given, shared)
-            if cache.get_seq_length() != len(self.prompt.ids):
+            marker, logits, cache = self._prefill(batch, shared)
+            if cache.get_seq_length() != length:
                 return None
-            cache = in_place(cache, rows, len(self.prompt.ids) + sampling.max_new_tokens)
+            cache = in_place(cache, rows, length + sampling.max_new_tokens)
             model = hosts.module_of(self.av)
             done = decode(model, logits[rows.to(logits.device)], cache, **settings)
-        receipts = self._receipts(marker, vectors, given)
+        receipts = self.receipts(marker, batch)
         return (
-            (row, self._reply(ids, receipts[int(rows[row])], end=end)) for row, ids, end in done
+            (row, self._reply(ids, receipts[int(rows[row])], end=end, sampling=sampling))
+            for row, ids, end in done
         )
 
-    def _prefill(self, vectors: Tensor, given: Tensor, start: int) -> tuple[Tensor, Tensor, Any]:
-        """Run the prompt with a vector in each row, its first `start` tokens once.
+    def _prefill(self, batch: Batch, start: int) -> tuple[Tensor, Tensor, Any]:
+        """Run the prompts with their vectors, their first `start` tokens once.
 
         Returns:
-            Residuals of the marker, logits, cache.
+            Residuals of the markers, logits, cache.
         """
-        model, ids = (
-            cast("Any", hosts.module_of(self.av)),
-            torch.tensor([self.prompt.ids], device="cpu"),
-        )
-        sites = self.prompt.sites
+        model = cast("Any", hosts.module_of(self.av))
         injection, site = self.checkpoint.injection, self.site
-        rest = ids[:, start:].expand(len(vectors), -1).contiguous()
+        ids, rest = batch.ids[:1], batch.ids[:, start:].contiguous()
+        vectors, written, sites = batch.vectors, batch.written - start, batch.sites - start
+        rows = torch.arange(len(batch), device="cpu")[:, None]
         options = {"use_cache": True, **hosts.only_last(self.av)}
         cache = DynamicCache(config=hosts.text_config(self.av))
         with torch.no_grad():
             if start:
                 model(input_ids=ids[:, :start].to(model.device), past_key_values=cache, **options)
-                repeat(cache, len(vectors))
+                repeat(cache, len(batch))
             with (
                 contiguous_head(self.av),
                 self.av.trace(rest, past_key_values=cache, **options),
             ):
                 before = site.output
-                after = write(before, vectors, [each - start for each in sites], injection, given)
+                after = write_slots(before, vectors, written, injection)
                 site.output = after
-                at = sites[0] - start
-                marker = nnsight.save(torch.stack([before[:, at], after[:, at]]).float().cpu())
+                marker = torch.stack([before[rows, sites], after[rows, sites]])
+                marker = nnsight.save(marker.float().cpu())
                 logits = nnsight.save(self.av.output.logits[:, -1])
         return marker, logits, cache
 
-    def _shared(self) -> int | None:
-        """Return how many tokens of the prompt are run once for all rows: those before the marker.
+    def _shared(self, batch: Batch) -> int | None:
+        """Return how many tokens are run once for all rows: those before the first marker.
 
         A model that starts several tokens from nothing, rather than from its states, runs the
         prompt for each vector: 0. One that does so with every token cannot be decoded: ``None``.
         """
         model, config = hosts.module_of(self.av), hosts.text_config(self.av)
-        start = self.prompt.sites[0]
+        start = batch.shared
         if not keeps_states(config):
             return start
-        ids = torch.tensor([self.prompt.ids], device=cast("Any", model).device)
+        ids = batch.ids[:1].to(cast("Any", model).device)
         found = reach(model, config, ids, start)
         return None if found == "none" else start if found == "several" else 0
 
     def _request(
-        self, vectors: Tensor, given: Tensor, rows: Tensor, settings: dict[str, Any]
+        self, batch: Batch, rows: Tensor, settings: dict[str, Any]
     ) -> tuple[bool, Tensor, list[tuple[int, list[int], int | None]]]:
         """Run prefix, prefill and decoding in one request; the cache never leaves the host.
 
@@ -323,22 +336,23 @@ class Verbalizer:
         separate process, the model fills another copy of the cache; then nothing is decoded.
         """
         av, injection, site = self.av, self.checkpoint.injection, self.site
-        ids, start = torch.tensor([self.prompt.ids], device="cpu"), self.prompt.sites[0]
-        sites = [each - start for each in self.prompt.sites]
-        prefix, vectors = ids[:, :start].clone(), vectors.clone()
-        rest = ids[:, start:].expand(len(vectors), -1).contiguous()
+        start, length, count = batch.shared, batch.ids.shape[1], len(batch)
+        prefix, rest = batch.ids[:1, :start].clone(), batch.ids[:, start:].clone()
+        vectors = batch.vectors.contiguous().clone()
+        written, sites = batch.written - start, batch.sites - start
+        at = torch.arange(count, device="cpu")[:, None]
         options = {"use_cache": True, **hosts.only_last(av)}
         cache = DynamicCache(config=hosts.text_config(av))
-        length = ids.shape[1]
         with av.trace(rest, past_key_values=cache, **options, remote=True):
             if start:
                 with torch.no_grad():
                     av(input_ids=prefix.to(av.device), past_key_values=cache, **options)
-                cache.batch_repeat_interleave(len(vectors))
+                cache.batch_repeat_interleave(count)
             before = site.output
-            after = write(before, vectors, sites, injection, given)
+            after = write_slots(before, vectors, written, injection)
             site.output = after
-            marker = nnsight.save(torch.stack([before[:, 0], after[:, 0]]).float().cpu())
+            marker = torch.stack([before[at, sites], after[at, sites]])
+            marker = nnsight.save(marker.float().cpu())
             logits = av.output.logits[:, -1]
             filled = nnsight.save([cache.get_seq_length() == length])
             done = nnsight.save([])
@@ -349,27 +363,27 @@ class Verbalizer:
         return filled[0], marker, done
 
     def _plain(
-        self, vectors: Tensor, given: Tensor, seeds: list[int], sampling: Sampling
+        self, batch: Batch, seeds: list[int], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
         """Run the reference engine: nnsight's ``generate`` on the full prompt of every row."""
-        closed, start = Closing(self.tokenizer, CLOSE), len(self.prompt.ids)
+        closed, start = self._ending(sampling), batch.ids.shape[1]
         settings: dict[str, Any] = {"logits_processor": sampling.processors(seeds)}
         config = greedy(self.av, self.tokenizer, sampling.max_new_tokens)
         settings["generation_config"] = config
         if self.runtime.remote:
             # Only classes that a host has: its processes hand these from one to another.
-            config.stop_strings, settings["tokenizer"] = [CLOSE], self.tokenizer
-            what = f"The request to verbalize {len(vectors)} vectors with {self.runtime.name}"
-            vectors = vectors.float().cpu().clone()
+            if self._closing is not None:
+                config.stop_strings, settings["tokenizer"] = [self._closing], self.tokenizer
+            what = f"The request to verbalize {len(batch)} vectors with {self.runtime.name}"
             sequences, marker = send(
-                lambda: self._generate(vectors, given, {**settings, "remote": True}), what
+                lambda: self._generate(batch, {**settings, "remote": True}), what
             )
         else:
             settings["stopping_criteria"] = [ClosedRows(closed, start)]
             with contiguous_head(self.av):
-                sequences, marker = self._generate(vectors, given, settings)
+                sequences, marker = self._generate(batch, settings)
         ends = reply_ends(self.av, self.tokenizer)
-        receipts = self._receipts(marker, vectors.float().cpu(), given)
+        receipts = self.receipts(marker, batch)
         for row, ids in enumerate(sequences[:, start:].tolist()):
             # A row that is finished before the others goes on with pad tokens.
             stop = next(
@@ -377,54 +391,71 @@ class Verbalizer:
                 len(ids),
             )
             end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
-            yield row, self._reply(ids[:stop], receipts[row], end=end)
+            yield row, self._reply(ids[:stop], receipts[row], end=end, sampling=sampling)
 
-    def _generate(
-        self, vectors: Tensor, given: Tensor, settings: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Generate one batch; return sequences, and the marker's residual before and after.
+    def _generate(self, batch: Batch, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Generate one batch; return sequences, and the markers' residuals before and after.
 
         In a remote run the block is shipped as source, so it does not name `self`.
         """
-        sites, injection, site = self.prompt.sites, self.checkpoint.injection, self.site
-        position = sites[0]
-        ids = torch.tensor([self.prompt.ids], device="cpu").expand(len(vectors), -1).contiguous()
+        injection, site, ids = self.checkpoint.injection, self.site, batch.ids.clone()
+        vectors, written, sites = batch.vectors.contiguous().clone(), batch.written, batch.sites
+        rows = torch.arange(len(ids), device="cpu")[:, None]
         with self.av.generate(ids, **settings) as tracer:
             before = site.output
-            after = write(before, vectors, sites, injection, given)
+            after = write_slots(before, vectors, written, injection)
             site.output = after
-            written = torch.stack([before[:, position], after[:, position]])
-            marker = nnsight.save(written.float().cpu())
+            marker = torch.stack([before[rows, sites], after[rows, sites]])
+            marker = nnsight.save(marker.float().cpu())
             sequences = nnsight.save(tracer.result.cpu())
         return sequences, marker
 
-    def _receipts(
-        self, marker: Tensor, vectors: Tensor, given: Tensor
-    ) -> list[tuple[float, float, float]]:
-        """Return each row's norms before and after writing, and the cosine with its vector."""
+    @property
+    def _closing(self) -> str | None:
+        """The text that ends a reply; ``None`` for an oracle, whose answers have no tags."""
+        return None if self.checkpoint.asks else CLOSE
+
+    def receipts(self, marker: Tensor, batch: Batch) -> list[tuple[float, float, float]]:
+        """Return each row's norms before and after writing, and the cosine with its vector.
+
+        The norms are those at the first slot; the cosine is the least of all slots.
+
+        Args:
+            marker: The residuals at the slots before and after, ``[2, rows, slots, d_model]``.
+            batch: The rows.
+        """
         before, after = marker
         added = after if self.checkpoint.injection.operation == "replace" else after - before
-        angles = torch.where(given.cpu(), cosine(added, vectors), torch.nan)
-        lengths = before.norm(dim=-1), after.norm(dim=-1)
+        least = cosine(added, batch.vectors).min(dim=-1).values
+        angles = torch.where(batch.given, least, torch.nan)
+        lengths = before[:, 0].norm(dim=-1), after[:, 0].norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
 
+    def _ending(self, sampling: Sampling) -> Closing:
+        opened, upto = self.prompt.opened, sampling.upto
+        return Closing(self.tokenizer, self._closing, opening=OPEN, opened=opened, upto=upto)
+
     def _reply(
-        self, ids: list[int], receipt: tuple[float, float, float], *, end: int | None
+        self,
+        ids: list[int],
+        receipt: tuple[float, float, float],
+        *,
+        end: int | None,
+        sampling: Sampling,
     ) -> Reply:
         raw = self.tokenizer.decode(ids, skip_special_tokens=True)
+        drawn = array("i", ids if end is None else [*ids, end])
+        upto = sampling.upto
+        cut = upto is not None and (end is not None or self._ending(sampling).is_cut(ids))
+        if self.checkpoint.asks:
+            text = first_line(raw.strip()) if upto == "line" else raw.strip()
+            finish = "cut" if cut else "length" if end is None else "eos"
+            return Reply(raw, text, finish, len(ids), *receipt, ids=drawn, tagged=False)
         opened = self.prompt.opened
         text, closed = extract(complete(raw, opened))
         finish = "tag" if closed else "length" if end is None else "eos"
-        drawn = array("i", ids if end is None else [*ids, end])
+        if cut and not closed:  # An end-of-sequence token ends a line, too.
+            finish = "cut"
+        if upto == "line":
+            text = first_line(text)
         return Reply(raw, text, finish, len(ids), *receipt, opened, drawn)
-
-
-def _different(vectors: Tensor, given: Tensor) -> list[int]:
-    """Return, for each row, the first row with equal bytes; null rows are all equal."""
-    first: dict[bytes | None, int] = {}
-    return [
-        first.setdefault(row.numpy().tobytes() if has else None, index)
-        for index, (row, has) in enumerate(
-            zip(vectors.detach().float().cpu(), given.tolist(), strict=True)
-        )
-    ]

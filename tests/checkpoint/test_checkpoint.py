@@ -226,8 +226,7 @@ REFUSED = [
         sidecar(extraction__layer_index=None, tokens=None),
         "meta: missing layer (at extraction.layer_index or extraction_layer_index or "
         "critic.extraction_layer_index or ar.extraction_layer_index or critic.num_hidden_layers or "
-        "ar.num_hidden_layers), marker (at tokens.injection_char), marker_id (at "
-        "tokens.injection_token_id).",
+        "ar.num_hidden_layers), marker (at tokens.injection_char).",
     ),
     (
         sidecar(d_model=None, prompt_templates="none"),
@@ -272,11 +271,7 @@ BAD_FIELDS = [
         for name in ("marker_id", "left_id", "right_id")
         for bad in (-1, "7", 7.5, False)
     ),
-    ("marker_id", None, "marker_id is None, expected a token id."),
-    *(
-        ("marker", bad, f"marker is {bad!r}, expected a single character.")
-        for bad in ("", "ab", None, 7)
-    ),
+    *(("marker", bad, f"marker is {bad!r}, expected the text of a token.") for bad in ("", 7)),
     ("injection", "add", "injection is 'add', expected an Injection(...)."),
     *(
         (
@@ -309,7 +304,7 @@ BAD_FIELDS = [
         )
         for field, slot in (("template", "{injection_char}"), ("ar_template", "{explanation}"))
     ),
-    ("marker", "\ud800", "marker is '\\ud800', expected a single character."),
+    ("marker", "\ud800", "marker is '\\ud800', expected the text of a token."),
     *(
         ("ar_suffix_ids", bad, f"ar_suffix_ids is {bad!r}, expected token ids.")
         for bad in (5, "12", (1, "2"), (1, -1))

@@ -7,15 +7,19 @@ from typing import Any
 
 import hypothesis.strategies as st
 import jaxtyping
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
 
-from nnsight_nla import Baseline, Checkpoint, Injection
+from nnsight_nla import Baseline, Checkpoint, Injection, Origin
+from nnsight_nla.bulk.sources import open_source
 from nnsight_nla.checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, PRESETS, parse_sidecar
-from nnsight_nla.checkpoint.dialects import KEYS
+from nnsight_nla.checkpoint.dialects import KEYS, check_supported, find_fields
 from nnsight_nla.core.injection import OPERATIONS
 from nnsight_nla.errors import CheckpointError, NLAError
+from nnsight_nla.training.published import Published
 
 ADD = {"injection_mode": "karvonen_add_norm_matched"}
 TOKENS = {
@@ -192,20 +196,23 @@ def test_a_data_sets_sidecar_beside_its_parquet(tmp_path):
 
 # Bad input: what each field is told.
 
-REQUIRED = ("layer", "d_model", "template", "marker", "marker_id")
+REQUIRED = ("layer", "d_model", "template")
 WRONG: dict[str, tuple[Any, str]] = {
     "layer": ("twenty", "is 'twenty', expected a block number from 0."),
+    "layers": ([3, -1], "is (3, -1), expected block numbers from 0, the layer among them."),
     "d_model": ([4096], "is [4096], expected a width from 1."),
     "template": (7, "contains {injection_char} 0 times, expected at least once: 7."),
     "ar_template": (["x"], "contains {explanation} 0 times, expected exactly once: ['x']."),
-    "marker": ("two", "is 'two', expected a single character."),
+    "marker": (5, "is 5, expected the text of a token."),
     "marker_id": ("149705", "is '149705', expected a token id."),
     "left_id": (2.5, "is 2.5, expected a token id."),
     "right_id": (-1, "is -1, expected a token id."),
     "ar_suffix_ids": ({"a": 1}, "is {'a': 1}, expected token ids."),
+    "vectors": (0, "is 0, expected a number of vectors from 1."),
     "base_model": (5, "is 5, expected a model's name."),
     "base_config": (5, "is 5, expected a fingerprint."),
     "system": (["Be brief."], "is ['Be brief.'], expected a text."),
+    "prefill": (["<explanation>"], "is ['<explanation>'], expected a text."),
     "thinking": ("off", "is 'off', expected True, False or None."),
     "date": ("today", "is 'today', expected a date such as '2026-11-26'."),
     "baseline": ("0.9", "is '0.9', expected a Baseline(...)."),
@@ -259,7 +266,7 @@ def test_every_field_of_every_dialect_is_among_the_cases():
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
-    assert len(CASES) == 171
+    assert len(CASES) == 178
 
 
 MODE = "training.injection_mode is a replacement at the embedding, which contradicts"
@@ -327,6 +334,65 @@ def test_a_third_partys_mode_is_read_and_written(monkeypatch):
     found = parse_sidecar(tree, "meta")
     assert found.injection == Injection("blend", "block", 3, 8.0)
     assert parse_sidecar(found.to_sidecar("av"), "meta") == found
+
+
+# Data sets of successors.
+
+SUCCESSORS = {
+    # A prefix extractor: the kind is in the version.
+    "kind in the version": {
+        "schema_version": "nla_dataset_meta.v1",
+        "stage": "base_explained",
+        "extraction": {"base_model": "you/t", "d_model": 8, "layer_index": 3, "norm": "none"},
+    },
+    # Vision-language models: flat, under a name of their own.
+    "flat": {
+        "kind": "llava_nla_dataset",
+        "schema_version": 1,
+        "base_model": "you/t",
+        "d_model": 8,
+        "layer_index": 3,
+        "activation_norm": "none",
+    },
+    # Future lens: several layers, of which one is the scalar entry.
+    "several layers": {
+        "kind": "nla_dataset",
+        "schema_version": 1,
+        "extraction": {"base_model": "you/t", "d_model": 8, "layer_index": 3, "norm": "none"},
+        "future_lens": {"layer_indices": [1, 3]},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SUCCESSORS))
+def test_a_data_set_of_a_successor_says_where_its_vectors_come_from(name, tmp_path):
+    tree = SUCCESSORS[name]
+    assert check_supported(tree, "s") is tree
+    assert Origin.from_sidecar(tree, "s") == Origin("you/t", 3, 8, "none")
+    fields, _ = find_fields(tree, "s")
+    assert (fields["layer"], fields["base_model"], fields["d_model"]) == (3, "you/t", 8)
+    assert fields.get("layers") == ([1, 3] if name == "several layers" else None)
+    # As the input of a training and of a run.
+    file = tmp_path / "rows.parquet"
+    rows = {"activation_vector": [[1.0] * 8], "response": ["About Rome."], "doc_id": ["a"]}
+    pq.write_table(pa.table(rows), file)
+    (tmp_path / "rows.parquet.nla_meta.yaml").write_text(yaml.safe_dump(tree))
+    assert Published(file).meta["layer"] == 3
+    assert open_source(file).origin.layer == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema_version": "nla_dataset_meta.v9"}, r"schema_version is 'nla_dataset_meta\.v9'"),
+        ({"schema_version": "other_meta.v1"}, "kind is None, expected one of"),
+        ({"format": "nla_av_sft_multilayer_concat"}, "vectors of several layers in one. Split"),
+        ({"activation_norm": "whitened_zca", "extraction": {}}, "norm is 'whitened_zca'"),
+    ],
+)
+def test_a_data_set_that_cannot_be_read_is_refused(changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        check_supported({**SUCCESSORS["kind in the version"], **changes}, "s")
 
 
 # Presets fill gaps.

@@ -276,6 +276,22 @@ def test_version():
     assert (done.exit_code, done.stdout) == (0, f"nnsight-nla {nnsight_nla.__version__}\n")
 
 
+@pytest.mark.parametrize("upto", ["line", "4"])
+def test_explanations_end_where_upto_says(upto):
+    runner = CliRunner()
+    command = ["explain", "People in Paris speak", "--json", "--position", "-1"]
+    whole, short = (
+        json.loads(runner.invoke(cli.app, [*command, *more]).stdout)["explanations"][0]
+        for more in ([], ["--upto", upto])
+    )
+    assert (whole["finish"], short["finish"]) == ("tag", "cut")
+    assert whole["text"].startswith(short["text"])
+    assert len(short["text"]) < len(whole["text"])
+    failed = runner.invoke(cli.app, [*command, "--upto", "word"])
+    assert failed.exit_code
+    assert "expected 'line', or a number of tokens from 1" in str(failed.exception or failed.output)
+
+
 def test_info_shows_where_each_value_was_found():
     runner = CliRunner()
     done = runner.invoke(cli.app, ["info", "ceselder/nanonla-l24-av-qwen3-8b", "--json"])
@@ -295,7 +311,7 @@ def test_info_wraps_and_says_a_place_once():
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     digest = Checkpoint.load(tiny.paths()["av"]).sidecar_hash
     assert digest in "".join(done.stdout.split())
-    assert "not given: system, thinking" in done.stdout
+    assert "not given: system, prefill, thinking" in done.stdout
     done = run("info", "ceselder/nanonla-l24-av-qwen3-8b", columns=80)
     assert done.stdout.count("preset") == 1
     assert "found at" not in done.stdout

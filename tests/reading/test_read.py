@@ -217,7 +217,7 @@ def test_anything_that_explains_will_do(model, nla, paris):
 
 
 def test_a_model_that_does_not_fit_never_runs(model, nla, monkeypatch):
-    def refuse(model):
+    def refuse(model, layer=None, *, claims="check"):
         raise InjectionError("another width")
 
     narrow = Narrow(nla)
@@ -298,8 +298,9 @@ def test_another_layer_is_read_if_the_caller_insists(model, nla):
     [
         (
             {"layer": 1},
-            "layer=1: the verbalizer was trained on layer 3. Remove it, or pass claims='ignore' to "
-            "explain layer 1 anyway.",
+            "layer=1: the verbalizer was trained on layer 3. If it was trained on more, list them: "
+            "NLA(..., checkpoint=dataclasses.replace(Checkpoint.load(path), layers=(...))). To "
+            "explain its residuals all the same, pass claims='ignore'.",
         ),
         ({"layer": -1}, "layer=-1: expected a block's number, from 0."),
         ({"layer": True, "claims": "ignore"}, "layer=True: expected a block's number, from 0."),

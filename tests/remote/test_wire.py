@@ -58,7 +58,9 @@ def test_what_a_handle_refuses(there, vectors, name):
 
 @pytest.mark.parametrize("name", ["av", "reconstruct", "score"])
 def test_what_an_nla_refuses(there, name):
-    with pytest.raises(AttributeError, match=rf"^{name}: .* layer\(\) and explain\(\) only"):
+    with pytest.raises(
+        AttributeError, match=rf"^{name}: .* layer\(\), explain\(\) and ask\(\) only"
+    ):
         getattr(there, name)
     assert not hasattr(there, "__len__")
 

@@ -1,12 +1,15 @@
 """A chat template whose generation prompt opens the tag, or writes the beginning of the text."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from nnsight_nla import NLA, tiny
+from nnsight_nla import NLA, Sampling, tiny
 from nnsight_nla.checkpoint.checkpoint import Checkpoint
-from nnsight_nla.checkpoint.prompt import Prompt
+from nnsight_nla.checkpoint.prompt import Prompt, _opened
 from nnsight_nla.checkpoint.reply import complete, extract, opened, proper, remainder, wrap
 from nnsight_nla.evaluation.evaluate import evaluate
 from nnsight_nla.training.rows import verbalizer_rows
@@ -21,18 +24,21 @@ def head_start(request):
     return request.param
 
 
-@pytest.fixture
-def pair_that_opens(pair, head_start):
-    """The trained verbalizer with a tokenizer whose chat template begins the reply for it."""
+@pytest.fixture(params=["chat template", "prefill"])
+def pair_that_opens(pair, head_start, request):
+    """The trained verbalizer, whose chat template or checkpoint begins the reply for it."""
     tokenizer = AutoTokenizer.from_pretrained(tiny.paths()["av"])
-    tokenizer.chat_template += "{% if add_generation_prompt %}" + head_start + "{% endif %}"
+    _, nla = pair
+    checkpoint = nla.checkpoint
+    if request.param == "prefill":
+        checkpoint = replace(checkpoint, prefill=head_start)
+    else:
+        tokenizer.chat_template += "{% if add_generation_prompt %}" + head_start + "{% endif %}"
     from nnsight import TransformersModel
 
-    _, nla = pair
     nla.av.dispatch()
     av = TransformersModel(nla.av._module, task="text-generation", tokenizer=tokenizer)
-    with_ar = {"ar": nla.ar, "baseline": nla.baseline}
-    return NLA(av, checkpoint=nla.checkpoint, **with_ar)
+    return NLA(av, checkpoint=checkpoint, ar=nla.ar, baseline=nla.baseline)
 
 
 @pytest.mark.parametrize("engine", ["fast", "generate"])
@@ -114,6 +120,43 @@ def test_a_template_that_only_mentions_the_tag_opens_nothing(nla):
     """The user's message of the trained pair, and of every published verbalizer, names the tag."""
     av = tiny.paths()["av"]
     tokenizer = AutoTokenizer.from_pretrained(av)
-    template = "Write in <explanation> tags: <concept>{injection_char}</concept> <explanation>"
+    template = "Write in <explanation> tags: <concept>{injection_char}</concept>, please."
     fields = {**vars(Checkpoint.load(av)), "template": template, "left_id": None, "right_id": None}
     assert Prompt.render(Checkpoint(**fields), tokenizer).opened == ""
+
+
+# The end of the user message of published verbalizers of all layers (anicka/nla-phi4-universal-av).
+ENDS_WITH_TAG = (
+    "<concept>{injection_char}</concept>\n\nPlease provide an explanation.\n\n<explanation>"
+)
+
+
+def test_a_user_message_that_ends_with_the_tag_opens_it(residuals):
+    paths = tiny.paths()
+    checkpoint = replace(Checkpoint.load(paths["av"]), template=ENDS_WITH_TAG)
+    theirs = NLA(paths["av"], ar=paths["ar"], checkpoint=checkpoint, dtype=torch.float32)
+    assert theirs.prompt.opened == "<explanation>"
+    tokenizer: Any = theirs.av.tokenizer
+    untagged = tokenizer.encode("About Rome.</explanation>")
+    plain = Sampling()
+    reply = theirs._verbalizer._reply(untagged, (1.0, 1.0, 1.0), end=None, sampling=plain)
+    assert (reply.text, reply.finish, reply.problem) == ("About Rome.", "tag", None)
+    label: Any = theirs.explain(residuals[-1]).trust
+    assert label.reason is None
+    content = ENDS_WITH_TAG.replace("{injection_char}", "<INJECT>")
+    row = {
+        "prompt": [{"role": "user", "content": content}],
+        "response": wrap("About Rome."),
+        "activation_vector": residuals[0].tolist(),
+    }
+    rows, prompt = verbalizer_rows([row], tokenizer, checkpoint)
+    learned: Any = tokenizer.decode(rows[0]["input_ids"][len(prompt.ids) :])
+    assert "<explanation>" not in learned
+    assert learned.lstrip().startswith("About Rome.\n</explanation>")
+
+
+def test_a_template_that_rewrites_the_message_opens_only_what_is_at_the_end():
+    checkpoint = Checkpoint.load(tiny.paths()["av"])
+    body = checkpoint.template.replace("{injection_char}", checkpoint.marker)
+    for end, found in (("", ""), ("<explanation>\n", "<explanation>\n")):
+        assert _opened(f"In <explanation> tags: {body.title()}|assistant|{end}", body) == found

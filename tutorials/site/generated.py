@@ -20,7 +20,7 @@ import nnsight_nla
 from nnsight_nla import tiny
 from nnsight_nla.cli import app as application
 from tutorials.recipes import published
-from tutorials.recipes.tiny import tables
+from tutorials.recipes.tiny import oracle_figures, tables
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -51,7 +51,7 @@ def write() -> None:
 
 def pages() -> Iterator[tuple[str, str]]:
     """Yield the name of each generated file, and its text."""
-    yield "tiny.md", f"{tables.markdown(tiny.figures())}\n"
+    yield "tiny.md", f"{tables.markdown(tiny.figures())}\n\n{_oracle()}\n"
     yield "published.md", f"{published.table()}\n"
     yield "layout.md", layout()
     group: Any = get_group(application)
@@ -59,6 +59,17 @@ def pages() -> Iterator[tuple[str, str]]:
     yield "commands/index.rst", _index(group, context)
     for name, command in group.commands.items():
         yield f"commands/{_file(name)}.rst", _page(f"{PROGRAM} {name}", command, context)
+
+
+def _oracle() -> str:
+    """Return the table of the tiny oracle, with a sentence on what was measured."""
+    file = Path(tiny.__file__).parent / "oracle_figures.json"
+    figures = json.loads(file.read_text("utf-8"))
+    return (
+        f"The oracle: the share of {figures['questions']} held-out questions that it answers "
+        "exactly right about the vectors, with no vectors written, with random ones and with those "
+        "of another row.\n\n" + oracle_figures.table(figures)
+    )
 
 
 def layout() -> str:

@@ -49,10 +49,7 @@ BOTH = (
 def build(work: Path) -> None:
     """Run every step that is not finished, in the folder `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    base = work / target.HUB  # The sidecars name the target by its name on the Hub.
-    if not base.exists():
-        base.parent.mkdir(exist_ok=True)
-        base.symlink_to(target.converted(), target_is_directory=True)
+    link_target(work)
     if not (work / "held_out.jsonl").exists():
         module = "tutorials.recipes.smollm2.write_passages"
         _run(
@@ -60,16 +57,35 @@ def build(work: Path) -> None:
         )
         write_corpus(work)
     for part, positions in (("train", 10), ("held_out", 2)):
-        _rows(work, part, positions)
+        write_rows(work, part, positions)
     torchrun = ("torchrun", "--nproc-per-node", str(PROCESSES), "--no-python")
     for role, own in (("av", AV), ("ar", AR)):
         rows = ("train.rows.parquet", "--base", target.HUB, "--out", role)
         _run(work, (*torchrun, "nnsight-nla", "train", role, *rows, *BOTH, *own))
 
 
-def _rows(work: Path, part: str, positions: int) -> None:
-    """Extract and label the vectors of one part of the corpus."""
-    shards = [f"{part}.{i}.parquet" for i in range(PROCESSES)]
+def link_target(work: Path) -> None:
+    """Give the target its name on the Hub in the folder `work`, for commands and sidecars."""
+    base = work / target.HUB
+    if not base.exists():
+        base.parent.mkdir(exist_ok=True)
+        base.symlink_to(target.converted(), target_is_directory=True)
+
+
+def write_rows(work: Path, part: str, positions: int, name: str | None = None) -> Path:
+    """Extract and label vectors of one part of the corpus.
+
+    Args:
+        work: The work folder, with the texts in ``PART.jsonl``.
+        part: ``train`` or ``held_out``.
+        positions: The number of positions of each text.
+        name: The name of the rows, by default that of the part.
+
+    Returns:
+        The file, ``NAME.rows.parquet``.
+    """
+    name = name or part
+    shards = [f"{name}.{i}.parquet" for i in range(PROCESSES)]
     options = (
         *("--target", target.HUB, "--layer", str(K), "--positions", f"random:{positions}"),
         *("--skip", "4", "--max-tokens", "112", "--next-tokens", "3", "--dtype", "float32"),
@@ -85,11 +101,12 @@ def _rows(work: Path, part: str, positions: int) -> None:
             for i, shard in enumerate(shards)
         ),
     )
-    merged, labelled = f"{part}.vectors.parquet", f"{part}.rows.parquet"
+    merged, labelled = f"{name}.vectors.parquet", f"{name}.rows.parquet"
     if not (work / merged).exists():
         _run(work, ("nnsight-nla", "merge", *shards, merged))
     by = ("--by", "tutorials.recipes.smollm2.labels:label", "--chunk", "4096")
     _run(work, ("nnsight-nla", "label", merged, labelled, *by))
+    return work / labelled
 
 
 def _run(work: Path, *commands: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Build the tiny pair from scratch, then measure it: under half an hour on two cores.
+"""Build the tiny pair and its oracle from scratch, then measure them: an hour on two cores.
 
     python -m tutorials.recipes.tiny.build [--out DIR]
 
@@ -22,13 +22,15 @@ from typing import Any
 
 import torch
 
-from nnsight_nla import tiny
+from nnsight_nla import NLA, tiny
 from nnsight_nla.tiny.examples import K
 from nnsight_nla.training import describe
 
 from .bounds import out_of_bounds
 from .collect_rows import collect_rows, measure_baseline
 from .evaluate import measure
+from .oracle import train_oracle
+from .oracle_figures import measure_oracle
 from .tables import markdown
 from .train_pair import AR_SETTINGS, AV_SETTINGS, train_ar, train_av
 from .train_target import TargetSettings, train_target
@@ -72,7 +74,12 @@ def build(out: Path, report: Callable[[str], None]) -> dict[str, Any]:
     train_av(folders, tokenizer, rows, checkpoint, AV_SETTINGS, report=report)
     train_ar(folders, tokenizer, rows, checkpoint, AR_SETTINGS, report=report)
 
-    figures = measure(*tiny.load(out / "weights"))
+    train_oracle(folders, BASE_MODEL, report=report)
+
+    model, nla = tiny.load(out / "weights")
+    asked = measure_oracle(model, NLA.on(model, av=folders["oracle"]))
+    (out / "oracle_figures.json").write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    figures = measure(model, nla)
     text = json.dumps(figures, indent=1) + "\n"
     (out / "figures.json").write_text(text, encoding="utf-8")
     return figures
