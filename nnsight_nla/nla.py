@@ -31,7 +31,7 @@ from .core.baseline import Baseline, check_baseline
 from .core.injection import Injection
 from .core.numeric import is_int
 from .core.sampling import Sampling
-from .errors import CheckpointError, NLAWarning
+from .errors import CheckpointError, InjectionError, NLAWarning
 from .evaluation import controls as _controls
 from .explanation.arguments import (
     batch_rows,
@@ -197,6 +197,8 @@ class NLA:
         self._asker = Asker(
             checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
         )
+        if checkpoint.slots > 1:  # A reconstructor gives one vector for a text.
+            self._reconstructor = None
         if checkpoint.asks:
             self.labeller = AnswerLabeller(self.queue)
         elif self._reconstructor is not None:
@@ -503,7 +505,8 @@ class NLA:
 
         Args:
             vectors: Raw residuals at the output of block K; copied here, so that later edits in the
-                same trace do not change the handle.
+                same trace do not change the handle. For a verbalizer with a marker for each of
+                several vectors (``checkpoint.vectors``), ``[*shape, vectors, d_model]``.
             tokens: The token each vector was read at (strings or ids), of shape ``*shape``.
             positions: The position of each vector, of shape ``*shape``; with `tokens`, the warnings
                 also cover positions, norms and quotes.
@@ -552,6 +555,9 @@ class NLA:
             "layer": layer,
             "kind": "direction" if isinstance(vectors, wire.Direction) else None,
         }
+        if self.checkpoint.slots > 1:
+            flat, slots, shape = self._for_each_marker(vectors, at)
+            return Explanation.of(self.capture(flat, shape, slots=slots, **options), shape)
         fake = _compat.is_fake(vectors)
         if at is not None:
             found = placed(vectors, at, tokens, positions)
@@ -567,6 +573,20 @@ class NLA:
         slots = (1,) * math.prod(shape)
         capture = self.capture(flat, shape, question=self.question, slots=slots, **options)
         return Explanation.of(capture, shape)
+
+    def _for_each_marker(
+        self, vectors: Tensor, at: At | None
+    ) -> tuple[Tensor | None, tuple[int, ...], tuple[int, ...]]:
+        """Group the vectors of each explanation, one for each marker; see `grouped`."""
+        count = self.checkpoint.slots
+        if at is not None or vectors.ndim < 2 or vectors.shape[-2] != count:
+            got = f"{list(vectors.shape)}{'' if at is None else ' with at='}"
+            raise InjectionError(
+                f"This verbalizer reads {count} vectors, one at each marker: expected "
+                f"[..., {count}, {self.checkpoint.d_model}], got {got}. Write "
+                "nla.explain(torch.stack([a, b], dim=-2))."
+            )
+        return grouped(vectors, self.checkpoint.d_model)
 
     def ask(
         self,
@@ -721,7 +741,10 @@ class NLA:
         if self.question is None:
             check_explains(self.checkpoint, self.name)
         asked = None if self.question is None else self._asked(self.question, (1,), (), None)
-        blank = blank if asked is None else blank[None]
+        several = self.checkpoint.slots
+        if several > 1:
+            asked = Asked((), (self.prompt,), (several,), self.checkpoint.layer)
+        blank = blank if asked is None else blank[None].expand(-1, several, -1)
         capture = Capture(
             self.queue, blank, 1, 1, self.sampling, null=True, labeller=self.labeller, asked=asked
         )
@@ -752,7 +775,7 @@ class NLA:
         Raises:
             VerbalizationError: A trace is running on one of them.
         """
-        with self.runtime.lock.held(), (self._reconstructor or self).runtime.lock.held():
+        with self.runtime.lock.held(), (self._own_ar or self).runtime.lock.held():
             self._memory.unload()
 
     def controls(
@@ -1014,7 +1037,7 @@ class NLA:
             flat: The vectors; ``None`` under fake tensors.
             shape: The handle's shape.
             question: What is asked about them.
-            slots: The number of vectors of each row, if a question is asked.
+            slots: The number of vectors of each row, if they are grouped.
             options: The other options.
         """
         layer = options.get("layer")
@@ -1023,7 +1046,10 @@ class NLA:
             if other is not self:
                 return other.capture(flat, shape, question=question, slots=slots, **options)
         tokenizer = None if self.runtime is None else self.av.tokenizer
-        if question is not None:
+        if question is None and slots:
+            prompts = (self.prompt,) * len(slots)
+            options["asked"] = Asked((), prompts, tuple(slots), self.checkpoint.layer)
+        elif question is not None:
             options["asked"] = self._asked(question, slots, shape, options.get("sampling"))
         return captured(
             flat, shape, self.queue, self.labeller, self.sampling, tokenizer,
@@ -1053,6 +1079,12 @@ class NLA:
 
     def _need_reconstructor(self) -> Reconstructor:
         if self._reconstructor is None:
+            if self._own_ar is not None and self.checkpoint.slots > 1:
+                raise CheckpointError(
+                    f"A reconstructor gives one vector for a text, and this verbalizer explains "
+                    f"{self.checkpoint.slots} at once, so its texts have no scores. Use one that "
+                    "explains single vectors, and nla.explain_difference(a, b)."
+                )
             if self._own_ar is not None:
                 raise CheckpointError(
                     f"The reconstructor is of layer {self._template.layer}, and this NLA reads "

@@ -84,6 +84,9 @@ class Checkpoint:
     """The denominator of an FVE on this model's residuals; ``None`` if unknown."""
     layers: tuple[int, ...] | None = None
     """The blocks whose residuals the verbalizer was trained on; ``None`` means only `layer`."""
+    vectors: int | None = None
+    """How many vectors one explanation is of, with a marker for each, such as both ends of a
+    difference; ``None`` means one, which every marker of the template gets."""
     base_model: str | None = None
     """The name of the target model, as in the sidecar."""
     base_config: str | None = None
@@ -115,6 +118,11 @@ class Checkpoint:
             ("layer", is_int(self.layer, 0), "a block number from 0"),
             ("layers", self._lists_layer(), "block numbers from 0, the layer among them"),
             ("d_model", is_int(self.d_model, 1), "a width from 1"),
+            (
+                "vectors",
+                self.vectors is None or is_int(self.vectors, 1),
+                "a number of vectors from 1",
+            ),
             ("marker_id", self.marker_id is None or is_int(self.marker_id, 0), "a token id"),
             ("marker", marker is None or (marker and is_text(marker)), "the text of a token"),
             ("left_id", self.left_id is None or is_int(self.left_id, 0), "a token id"),
@@ -140,6 +148,12 @@ class Checkpoint:
             self._check_template("template", MARKER_SLOT, QUESTION_SLOT, LAYER_SLOT, DEPTH_SLOT)
         else:
             self._check_template("template", MARKER_SLOT, LAYER_SLOT, DEPTH_SLOT, several=True)
+        slots = self.template.count(MARKER_SLOT)
+        if self.vectors not in (None, 1, slots):
+            raise CheckpointError(
+                f"{self.where('vectors')} is {self.vectors}, but the template has {MARKER_SLOT} "
+                f"{slots} times, expected one for each vector: {shown(self.template)}."
+            )
         if self.ar_template is not None:
             self._check_template("ar_template", EXPLANATION_SLOT)
 
@@ -195,6 +209,11 @@ class Checkpoint:
         preset = PRESETS[name]
         names = [each for each in (*dialects.KEYS, "injection") if vars(preset)[each] is not None]
         return replace(preset, source=dict.fromkeys(names, f"preset {name}"))
+
+    @property
+    def slots(self) -> int:
+        """How many vectors one explanation is of."""
+        return self.vectors or 1
 
     @property
     def tells_layer(self) -> bool:

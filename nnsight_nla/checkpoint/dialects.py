@@ -49,6 +49,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "marker_id": ("tokens.injection_token_id",),
     "left_id": ("tokens.injection_left_neighbor_id",),
     "right_id": ("tokens.injection_right_neighbor_id",),
+    "vectors": ("tokens.injection_vectors",),
     "ar_suffix_ids": ("tokens.critic_suffix_ids",),
     "system": ("prompt_templates.av_system",),
     "prefill": ("prompt_templates.av_prefill",),
@@ -232,6 +233,8 @@ def write(fields: Mapping[str, Any], role: str) -> dict[str, Any]:
         "injection_left_neighbor_id": fields["left_id"],
         "injection_right_neighbor_id": fields["right_id"],
     }
+    if fields["vectors"] is not None:
+        tokens["injection_vectors"] = fields["vectors"]
     if fields["ar_suffix_ids"] is not None:
         tokens["critic_suffix_ids"] = list(fields["ar_suffix_ids"])
     extraction: dict[str, Any] = {

@@ -46,7 +46,7 @@ class Asked:
     """The questions of one ``ask()`` call."""
 
     questions: tuple[str, ...]
-    """The question of each row."""
+    """The question of each row; none where vectors are explained, one at each marker."""
     prompts: tuple[Prompt, ...]
     """The prompt of each row; rows with the same question share it."""
     slots: tuple[int, ...]

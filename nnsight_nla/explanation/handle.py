@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_CLAIMS = ("model", "layer", "norm")
 FORMER = {"cosine": "injection_cosine"}
 """The former names of columns."""
 
@@ -157,7 +158,9 @@ class Explanation:
     def questions(self) -> Nested[str] | None:
         """The question about each row's vectors; ``None`` for an ``explain()`` call."""
         asked = self._capture.asked
-        return None if asked is None else self._shaped(lambda row: asked.questions[row])
+        if asked is None or not asked.questions:
+            return None
+        return self._shaped(lambda row: asked.questions[row])
 
     @property
     def probabilities(self) -> Nested[dict[str, float]] | None:
@@ -457,7 +460,8 @@ class Explanation:
         else:
             size = f"of {len(self._lengths)} prompts, {self._rows.size} tokens,"
         kind = self._capture.origin.kind
-        others = [each.split()[0] for each in self._capture.ignored]  # "layer is 1, expected 3"
+        said = self._capture.ignored  # Such as "layer is 1, expected 3".
+        others = [name for name in _CLAIMS if any(each.startswith(name) for each in said)]
         what = "residuals" if kind is None else f"{kind}s"
         if others:
             return f"{size} of {what} of another {' and '.join(others)},"
@@ -563,7 +567,7 @@ class Explanation:
 def _of_question(capture: Capture, row: int, reply: Reply | None) -> dict[str, Any]:
     """Return the further fields of the record of an answer; none for an explanation."""
     asked = capture.asked
-    if asked is None:
+    if asked is None or not asked.questions:
         return {}
     fields: dict[str, Any] = {"question": asked.questions[row], "slots": asked.slots[row]}
     if asked.choices and reply is not None:

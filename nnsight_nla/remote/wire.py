@@ -237,6 +237,7 @@ class RemoteNLA:
         layers: tuple[int, ...] = (),
         asks: bool = False,
         question: Any = None,
+        vectors: int = 1,
     ) -> None:
         self.uid = uid
         self.block = layer
@@ -244,6 +245,7 @@ class RemoteNLA:
         self.layers = layers or (layer,)
         self.asks = asks
         self.question = question
+        self.vectors = vectors
 
     def _told(self, layer: int | None, claims: str) -> int:
         """Return a block of those that the verbalizer was trained on, by default block K."""
@@ -316,17 +318,27 @@ class RemoteNLA:
             lengths = None if one else tuple(len(each.ids) for each in places)
             tokens = [token for each in places for token in each.tokens]
             positions = [number for each in places for number in range(len(each.ids))]
+        several = self.vectors
+        if several > 1 and (at is not None or len(shape) < 2 or shape[-2] != several):
+            raise ValueError(
+                f"explain() takes {several} vectors, one for each marker: "
+                f"[..., {several}, {self.d_model}], got {list(shape)}"
+            )
+        shape = shape[:-2] if several > 1 else shape[:-1]
         labels = {"tokens": tokens, "positions": positions}
         for name in labels:
             if hasattr(labels[name], "tolist"):
                 labels[name] = labels[name].tolist()
-        options = {"samples": samples, "sampling": sampling, "shape": shape[:-1], **labels}
+        options = {"samples": samples, "sampling": sampling, "shape": shape, **labels}
         options |= {"origin": origin, "claims": claims, "kind": kind}
         if layer is not None:
             options["layer"] = layer
         if lengths is not None:
             options["lengths"] = lengths
         flat = vectors.detach().reshape(-1, self.d_model).clone()
+        if several > 1:
+            flat = flat.reshape(-1, several, self.d_model)
+            options["slots"] = (several,) * len(flat)
         if self.question is not None:
             flat = flat[:, None]
             options |= {"question": self.question, "slots": (1,) * len(flat)}

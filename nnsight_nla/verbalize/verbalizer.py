@@ -314,7 +314,7 @@ class Verbalizer:
         return marker, logits, cache
 
     def _shared(self, batch: Batch) -> int | None:
-        """Return how many tokens of the prompt are run once for all rows: those before the marker.
+        """Return how many tokens are run once for all rows: those before the first marker.
 
         A model that starts several tokens from nothing, rather than from its states, runs the
         prompt for each vector: 0. One that does so with every token cannot be decoded: ``None``.

@@ -208,6 +208,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "left_id": (2.5, "is 2.5, expected a token id."),
     "right_id": (-1, "is -1, expected a token id."),
     "ar_suffix_ids": ({"a": 1}, "is {'a': 1}, expected token ids."),
+    "vectors": (0, "is 0, expected a number of vectors from 1."),
     "base_model": (5, "is 5, expected a model's name."),
     "base_config": (5, "is 5, expected a fingerprint."),
     "system": (["Be brief."], "is ['Be brief.'], expected a text."),
@@ -265,7 +266,7 @@ def test_every_field_of_every_dialect_is_among_the_cases():
     assert {(dialect, key) for dialect, key, how, *_ in CASES if how == "missing"} == {
         (dialect, key) for dialect in DIALECTS for key in REQUIRED
     }
-    assert len(CASES) == 171
+    assert len(CASES) == 178
 
 
 MODE = "training.injection_mode is a replacement at the embedding, which contradicts"
