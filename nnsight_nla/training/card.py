@@ -29,8 +29,8 @@ _WHAT = {
     ),
     "oracle": (
         "It answers questions about residual-stream vectors of {target}. The vectors are the "
-        "output of block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries) or of another "
-        "block that it is told, and are written into the prompt, one at each slot."
+        "output of block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries) or of "
+        "another block that it is told, and are written into the prompt, one at each slot."
     ),
     "ar": (
         "It turns an explanation back into a residual-stream vector of {target}: the output of "

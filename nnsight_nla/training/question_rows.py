@@ -87,8 +87,8 @@ def question_rows(
     """Tokenize prompt, answer and end of sequence of each row, with labels on the answer only.
 
     Raises:
-        TrainingError: They are not a list. A row lacks a question, an answer or vectors, or has a vector that cannot be
-            written, or a layer that is not the checkpoint's; or there are no rows.
+        TrainingError: They are not a list, or there are none. Or a row lacks a question, an answer
+            or vectors, or has a vector that cannot be written, or a layer not trained on.
     """
     if not isinstance(cast("Any", rows), Sequence):
         raise TrainingError(

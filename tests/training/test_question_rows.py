@@ -39,8 +39,9 @@ def test_rows_with_different_slots_and_layers_are_one_batch(tokenizer, checkpoin
     rows = [row(), row(activation_vectors=torch.ones(3, D), layer=2, answer="calm")]
     batch = collate([question_rows(rows, tokenizer, checkpoint)[i] for i in (0, 1)])
     assert batch["vectors"].shape == (2, 3, D)
-    first = len(tokenizer.encode("<|im_start|>user\nLayer: 1\n"))
-    assert batch["sites"].tolist() == [[first, first + 1, -1], [first, first + 1, first + 2]]
+    one, two = (len(tokenizer.encode(f"<|im_start|>user\nLayer: {k}\n")) for k in (1, 2))
+    assert one != two  # " 2" is one token, " 1" is two: every row has its own sites.
+    assert batch["sites"].tolist() == [[one, one + 1, -1], [two, two + 1, two + 2]]
     for ids, labels, answer in zip(
         batch["input_ids"], batch["labels"], ("No", "calm"), strict=True
     ):
@@ -89,8 +90,7 @@ def test_an_oracle_learns_to_tell_two_vectors_apart(tokenizer, checkpoint):
         Settings(steps=60, batch_size=16, learning_rate=2e-2, warmup=5),
         held_out=HeldOut(rows[:2], every=60), log=log,
     )  # fmt: skip
-    assert log[-1]["eval_accuracy"] == 1.0 if "eval_accuracy" in log[-1] else True
-    assert any(line.get("accuracy", line.get("eval_accuracy")) == 1.0 for line in log)
+    assert max(line.get("eval_accuracy", 0.0) for line in log) == 1.0
 
 
 def test_slots_are_written_as_by_single_writes():

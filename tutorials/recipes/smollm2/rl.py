@@ -6,8 +6,9 @@ It starts from the shipped pair. Its vectors are of the held-out sources, on whi
 was trained, at ten positions of each text; a tenth of these texts is held out of this training too.
 WORK is the folder of `tutorials.recipes.smollm2.build`, of which only ``held_out.jsonl`` is needed.
 
-A step takes most of a minute on one processor, so this is a run of hours. It can be killed and started
-again. With fewer steps than are done, it ends at the last of those that was saved: every tenth is.
+A step takes most of a minute on one processor, so this is a run of hours. It can be killed and
+started again. With fewer steps than are done, it ends at the last of those that was saved: every
+tenth is.
 The figures go into ``tutorials/numbers/reinforcement.json``.
 """
 
