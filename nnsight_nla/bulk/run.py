@@ -155,7 +155,7 @@ def run(
         reader.read if reader else partial(_as_residuals, nla.checkpoint, claims, ask is not None),
         _Verbalize(nla, verbalize, chosen, columns, scored, tuple(_notes(origin, ignored))),
         prefetch=reader is not None and _can_overlap(nla, model),
-        remote=remote or nla.remote,
+        remote=remote or nla.remote or nla.url is not None,
         strict=strict,
         ignored=tuple(ignored),
     )

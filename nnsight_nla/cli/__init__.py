@@ -23,6 +23,7 @@ from . import explain
 from . import info
 from . import doctor
 from . import data
+from . import serve
 from . import training
 from . import reinforcement
 from . import calibration
@@ -30,7 +31,7 @@ from . import calibration
 
 __all__ = [
     "app", "calibration", "data", "demo", "doctor", "explain", "info", "main", "reinforcement",
-    "training",
+    "serve", "training",
 ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ GROUP = get_group(app)
 VALUES = {
     "AR", "AV", "CHAR", "DATE", "DTYPE", "FIGURE", "FILE", "FOLDER", "I/N", "MAP", "MODEL",
     "MODULE:FUNCTION|FILE", "N", "NAME", "NAME=X,...", "ROWS", "TEXT", "URL|MODEL", "WHICH", "X",
-    "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X",
+    "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X", "OPTIONS...",
+    "line|N",
 }  # fmt: skip
 """What a value may be called."""
 CHOICES = {"model", "edited"}
