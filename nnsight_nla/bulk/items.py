@@ -23,6 +23,8 @@ Kind = Literal["texts", "vectors", "any", "other"]
 """What a column holds: strings, lists of numbers, something that is not known, or neither."""
 VECTOR = "activation_vector"
 """The column that holds vectors in the published data sets."""
+VECTORS = "activation_vectors"
+"""The column that holds the vectors of a row's slots, for an oracle."""
 IDS = ("doc_id", "id", "_id")
 """Columns that may hold a row's name, in this order; without one, the name is the row's number."""
 _UNKNOWN = Origin()
@@ -37,11 +39,13 @@ class Item:
     doc_id: str
     """Its name."""
     value: Any
-    """A string, or a float32 array of ``[d_model]``; ``None`` where `error` says why."""
+    """A string, or a float32 array of ``[d_model]`` or, for an oracle, ``[slots, d_model]``;
+    ``None`` where `error` says why."""
     error: str | None = None
     """Why the row cannot be used."""
     carried: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """``position``, ``token`` and ``context``, where the input has them with its vectors."""
+    """``position``, ``token`` and ``context``, where the input has them with its vectors; and
+    ``question``, where a column is named for it."""
     origin: Origin = _UNKNOWN
     """What the row says about its vector, where the rows of the input differ."""
 
@@ -113,6 +117,7 @@ class Columns:
     text: str | None
     vector: str | None
     doc_id: str | None
+    question: str | None = None
 
     def choose(self, where: object, kinds: Mapping[str, Kind]) -> tuple[Rows, str]:
         """Return what the rows hold, and in which column.
@@ -125,7 +130,8 @@ class Columns:
             NLAError: A named column is absent or holds something else, or none is named and there
                 is no column of the default names.
         """
-        vectors = self.vector or (VECTOR if VECTOR in kinds and not self.text else None)
+        usual = [] if self.text else [name for name in (VECTOR, VECTORS) if name in kinds]
+        vectors = self.vector or next(iter(usual), None)
         kind: Rows = "vectors" if vectors else "texts"
         wanted = vectors or self.text or "text"
         held = kinds.get(wanted)
@@ -141,19 +147,36 @@ class Columns:
                 f"{where} has no {'column' if held is None else f'{kind} in column'} {wanted!r}; "
                 f"it has {', '.join(map(repr, kinds))}.{say if fitting else ''}"
             )
-        if self.doc_id is not None and self.doc_id not in kinds:
-            raise NLAError(
-                f"{where} has no column {self.doc_id!r}; it has {', '.join(map(repr, kinds))}. Say "
-                "which one names the rows: doc_id='NAME'."
-            )
+        further = {
+            "doc_id": (self.doc_id, "names the rows"),
+            "question": (self.question, "holds the questions"),
+        }
+        for option, (name, what) in further.items():
+            if name is not None and name not in kinds:
+                raise NLAError(
+                    f"{where} has no column {name!r}; it has {', '.join(map(repr, kinds))}. Say "
+                    f"which one {what}: {option}='NAME'."
+                )
         return kind, wanted
 
     def item(self, kind: Rows, column: str, row: int, record: Mapping[str, Any]) -> Item:
         """Convert a record to an `Item`."""
         if kind == "texts":
-            return _text(row, record, column, self.doc_id)
-        name = _name(row, record, self.doc_id)
-        return vector_item(row, record.get(column), name, _carried(record))
+            made = _text(row, record, column, self.doc_id)
+        else:
+            name = _name(row, record, self.doc_id)
+            made = vector_item(row, record.get(column), name, _carried(record))
+        if self.question is None:
+            return made
+        return replace(made, carried={**made.carried, "question": record.get(self.question)})
+
+    def named(self, identity: dict[str, Any], column: str) -> dict[str, Any]:
+        """Add the columns that are read to an identity, unless they have the default names."""
+        if column not in (VECTOR, VECTORS, "text"):
+            identity = {**identity, "column": column}
+        if self.question is not None:
+            identity = {**identity, "question_column": self.question}
+        return identity
 
 
 def kind_of(value: object) -> Kind:
@@ -165,11 +188,6 @@ def kind_of(value: object) -> Kind:
     if isinstance(value, list | tuple) and value:
         return "vectors" if isinstance(value[0], int | float) else kind_of(value[0])
     return "any" if value is None or value == [] else "other"
-
-
-def named(identity: dict[str, Any], column: str) -> dict[str, Any]:
-    """Add the column to an identity, unless it is one of the default names."""
-    return identity if column in (VECTOR, "text") else {**identity, "column": column}
 
 
 def _text(row: int, record: Mapping[str, Any], column: str, doc_id: str | None) -> Item:
@@ -188,13 +206,13 @@ def _text(row: int, record: Mapping[str, Any], column: str, doc_id: str | None) 
 def vector_item(
     row: int, value: Any, name: str | None = None, carried: Mapping[str, Any] | None = None
 ) -> Item:
-    """Return a row that should hold a vector, such as a list of numbers or an array."""
+    """Return a row that should hold a vector, such as a list of numbers or an array, or several."""
     name = str(row) if name is None else name
     try:
         array = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
         array = None
-    if value is None or array is None or array.ndim != 1:
+    if value is None or array is None or array.ndim not in (1, 2):
         reason = "it has no vector" if value is None else "its vector is not a list of numbers"
         if value is not None and array is not None and array.ndim:
             reason = f"its vector has shape {list(array.shape)}, expected one axis"

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..checkpoint.origin import COLUMNS, Origin
 from ..errors import NLAError
 from ..models.fingerprint import Unchanged, fingerprint_file
-from .items import IDS, Columns, Item, Kind, Source, named, row_origin
+from .items import IDS, Columns, Item, Kind, Source, row_origin
 from .vector_columns import holds_vectors, vector_of
 
 
@@ -38,7 +38,7 @@ def open_rows(path: Path, columns: Columns) -> Source:
     schema = file.schema_arrow
     kind, column = columns.choose(path, {each.name: _arrow_kind(each.type) for each in schema})
     others = ("position", "n_raw_tokens", "token", "context", "detokenized_text_truncated")
-    wanted = {column, columns.doc_id, *IDS}
+    wanted = {column, columns.doc_id, columns.question, *IDS}
     origin, mixed = Origin(), tuple[str, ...]()
     if kind == "vectors":
         origin, mixed = parquet_origin(path)
@@ -51,7 +51,7 @@ def open_rows(path: Path, columns: Columns) -> Source:
 
     raw = partial(parquet_rows, path, kept, column if kind == "vectors" else None)
     rows, check = file.metadata.num_rows, Unchanged(path, identity)
-    return Source(kind, named(identity, column), rows, raw, item, origin, check)
+    return Source(kind, columns.named(identity, column), rows, raw, item, origin, check)
 
 
 def parquet_rows(

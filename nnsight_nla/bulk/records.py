@@ -11,8 +11,9 @@ import torch
 from ..checkpoint.reply import snippets
 from ..core.similarity import cosine
 from ..errors import TextError
+from ..explanation.handle import of_question
 from .residuals import ItemResiduals
-from .sources import VECTOR
+from .sources import VECTOR, VECTORS
 
 if TYPE_CHECKING:
     from ..explanation.handle import Explanation
@@ -22,12 +23,13 @@ CONTEXT = 200
 """How many characters of the text, up to the token, a row shows."""
 
 
-def schema(d_model: int, *, vectors: bool) -> pa.Schema:
+def schema(d_model: int, *, vectors: bool, asks: bool = False) -> pa.Schema:
     """Return the columns that `run` writes.
 
     Args:
         d_model: The residual's width.
         vectors: Whether each row has its vector, as in the published data sets.
+        asks: Whether rows are answers: they have their question, and the vectors of its slots.
     """
     fields = [
         pa.field("doc_id", pa.string(), nullable=False),
@@ -44,8 +46,16 @@ def schema(d_model: int, *, vectors: bool) -> pa.Schema:
         pa.field("error", pa.string()),
         pa.field("seed", pa.int64(), nullable=False),
     ]
+    if asks:
+        fields += [
+            pa.field("question", pa.string()),
+            pa.field("slots", pa.int32()),
+            pa.field("probabilities", pa.map_(pa.string(), pa.float64())),
+            pa.field("mass", pa.float64()),
+        ]
     if vectors:
-        fields.append(pa.field(VECTOR, pa.list_(pa.float32(), d_model)))
+        vector = pa.list_(pa.float32(), d_model)
+        fields.append(pa.field(VECTORS, pa.list_(vector)) if asks else pa.field(VECTOR, vector))
     return pa.schema(fields)
 
 
@@ -67,7 +77,8 @@ def make_records(
     if explanations is None:
         return [] if found.item.error is None else [{**blank, "error": found.item.error}]
     errors, capture = explanations.errors, explanations.capture
-    norms = found.vectors.norm(dim=-1).tolist()
+    norms = found.vectors.norm(dim=-1)
+    norms = (norms if norms.ndim == 1 else norms.mean(dim=-1)).tolist()
     notes = explanations.warnings
     records: list[dict[str, Any]] = []
     for place, position in enumerate(found.positions):
@@ -79,6 +90,8 @@ def make_records(
             "context": None if read is None else read[-CONTEXT:],
             "norm": norms[place],
             VECTOR: found.vectors[place].numpy(),
+            VECTORS: list(found.vectors[place].reshape(-1, found.vectors.shape[-1]).numpy()),
+            **of_question(capture, place, None),
         }
         if (place,) in errors:
             records.append({**here, "error": f"its vector {errors[place,]}"})
@@ -89,6 +102,7 @@ def make_records(
                 {
                     **here, "sample": sample, "text": reply.text, "finish": reply.finish,
                     "snippets": list(snippets(reply.text)), "warnings": [*more, *notes[place]],
+                    **of_question(capture, place, reply),
                 }
             )  # fmt: skip
     return records

@@ -2,6 +2,7 @@
 
     run(nla, "corpus.jsonl", "out.parquet", model=model, positions="every:10")
     run(nla, "decoder.safetensors", "features.parquet")
+    run(oracle, open_source("rows.parquet", question="question"), "answers.parquet")
 
 Texts are read by the target, at selected positions; vectors go to the verbalizer directly. See
 `pipeline` for the loop, `chunk_store` for the files of an interrupted run, `records` for the
@@ -11,16 +12,19 @@ columns.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.dates import TODAY
 from ..checkpoint.origin import Claims, Origin
-from ..errors import NLAError, NLAWarning
+from ..checkpoint.question import EXAMPLE
+from ..errors import NLAError, NLAWarning, VerbalizationError, shown
+from ..explanation.asked import AskOptions
 from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
@@ -51,6 +55,7 @@ def run(
     output: str | Path,
     *,
     model: TransformersModel | None = None,
+    question: str | None = None,
     positions: str | int = "all",
     skip: int = 0,
     max_tokens: int | None = None,
@@ -74,6 +79,8 @@ def run(
             `open_source`, which also takes the names of columns.
         output: The Parquet file to write; ``OUTPUT.parts`` holds finished chunks until then.
         model: The target, for texts.
+        question: What an oracle is asked about every row. For a question in each row, name their
+            column: ``open_source(file, question="NAME")``. A row has one vector or several.
         positions: Which tokens of a text are explained; see `token_selection`. An integer N means
             every N-th token.
         skip: Leave out positions below this.
@@ -105,6 +112,7 @@ def run(
     output = Path(output).expanduser()
     nla = _on_first_date(nla, output)
     rows = source if isinstance(source, Source) else open_source(source)
+    ask = _ask(nla, rows, question)
     reader = _reader(nla, rows, model, positions, skip, max_tokens, remote)
     if reader is None:
         origin, name = rows.origin, rows.identity["name"]
@@ -123,6 +131,7 @@ def run(
         **_target(reader),
         "chunk": size,
         "verbalizer": _verbalizer(nla),
+        **({} if ask is None else {"question": ask["questions"]}),
         "reconstructor": _reconstructor(nla) if scored else None,
         "sampling": vars(chosen),
         "samples": samples,
@@ -133,20 +142,18 @@ def run(
         manifest["claims"] = {"checked": "ignore", "ignored": ignored}
     manifest["batch_size"] = _fixed_batch(nla, output, batch_size)
     # Raises on sampling that does not fit, before anything is read; the handle is dropped.
-    nla.explain(
-        torch.ones(1, nla.checkpoint.d_model, dtype=torch.float32, device="cpu"),
-        samples=samples,
-        sampling=chosen,
-    )
-    columns = records.schema(nla.checkpoint.d_model, vectors=vectors)
+    verbalize = partial(_handle, nla, ask, samples=samples, sampling=chosen)
+    one = torch.ones(1, nla.checkpoint.d_model, dtype=torch.float32, device="cpu")
+    verbalize(one, question=EXAMPLE if ask is None else ask["questions"] or EXAMPLE)
+    columns = records.schema(nla.checkpoint.d_model, vectors=vectors, asks=ask is not None)
     job = Job(
         "explaining",
         rows,
         manifest,
         columns,
         origin.to_sidecar(nla.checkpoint, ignored),
-        reader.read if reader else partial(_as_residuals, nla.checkpoint, claims),
-        _Verbalize(nla, samples, chosen, columns, scored, tuple(_notes(origin, ignored))),
+        reader.read if reader else partial(_as_residuals, nla.checkpoint, claims, ask is not None),
+        _Verbalize(nla, verbalize, chosen, columns, scored, tuple(_notes(origin, ignored))),
         prefetch=reader is not None and _can_overlap(nla, model),
         remote=remote or nla.remote or nla.url is not None,
         strict=strict,
@@ -161,24 +168,24 @@ class _Verbalize:
     def __init__(
         self,
         nla: ExplainsAndReconstructs,
-        samples: int,
+        verbalize: Callable[..., Explanation],
         sampling: Sampling,
         columns: pa.Schema,
         scored: bool,
         notes: Sequence[str],
     ) -> None:
-        self._nla, self._samples, self._sampling = nla, samples, sampling
+        self._nla, self._verbalize, self._sampling = nla, verbalize, sampling
         self._columns, self._scored, self._notes = columns, scored, notes
         self._chunk: Sequence[ItemResiduals] = ()
-        self._explanations: list[Explanation | None] = []
+        self._made: list[tuple[ItemResiduals, Explanation | None]] = []
 
     def __call__(self, chunk: Sequence[ItemResiduals]) -> pa.Table:
         if self._chunk is not chunk:
-            self._chunk, self._explanations = chunk, [self._explain(each) for each in chunk]
-        self._nla.resolve([each for each in self._explanations if each is not None])
+            self._chunk, self._made = chunk, [self._explain(each) for each in chunk]
+        self._nla.resolve([each for _, each in self._made if each is not None])
         made = [
             record
-            for found, explanations in zip(chunk, self._explanations, strict=True)
+            for found, explanations in self._made
             for record in records.make_records(
                 found, explanations, self._sampling.seed, (*self._notes, *found.notes)
             )
@@ -187,16 +194,73 @@ class _Verbalize:
             records.add_scores(made, self._nla.reconstruct)
         return records.to_table(made, self._columns)
 
-    def _explain(self, found: ItemResiduals) -> Explanation | None:
+    def _explain(self, found: ItemResiduals) -> tuple[ItemResiduals, Explanation | None]:
+        """Return a row and its handle; a question that cannot be asked is the row's error."""
         if not len(found.vectors):
-            return None
-        return self._nla.explain(
-            found.vectors,
-            tokens=None if None in found.tokens else found.tokens,
-            positions=None if None in found.positions else found.positions,
-            samples=self._samples,
-            sampling=self._sampling,
+            return found, None
+        carried = found.item.carried
+        try:
+            return found, self._verbalize(
+                found.vectors,
+                **({"question": carried["question"]} if "question" in carried else {}),
+                tokens=None if None in found.tokens else found.tokens,
+                positions=None if None in found.positions else found.positions,
+            )
+        except VerbalizationError as error:
+            if "question" not in carried:
+                raise
+            return nothing_read(found.item, str(error), found.vectors.shape[-1]), None
+
+
+def _ask(nla: ExplainsAndReconstructs, rows: Source, question: str | None) -> AskOptions | None:
+    """Return what an oracle is asked about every row; no question where each row has its own.
+
+    Returns:
+        ``None`` where vectors are explained.
+
+    Raises:
+        NLAError: There is no question, or there are two.
+    """
+    given = AskOptions(questions=None, choices=None) if nla.question is None else nla.question
+    column = rows.identity.get("question_column")
+    asked = [each for each in (question, given["questions"]) if each is not None]
+    if column is not None and asked:
+        raise NLAError(
+            f"question={shown(asked[0])}, and each row of {rows.identity['name']} has its own in "
+            f"column {column!r}. Pass one of them."
         )
+    if column is not None or asked:
+        return {**given, "questions": next(iter(asked), None)}
+    if nla.checkpoint.asks:
+        raise NLAError(
+            "An oracle answers questions, and got none. Pass question='What is the tone?', or name "
+            "the column that holds one for each row: open_source(file, question='NAME')."
+        )
+    return None
+
+
+def _handle(
+    nla: ExplainsAndReconstructs,
+    ask: AskOptions | None,
+    vectors: Tensor,
+    *,
+    question: Any = None,
+    **options: Any,
+) -> Explanation:
+    """Return the handle of a row of the input, ``[positions, d_model]`` or with an axis of slots.
+
+    Args:
+        nla: The NLA.
+        ask: What it is asked about every row, if it is asked.
+        vectors: The vectors.
+        question: The question of this row, if each has its own.
+        options: Of `explain` and `ask`.
+    """
+    if ask is None:
+        return nla.explain(vectors, **options)
+    asked = question if ask["questions"] is None else ask["questions"]
+    grouped = vectors if vectors.ndim == 3 else vectors[:, None]
+    return nla.ask(grouped, [asked] * len(grouped), choices=ask["choices"], **options)
 
 
 def _reader(
@@ -230,15 +294,22 @@ def _notes(origin: Origin, ignored: Sequence[str]) -> list[str]:
 
 
 def _as_residuals(
-    checkpoint: Checkpoint, claims: Claims, items: Sequence[Item]
+    checkpoint: Checkpoint, claims: Claims, asks: bool, items: Sequence[Item]
 ) -> list[ItemResiduals]:
-    """The first step for vectors: treat each as a residual that was read, if it is one."""
+    """The first step for vectors: treat each as a residual that was read, if it is one.
+
+    The row of an oracle may have several vectors, one for each slot.
+    """
     d_model, expected = checkpoint.d_model, Origin.of(checkpoint)
     found: list[ItemResiduals] = []
     for item in items:
         error, value = item.error, item.value
-        if error is None and value.shape != (d_model,):
-            error = f"its vector has {len(value)} numbers, the verbalizer reads {d_model}"
+        if error is None and value.ndim == 2 and not asks:
+            error = f"its vector has shape {list(value.shape)}, expected one axis"
+        elif error is None and value.shape[-1] != d_model:
+            error = f"its vector has {value.shape[-1]} numbers, the verbalizer reads {d_model}"
+        elif error is None and not len(value):
+            error = "it has no vector"
         others = item.origin.differences(expected, any_kind=True)
         if error is None and others and claims == "check":
             error = f"its vector is another one than the verbalizer reads: {'; '.join(others)}"

@@ -28,9 +28,9 @@ from ..checkpoint.origin import Origin
 from ..errors import NLAError, shown
 from ..models.fingerprint import Unchanged, UnchangedFiles, fingerprint_file
 from . import matrices, parquet
-from .items import VECTOR, Columns, Item, Kind, Source, kind_of, named, row_origin
+from .items import VECTOR, VECTORS, Columns, Item, Kind, Source, kind_of, row_origin
 
-__all__ = ["VECTOR", "Item", "Source", "open_source"]
+__all__ = ["VECTOR", "VECTORS", "Item", "Source", "open_source"]
 
 _FILES = (".jsonl", ".ndjson", ".gz", ".parquet", ".npy", ".safetensors", ".csv", ".json", ".txt")
 
@@ -41,6 +41,7 @@ def open_source(
     text: str | None = None,
     vector: str | None = None,
     doc_id: str | None = None,
+    question: str | None = None,
     split: str | None = None,
     tensor: str | None = None,
 ) -> Source:
@@ -51,8 +52,10 @@ def open_source(
             name: ``owner/name``, ``owner/name:configuration``) with a column of texts or of
             vectors; ``.safetensors`` or ``.npy`` of ``[rows, d_model]``.
         text: The column of the texts; default: ``text``, where there are no vectors.
-        vector: The column of the vectors; default: ``activation_vector``, where there is one.
+        vector: The column of the vectors; default: ``activation_vector`` or, for an oracle,
+            ``activation_vectors`` (those of the row's slots), where there is one.
         doc_id: The column of the rows' names; default: ``doc_id`` or ``id``.
+        question: The column of the questions, for an oracle.
         split: The split of a Hugging Face data set; default: ``train``.
         tensor: The tensor of a ``.safetensors`` file that has several.
 
@@ -72,12 +75,18 @@ def open_source(
             "vectors. Pass "
             "one of them."
         )
-    columns = Columns(text, vector, doc_id)
+    columns = Columns(text, vector, doc_id, question)
     if path.is_file():
         if ".jsonl" in kinds or ".ndjson" in kinds:
             return _json_lines(path, columns)
         if path.suffix == ".parquet":
             return parquet.open_rows(path, columns)
+        if question is not None:
+            raise NLAError(
+                f"{path} has no columns, and question={shown(question)} names one. Put vectors "
+                "and questions into a Parquet file, or ask one question about all rows: "
+                "run(nla, source, output, question='What is the tone?')."
+            )
         if path.suffix == ".npy":
             return matrices.npy(path)
         if path.suffix == ".safetensors":
@@ -130,7 +139,8 @@ def _json_lines(path: Path, columns: Columns) -> Source:
         kinds: dict[str, Kind] = {str(name): kind_of(value) for name, value in record.items()}
     except (ValueError, AttributeError):
         wanted = columns.text or columns.vector or "text"
-        kinds = dict.fromkeys(filter(None, (wanted, columns.doc_id)), "any")
+        named = (wanted, columns.doc_id, columns.question)
+        kinds = dict.fromkeys(filter(None, named), "any")
     kind, column = columns.choose(path, kinds)
 
     def item(row: int, stored: tuple[int, bytes]) -> Item:
@@ -148,7 +158,7 @@ def _json_lines(path: Path, columns: Columns) -> Source:
     count = sum(1 for _ in lines())
     origin = Origin.next_to(path) if kind == "vectors" else Origin()
     check = Unchanged(path, identity, may_grow=not compressed)
-    return Source(kind, named(identity, column), count, raw, item, origin, check)
+    return Source(kind, columns.named(identity, column), count, raw, item, origin, check)
 
 
 def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
@@ -211,7 +221,7 @@ def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
         identity |= check.identity
     origin = Origin.next_to(folder) if folder.is_dir() and kind == "vectors" else Origin()
     count = len(held) if saved else None
-    return Source(kind, named(identity, column), count, raw, item, origin, check)
+    return Source(kind, columns.named(identity, column), count, raw, item, origin, check)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -72,6 +72,12 @@ def run(
     tensor: Annotated[
         str | None, Option(metavar="NAME", help="The tensor in a .safetensors file.")
     ] = None,
+    question: Annotated[
+        str | None, Option(metavar="TEXT", help="What an oracle is asked about every row.")
+    ] = None,
+    question_column: Annotated[
+        str | None, Option(metavar="NAME", help="The column that holds each row's question.")
+    ] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -82,8 +88,9 @@ def run(
         from ..core.sampling import Sampling
 
         rows = bulk.open_source(
-            source, text=text, vector=vector, doc_id=doc_id, split=split, tensor=tensor
-        )
+            source, text=text, vector=vector, doc_id=doc_id, question=question_column, split=split,
+            tensor=tensor,
+        )  # fmt: skip
         if rows.kind == "texts" or av is None:
             target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
         else:
@@ -93,6 +100,7 @@ def run(
         rows,
         output,
         model=target_model,
+        question=question,
         positions=positions,
         skip=skip,
         max_tokens=max_tokens,

@@ -97,7 +97,8 @@ class AnswerTrust:
         Raises:
             ValueError: A field is missing or has another type.
         """
-        known = {name: given[name] for name in AnswerTrust.__dataclass_fields__ if name in given}
+        names = AnswerTrust.__dataclass_fields__
+        known: dict[str, Any] = {name: given[name] for name in names if name in given}
         texts = [known.get(name) for name in (*NAMES, "reason")]
         unchanged, shares = known.get("unchanged", []), known.get("shares", {})
         good = (
@@ -111,7 +112,8 @@ class AnswerTrust:
         )
         if not good:
             raise ValueError(f"its label is not one: {known!r}")
-        return AnswerTrust(**known | {"unchanged": tuple(unchanged)})
+        known["unchanged"] = tuple(unchanged)
+        return AnswerTrust(**known)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

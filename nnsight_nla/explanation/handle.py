@@ -405,7 +405,7 @@ class Explanation:
                             "warnings": list(notes.get(row, ())),
                             "error": capture.errors.get(row),
                             "label": label,
-                            **_of_question(capture, row, reply),
+                            **of_question(capture, row, reply),
                         },
                         FORMER,
                     )
@@ -560,7 +560,7 @@ class Explanation:
         return dict(zip(rows, finite, strict=True))
 
 
-def _of_question(capture: Capture, row: int, reply: Reply | None) -> dict[str, Any]:
+def of_question(capture: Capture, row: int, reply: Reply | None) -> dict[str, Any]:
     """Return the further fields of the record of an answer; none for an explanation."""
     asked = capture.asked
     if asked is None or not asked.questions:

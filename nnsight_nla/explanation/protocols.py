@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..checkpoint.origin import Claims, Kind, Origin
     from ..checkpoint.prompt import Prompt
     from ..core.baseline import Baseline
+    from ..core.nesting import Nested
     from ..core.sampling import Sampling
     from ..models.hosts import Positions, Side
     from ..models.runtime import Runtime
@@ -103,6 +104,20 @@ class Explains(Protocol):
         at: At | None = None,
     ) -> Explanation:
         """Capture vectors, to be explained when a text is first read."""
+        ...
+
+    def ask(
+        self,
+        vectors: Float[Tensor, "*shape slots d_model"] | Sequence[Float[Tensor, "slots d_model"]],
+        questions: Nested[str],
+        *,
+        choices: Sequence[str] | None = None,
+        tokens: Any = None,
+        positions: Any = None,
+        samples: int = 1,
+        sampling: Sampling | None = None,
+    ) -> Explanation:
+        """Capture vectors, to be asked about when an answer is first read."""
         ...
 
     def asking(self, question: str, *, choices: Sequence[str] | None = None) -> Self:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, Checkpoint
+from ..checkpoint.checkpoint import AR_TEMPLATE, AV_TEMPLATE, QUESTION_SLOT, Checkpoint
 from ..checkpoint.identity import same_model
+from ..checkpoint.oracle_presets import ORACLE_MARKER, ORACLE_TEMPLATE
 from ..checkpoint.sidecar import DATASET_SUFFIX
 from ..core.injection import Injection
 from ..models.loading import expanded, from_pretrained
@@ -55,7 +56,9 @@ def compatible_checkpoint(
     from transformers import AutoConfig, AutoTokenizer
 
     meta, file = rows.meta, rows.file
+    layers = rows.layers if rows.asks else []
     found = meta.get("layer", layer)
+    found = layers[0] if found is None and layers else found
     if found is None:
         raise TrainingError(
             f"{file} has no sidecar ({file.name}{DATASET_SUFFIX}) that names the layer of its "
@@ -73,12 +76,18 @@ def compatible_checkpoint(
             f"Pass base={rows_of!r}; or, if this is the same model under another name, "
             f"base_name={rows_of!r}."
         )
+    if layers and found not in layers:
+        raise TrainingError(
+            f"layer={found}, but the rows of {file} are from {', '.join(map(str, layers))}. Pass "
+            f"layer={layers[0]}, or correct the sidecar."
+        )
     config = read_base(
         "configuration", base, partial(from_pretrained, AutoConfig)
     ).get_text_config()
-    if config.num_hidden_layers <= found:
+    deepest = max([found, *layers])
+    if config.num_hidden_layers <= deepest:
         raise TrainingError(
-            f"The vectors of {file} are from layer {found}; {base} has blocks 0 to "
+            f"The vectors of {file} are from layer {deepest}; {base} has blocks 0 to "
             f"{config.num_hidden_layers - 1}."
         )
     width = config.hidden_size
@@ -88,19 +97,27 @@ def compatible_checkpoint(
             f"d_model {width}."
         )
     tokenizer = read_base("tokenizer", base, partial(from_pretrained, AutoTokenizer))
-    marker = meta.get("marker", "㈎")
+    marker = meta.get("marker", _oracle_marker(tokenizer) if rows.asks else "㈎")
+    template = meta.get("template", ORACLE_TEMPLATE if rows.asks else AV_TEMPLATE)
+    if rows.asks != (QUESTION_SLOT in template):
+        raise TrainingError(
+            f"{file} has {'questions' if rows.asks else 'no questions'}, and its sidecar's prompt "
+            f"has {'no' if rows.asks else 'a'} place for one ({QUESTION_SLOT}). Correct the "
+            "sidecar's prompt, or take the rows that it is for."
+        )
     if "marker" in meta:
         _check_ids(rows, base, "marker_id", tokenizer.encode(marker, add_special_tokens=False))
     live = describe(
         tokenizer,
         layer=found,
+        layers=layers if len(layers) > 1 else None,
         d_model=width,
         base_model=rows_of or name,
         marker=marker,
         injection=injection or meta.get("injection") or Injection(),
-        template=meta.get("template", AV_TEMPLATE),
+        template=template,
         system=meta.get("system"),
-        ar_template=meta.get("ar_template", AR_TEMPLATE),
+        ar_template=None if rows.asks else meta.get("ar_template", AR_TEMPLATE),
         date=meta.get("date", date),
     )
     for field in ("left_id", "right_id", "ar_suffix_ids"):
@@ -148,6 +165,12 @@ def _check_ids(rows: Published, base: str | Path, field: str, live: Any) -> None
             f"{base} gives {here}. The rows were made with another tokenizer: train from the "
             "version of the model that they were read from, or make the rows again."
         )
+
+
+def _oracle_marker(tokenizer: Any) -> str | None:
+    """Return the published marker; ``None``, for `describe` to choose, if it is not one token."""
+    whole = len(tokenizer.encode(ORACLE_MARKER, add_special_tokens=False)) == 1
+    return ORACLE_MARKER if whole else None
 
 
 def _plain(ids: Any) -> Any:

@@ -2,10 +2,14 @@
 
 Columns: ``activation_vector``; the label as ``response`` (in its tags) or as ``api_explanation``;
 ``prompt`` where the rows have one; ``doc_id``, ``activation_layer`` and others as provenance. The
-sidecar ``{file}.nla_meta.yaml``, in the same folder, names base model and layer::
+sidecar ``{file}.nla_meta.yaml``, in the same folder, names base model and layer.
+
+The rows of an oracle have other columns: ``activation_vectors``, a list of vectors, one for each
+slot; ``question`` and ``answer``; and ``layer`` where the vectors are of several::
 
     rows = Published("rows.parquet", part="train")
     for batch in rows.batches(d_model): ...
+    for batch in Published("questions.parquet").questions(d_model): ...
 
 Neighbouring tokens of one text have almost the same vector, so rows are split by *document*: a hash
 of ``doc_id`` alone decides which are held out. A document that is held out at one share is held
@@ -26,12 +30,14 @@ from ..checkpoint import dialects, sidecar
 from ..checkpoint.checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
 from ..checkpoint.origin import Origin
 from ..checkpoint.reply import wrap
+from .question_rows import Question
 from .rows import Batch, TrainingError, check_width
 
 Part = Literal["all", "train", "held out"]
 HELD_OUT = 0.05
 """The default share of documents that training does not see."""
 VECTOR, DOCUMENT = "activation_vector", "doc_id"
+VECTORS, QUESTION, ANSWER = "activation_vectors", "question", "answer"
 _LABELS = ("response", "api_explanation")
 _LAYERS = ("activation_layer", "layer")
 _BATCH = 1024
@@ -71,14 +77,24 @@ class Published:
         self.part: Part = part
         self.scratch = scratch
         try:
-            self._columns = pq.read_schema(self.file).names
+            schema = pq.read_schema(self.file)
         except (OSError, pa.ArrowInvalid) as error:
             raise TrainingError(
                 f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}"
             ) from error
-        if VECTOR not in self._columns:
+        self._columns = schema.names
+        self.asks = VECTORS in self._columns and VECTOR not in self._columns
+        """Whether these are the rows of an oracle."""
+        missing = [name for name in (QUESTION, ANSWER) if name not in self._columns]
+        if VECTOR not in self._columns and (not self.asks or missing):
+            lacking = ", ".join(map(repr, missing if self.asks else [VECTOR]))
             raise TrainingError(
-                f"{file} has no column {VECTOR!r}; it has {', '.join(self._columns)}."
+                f"{file} has no column {lacking}; it has {', '.join(self._columns)}."
+            )
+        if self.asks and not _holds_lists(schema.field(VECTORS).type):
+            raise TrainingError(
+                f"{file}: column {VECTORS!r} holds {schema.field(VECTORS).type}, expected a list "
+                "of vectors in each row, one for each slot."
             )
         self._label = next((name for name in _LABELS if name in self._columns), None)
         if part != "all" and DOCUMENT not in self._columns:
@@ -119,6 +135,7 @@ class Published:
             TrainingError: A row has a vector of another width, or one of another layer than the
                 sidecar's; or the file has no labels.
         """
+        self._check_role(asks=False)
         if not self.has_labels:
             raise TrainingError(
                 f"{self.file} has no labels: a column {' or '.join(map(repr, _LABELS))} with an "
@@ -132,8 +149,39 @@ class Published:
             prompts, responses = self._texts(table)
             yield Batch(names, prompts, responses, vectors)
 
+    def questions(self, d_model: int) -> Iterator[list[Question]]:
+        """Read the rows of an oracle, checking each vector's width.
+
+        Raises:
+            TrainingError: A row has a vector of another width; or the rows are explanations.
+        """
+        self._check_role(asks=True)
+        for table, numbers in self._tables([VECTORS, DOCUMENT, QUESTION, ANSWER, *_LAYERS]):
+            names = [f"{self.file}, row {number}" for number in numbers]
+            counts = [len(each) if each.is_valid else 0 for each in table.column(VECTORS)]
+            each_name = [
+                name for name, count in zip(names, counts, strict=True) for _ in range(count)
+            ]
+            vectors = _vectors(table.column(VECTORS).flatten(), each_name, d_model).split(counts)
+            texts = (table.column(name).to_pylist() for name in (QUESTION, ANSWER))
+            column = _layer_column(table.schema.names)
+            layers = [None] * len(names) if column is None else table.column(column).to_pylist()
+            yield list(map(Question, names, *texts, vectors, layers))
+
+    @property
+    def layers(self) -> list[int]:
+        """The blocks that the vectors of an oracle's rows are of, as far as the rows say so."""
+        import pyarrow.parquet as pq
+
+        column = _layer_column(self._columns)
+        if column is None:
+            return []
+        table = pq.read_table(self.file, columns=[column])
+        return sorted(table[column].unique().drop_null().to_pylist())
+
     def vectors(self, d_model: int) -> Iterator[torch.Tensor]:
         """Read the vectors alone, one batch at a time; the file needs no labels."""
+        self._check_role(asks=False)
         for table, numbers in self._tables([VECTOR, DOCUMENT]):
             names = [f"{self.file}, row {number}" for number in numbers]
             yield _vectors(table.column(VECTOR), names, d_model)
@@ -218,9 +266,16 @@ class Published:
             labels = [each.removeprefix(before).removesuffix(after) for each in filled or []]
         return prompts, [wrap((each or "").strip()) for each in labels]
 
+    def _check_role(self, *, asks: bool) -> None:
+        if self.asks != asks:
+            oracle = f"an oracle's rows ({VECTORS}, {QUESTION}, {ANSWER})"
+            verbalizer = f"rows with an explanation of one vector each ({VECTOR})"
+            found, expected = (oracle, verbalizer) if self.asks else (verbalizer, oracle)
+            raise TrainingError(f"{self.file} has {found}, expected {expected}.")
+
     def _check_layer(self, table: Any, names: list[str]) -> None:
         layer = self.meta.get("layer")
-        column = next((name for name in _LAYERS if name in table.schema.names), None)
+        column = _layer_column(table.schema.names)
         if layer is None or column is None:
             return
         for name, found in zip(names, table.column(column).to_pylist(), strict=True):
@@ -234,6 +289,19 @@ class Published:
 def is_held_out(document: object, share: float) -> bool:
     """Return whether a document belongs to the share that training does not see."""
     return _hash(document) < share * 2**64
+
+
+def _layer_column(names: Sequence[str]) -> str | None:
+    return next((name for name in _LAYERS if name in names), None)
+
+
+def _holds_lists(kind: Any) -> bool:
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return all(
+        any(test(each) for test in lists) for each in (kind, getattr(kind, "value_type", None))
+    )
 
 
 def _hash(value: object) -> int:

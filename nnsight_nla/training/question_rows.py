@@ -5,15 +5,19 @@ prompt. ``layer``, the block that the vectors are of, is the checkpoint's unless
 its own prompt, as inference renders it (`question_prompt`), and its own slots::
 
     row = {"question": "Is the tone calm?", "answer": "Yes", "activation_vectors": [[...], [...]]}
+
+Rows come as a list, or from a Parquet file of any size with these columns (`Published`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypedDict, cast
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +28,7 @@ from ..checkpoint.question import question_prompt
 from ..core.injection import unusable
 from ..errors import NLAError, shown
 from ..progress import progress
-from .rows import IGNORED, Item, Rows, TrainingError, check_width
+from .rows import IGNORED, Item, Rows, SlotVectors, TrainingError, check_width, mapped
 
 
 class QuestionRow(TypedDict, total=False):
@@ -56,47 +60,63 @@ class Question:
     """The block that they are of."""
 
 
+class QuestionSource(Protocol):
+    """A source of an oracle's rows other than a list."""
+
+    scratch: Path | None
+    """The folder for their memory-mapped vectors during training; ``None`` is the system's."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def questions(self, d_model: int) -> Iterator[list[Question]]:
+        """Read the rows in batches; raise on a vector of another width, with its row's name."""
+        ...
+
+
+QuestionsLike = Sequence[Mapping[str, Any]] | QuestionSource
+"""A list of `QuestionRow`, or a `QuestionSource` such as `Published`."""
+
+
 class QuestionRows(Rows):
     """Tokenized rows of an oracle, each with its own prompt and slots."""
 
     def __init__(
-        self, prompts: list[Prompt], answers: list[list[int]], vectors: list[Tensor]
+        self, prompts: list[Prompt], answers: list[list[int]], vectors: SlotVectors
     ) -> None:
         """Keep rows whose prompts differ.
 
         Args:
-            prompts: The prompt of each row.
+            prompts: The prompt of each row; rows may share it.
             answers: The ids that follow it; the loss covers only these.
             vectors: The vectors of each row's slots.
         """
-        tails = [[*p.ids, *answer] for p, answer in zip(prompts, answers, strict=True)]
-        super().__init__((), tails, vectors)
+        super().__init__((), answers, vectors)
         self.prompts = prompts
 
     def __getitem__(self, index: int) -> Item:
         item, prompt = super().__getitem__(index), self.prompts[index]
-        start = len(prompt.ids)
-        item["labels"] = [IGNORED] * start + item["labels"][start:]
-        item["sites"] = list(prompt.sites)
-        return item
+        return {
+            **item,
+            "input_ids": [*prompt.ids, *item["input_ids"]],
+            "labels": [IGNORED] * len(prompt.ids) + item["labels"],
+            "sites": list(prompt.sites),
+        }
+
+    def lengths(self) -> list[int]:
+        """Return the number of tokens of each row, without reading its vectors."""
+        answers = super().lengths()
+        return [len(p.ids) + answer for p, answer in zip(self.prompts, answers, strict=True)]
 
 
-def question_rows(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, checkpoint: Checkpoint
-) -> QuestionRows:
+def question_rows(rows: QuestionsLike, tokenizer: Any, checkpoint: Checkpoint) -> QuestionRows:
     """Tokenize prompt, answer and end of sequence of each row, with labels on the answer only.
 
     Raises:
-        TrainingError: They are not a list, or there are none. Or a row lacks a question, an answer
-            or vectors, or has a vector that cannot be written, or a layer not trained on.
+        TrainingError: There are no rows; or one lacks a question, an answer or vectors, or has a
+            vector that cannot be written, or a layer not trained on.
     """
-    if not isinstance(cast("Any", rows), Sequence):
-        raise TrainingError(
-            f"The rows of an oracle come as a list of QuestionRow, got {type(rows).__name__}. Read "
-            "the file, and pass train_verbalizer(model, tokenizer, [QuestionRow(...), ...])."
-        )
-    if len(rows) == 0:
-        raise TrainingError("There are no rows to train on.")
 
     @cache
     def render(question: str, slots: int, layer: int | None) -> Prompt:
@@ -104,19 +124,48 @@ def question_rows(
 
     prompts: list[Prompt] = []
     answers: list[list[int]] = []
-    vectors: list[Tensor] = []
-    with progress("tokenizing", total=len(rows), unit="row") as bar:
-        for row in _listed(rows, checkpoint.d_model):
+    counts: list[int] = []
+
+    def vectors() -> Iterator[Tensor]:
+        with progress("tokenizing", total=len(rows), unit="row") as bar:
+            for batch in checked_questions(rows, checkpoint):
+                for row in batch:
+                    try:
+                        prompts.append(render(row.question, len(row.vectors), row.layer))
+                    except NLAError as error:
+                        raise TrainingError(f"{row.name}: {error}") from error
+                told = [row.answer for row in batch]
+                encoded = tokenizer(told, add_special_tokens=False)["input_ids"]
+                answers.extend([*ids, tokenizer.eos_token_id] for ids in encoded)
+                counts.extend(len(row.vectors) for row in batch)
+                yield torch.cat([row.vectors for row in batch])
+                bar.advance(len(batch))
+
+    if isinstance(rows, Sequence):
+        flat = torch.cat(list(vectors()))
+    else:
+        flat = mapped(vectors(), checkpoint.d_model, rows.scratch)
+    return QuestionRows(prompts, answers, SlotVectors(flat, np.cumsum(counts)))
+
+
+def checked_questions(rows: QuestionsLike, checkpoint: Checkpoint) -> Iterator[list[Question]]:
+    """Read rows in batches and check everything that does not need a tokenizer.
+
+    Raises:
+        TrainingError: A row does not fit (the message names the first), or there are no rows.
+    """
+    if len(rows) == 0:
+        raise TrainingError("There are no rows to train on.")
+    d_model = checkpoint.d_model
+    listed: Iterable[list[Question]] = (
+        ([row] for row in _listed(rows, d_model))
+        if isinstance(rows, Sequence)
+        else rows.questions(d_model)
+    )
+    for batch in listed:
+        for row in batch:
             _check(row)
-            try:
-                prompts.append(render(row.question, len(row.vectors), row.layer))
-            except NLAError as error:
-                raise TrainingError(f"{row.name}: {error}") from error
-            ids = tokenizer.encode(row.answer, add_special_tokens=False)
-            answers.append([*ids, tokenizer.eos_token_id])
-            vectors.append(row.vectors)
-            bar.advance(1)
-    return QuestionRows(prompts, answers, vectors)
+        yield batch
 
 
 def _listed(rows: Sequence[Mapping[str, Any]], d_model: int) -> Iterator[Question]:

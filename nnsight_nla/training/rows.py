@@ -89,11 +89,25 @@ Item = dict[str, Any]
 """A row, tokenized: ``input_ids``, ``labels`` (AV) and ``vector``."""
 
 
+@dataclass(frozen=True)
+class SlotVectors:
+    """The vectors of rows with different numbers of slots, in memory or mapped into it."""
+
+    flat: Float[Tensor, "vectors d_model"]
+    """Those of all rows."""
+    ends: np.ndarray
+    """The end of each row in it."""
+
+    def __getitem__(self, index: int) -> Float[Tensor, "slots d_model"]:
+        """Return the vectors of a row."""
+        return self.flat[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+
 class Rows(Dataset[Item]):
     """Tokenized rows, as a data set for `transformers.Trainer`."""
 
     def __init__(
-        self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor | list[Tensor]
+        self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor | SlotVectors
     ) -> None:
         """Keep rows that begin with `prompt` and continue with their own ids.
 

@@ -42,6 +42,7 @@ from ..progress import progress
 from .compatibility import check_attention, compatible_checkpoint, read_base
 from .files import Files, Log, Report
 from .published import HELD_OUT, Published
+from .question_rows import checked_questions
 from .reconstructor import train_reconstructor
 from .result import (
     Trained,
@@ -85,15 +86,16 @@ def train(
     attention: str | None = None,
     report: Report | None = None,
 ) -> Trained:
-    """Train a verbalizer or a reconstructor from a Parquet file of rows.
+    """Train a verbalizer, an oracle or a reconstructor from a Parquet file of rows.
 
     On several devices a process runs on each, with a copy of the model and its share of the
     batches, and the first one reports and writes: ``torchrun --nproc-per-node 4 --no-python
     nnsight-nla train ...``, or ``accelerate launch`` around a script that calls `train`.
 
     Args:
-        role: ``"av"``, the verbalizer, or ``"ar"``, the reconstructor.
-        rows: The file, with its sidecar.
+        role: ``"av"``, the verbalizer, or ``"ar"``, the reconstructor. The verbalizer of rows with
+            the columns ``question``, ``answer`` and ``activation_vectors`` is an oracle.
+        rows: The file, with its sidecar; `Published` says which columns it has.
         base: The model to start from, usually the target: a folder or a Hub id.
         out: The folder of the checkpoint, with its model card, ``README.md``. Nothing of that name
             exists yet, unless it is the result of this same call, which is then returned.
@@ -201,8 +203,14 @@ def _baseline(source: Published, checkpoint: Checkpoint, role: Role) -> Baseline
     """Check every row, and measure the FVE's denominator over the training rows.
 
     Returns:
-        ``None`` if it cannot be measured: one row, or all rows of one direction.
+        ``None`` if it cannot be measured: one row, or all rows of one direction; or the rows are an
+        oracle's, which has no reconstructor.
     """
+    if checkpoint.asks:
+        with progress("reading rows", total=len(source), unit="row") as bar:
+            for batch in checked_questions(source, checkpoint):
+                bar.advance(len(batch))
+        return None
     name = f"block {checkpoint.layer} in {source.name}"
     with progress("reading rows", total=len(source), unit="row") as bar:
 

@@ -104,8 +104,8 @@ def train_verbalizer(
     Args:
         model: The causal language model to start from, usually the target itself; trained in place.
         tokenizer: Its tokenizer, with a chat template.
-        rows: Training rows: a list of `Row`, or a file of them (`Published`); for an oracle, a list
-            of `QuestionRow`.
+        rows: Training rows: a list of `Row`, or of `QuestionRow` for an oracle; or a file of them
+            (`Published`).
         checkpoint: Prompt, marker and injection that inference will use.
         settings: Steps, rates, batches; with `Settings.lora` only adapters are trained.
         report: Called with a line of progress.

@@ -126,6 +126,11 @@ def read_held_out(
     Raises:
         TrainingError: No document is held out, or there is no such figure.
     """
+    if source.asks and (role == "ar" or watching.ar is not None or watching.grounded):
+        raise TrainingError(
+            f"{source.file} has questions and answers. They train an oracle (av), which has no "
+            "reconstructor and no explanations: leave ar and grounded out."
+        )
     if not watching.rows or source.part == "all":
         return None
     rows = Published(
@@ -142,7 +147,8 @@ def read_held_out(
         documents = rows.documents()
         documents = documents if can_match(documents) else None
     compare, names = None, ()
-    if role == "av" and watching.grounded is not False and has_texts(rows.file):
+    explains = role == "av" and not source.asks
+    if explains and watching.grounded is not False and has_texts(rows.file):
         compare, names = _texts(rows, checkpoint, watching, report)
     found = HeldOutRows(rows, documents, compare, names)
     # Whether there is an FVE is not known before every row was read.
@@ -201,8 +207,8 @@ def _texts(
 
 def _check_best(watching: Watching, role: Role, found: HeldOutRows, *, fve: bool) -> None:
     best = watching.best
-    names: Collection[str] = ["loss", "cosine"] if role == "ar" else ["loss", "extraction"]
-    names = [*names, *(["fve"] if fve else [])]
+    own = "accuracy" if found.rows.asks else "cosine" if role == "ar" else "extraction"
+    names: Collection[str] = ["loss", own, *(["fve"] if fve else [])]
     if role == "av":
         names = [*names, *([SOURCE] if found.documents and fve else []), *watching.judges]
         names = [*names, *found.names]

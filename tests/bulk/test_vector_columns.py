@@ -47,7 +47,10 @@ def test_every_type_gives_the_same_vectors(tmp_path, name):
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (TENSORS(ROWS.reshape(3, 2, 2)), "its vector has shape [2, 2], expected one axis"),
+        (
+            TENSORS(np.ones((3, 2, 2, 2), dtype=np.float32)),
+            "its vector has shape [2, 2, 2], expected one axis",
+        ),
         (pa.array([[[1.0], [2.0, 3.0]]] * 3), "its vector is not a list of numbers"),
         (pa.array([None] * 3, pa.list_(pa.float32())), "it has no vector"),
     ],
