@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from .reading.records import Reading
     from .remote.ndif import HostStatus
     from .verbalize.decoding import Engine
+    from .verbalize.engine import EngineName
 
 
 class NLA:
@@ -80,7 +81,7 @@ class NLA:
 
     def __init__(
         self,
-        av: str | Path | TransformersModel | Sequence[str | Path],
+        av: str | Path | TransformersModel | Sequence[str | Path] | None = None,
         *,
         ar: str | Path | TransformersModel | None = None,
         checkpoint: Checkpoint | Injection | str | Path | None = None,
@@ -91,7 +92,9 @@ class NLA:
         batch_size: int | Literal["auto"] = "auto",
         target: TransformersModel | None = None,
         placement: Placement = "together",
-        engine: Engine = "fast",
+        engine: EngineName = "fast",
+        vllm: Mapping[str, Any] | None = None,
+        url: str | None = None,
         date: Date | None = None,
         layer: int | None = None,
         av_options: Mapping[str, Any] | None = None,
@@ -103,7 +106,8 @@ class NLA:
         Args:
             av: The verbalizer: a Hub id, a local folder (of a full model, or of an adapter that
                 names its base), or a `TransformersModel`; or a list of adapters that were trained
-                one on top of the other, in that order (see `models.stacked`).
+                one on top of the other, in that order (see `models.stacked`). With `url`, the
+                server's own unless given.
             ar: The reconstructor, in the same forms (see `models.reconstructor_files` for its file
                 layouts); `reconstruct`, `score`, `claims`, `direction` and trust labels need it.
             checkpoint: Overrides the sidecar: a `Checkpoint`, an `Injection` (to change only how
@@ -121,7 +125,11 @@ class NLA:
                 and reconstructor in memory at a time (see `models.memory`).
             engine: ``"fast"`` computes the shared prompt once per batch and drops finished rows;
                 ``"generate"`` is nnsight's own generation, the reference. Architectures that
-                ``"fast"`` does not support use ``"generate"``; `info` then says why.
+                ``"fast"`` does not support use ``"generate"``; `info` then says why. ``"vllm"`` is
+                vLLM, for many vectors or many users on GPUs; see `verbalize.vllm`.
+            vllm: Keyword arguments of vLLM's ``LLM``, as they are.
+            url: The address of a server that ``nnsight-nla serve`` started, for
+                ``engine="vllm"``: texts are generated there.
             date: The date to print, such as ``"2026-11-26"``, if the chat template prints one; by
                 default the checkpoint's own, otherwise today.
             layer: The block to read, for a verbalizer that was trained on several; by default the
@@ -144,6 +152,7 @@ class NLA:
         from .models.memory import Memory
         from .models.open import OpenOptions, open_reconstructor, open_verbalizer
         from .models.stacked import one_adapter
+        from .verbalize.engine import EngineOptions, engine_maker, served_source
 
         av = given["av"] = one_adapter(av)
         adapter = one_adapter(peft)
@@ -153,6 +162,10 @@ class NLA:
         self._memory = Memory(placement, target)
         where = OpenOptions(target, remote, self._memory, load)
         av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
+        live = av is not None and not isinstance(av, str | Path)
+        chosen = EngineOptions({**load, **av_options}, vllm, url, live)
+        self._maker, self.url = engine_maker(engine, chosen), url
+        av = served_source(url) if av is None else av
         opened = open_verbalizer(
             av, where.with_load(av_options), checkpoint=checkpoint, peft=adapter, date=date
         )
@@ -164,7 +177,8 @@ class NLA:
             self._own_ar = Reconstructor(found, opened.checkpoint)
         self._by_layer: dict[int, NLA] = {}
         self.question: AskOptions | None = None
-        self._set_prompt(opened.checkpoint, opened.prompt, engine, batch_rows(batch_size))
+        decoding = "generate" if engine == "generate" else "fast"
+        self._set_prompt(opened.checkpoint, opened.prompt, decoding, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
         opened_ar = self.ar if self.has_reconstructor else None
         check_used(load, self.av, opened_ar)
@@ -177,7 +191,7 @@ class NLA:
         self.uid = pickling.enter(self)
 
     def _set_prompt(
-        self, checkpoint: Checkpoint, prompt: Prompt, engine: Engine, rows: int | None
+        self, checkpoint: Checkpoint, prompt: Prompt, decoding: Engine, rows: int | None
     ) -> None:
         """Set the prompt, and everything that depends on it."""
         from .evaluation.answer_controls import AnswerLabeller
@@ -191,8 +205,10 @@ class NLA:
         own = checkpoint.layer == self._template.layer
         self._reconstructor = self._own_ar if own else None
         self.baseline = self._own_baseline if own else None
-        self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=engine)
-        self.queue = Queue(self, self._verbalizer, rows, self.sampling.max_new_tokens)
+        self._verbalizer = Verbalizer(self.runtime, checkpoint, prompt, engine=decoding)
+        self._engine = self._maker(self._verbalizer)
+        longest = self.sampling.max_new_tokens
+        self.queue = Queue(self, self._verbalizer, self._engine, rows, longest)
         self.labeller: TrustLabeller | AnswerLabeller | None = None
         self._asker = Asker(
             checkpoint, self.av.tokenizer, self._verbalizer.context, self.runtime.name
@@ -777,6 +793,7 @@ class NLA:
         """
         with self.runtime.lock.held(), (self._own_ar or self).runtime.lock.held():
             self._memory.unload()
+            self._engine.unload()
 
     def controls(
         self, n: int, *, like: Explanation | Tensor | None = None, seed: int = 0
@@ -997,7 +1014,7 @@ class NLA:
             **self._verbalizer.info(),
             "layers": list(self.layers),
             "sampling": vars(self.sampling),
-            "engine": self._verbalizer.engine_info(),
+            "engine": self._engine.engine_info(),
             "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
             "baseline": self.baseline.to_dict() if self.baseline else None,
             "source": dict(self.checkpoint.source),

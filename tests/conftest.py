@@ -33,7 +33,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes ``-n auto`` means: one where a server, a browser or a clock is shared."""
-    alone = ("ndif", "bench", "browser", "soak")
+    alone = ("ndif", "bench", "browser", "soak", "tests/vllm")
     if any(name in argument for argument in config.args for name in alone):
         return 0
     return min(os.cpu_count() or 1, 4)

@@ -1,7 +1,10 @@
 """An oracle with a question, in traces, readings, experiments, pickles and remote requests."""
 
+import json
 import pickle
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from nnsight import TransformersModel
@@ -89,8 +92,56 @@ def test_a_pickle_keeps_questions_and_answers(oracle):
     copy = pickle.loads(pickle.dumps(asked))
     assert isinstance(copy, Explanation)
     assert (copy.questions, copy.probabilities) == (asked.questions, probabilities)
-    with pytest.raises(NLAError, match="not the answers of an oracle"):
-        asked.to_parquet("never.parquet")
+
+
+def answers(oracle):
+    """Answers of every form: ragged, nested, sampled, of choices, with an error, and none."""
+    vectors = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
+    yield oracle.ask([vectors, vectors[:1], vectors[1:3]], [QUESTION, "What?", QUESTION])
+    yield oracle.ask(vectors.reshape(2, 1, 2, D), QUESTION, choices=["Yes", "No"], layer=4)
+    yield oracle.ask(vectors[:, None].bfloat16(), QUESTION, tokens=list("abcd"))[1:]
+    sampling = Sampling(temperature=1.0, max_new_tokens=3)
+    yield oracle.ask(vectors, QUESTION, samples=2, sampling=sampling)
+    yield oracle.ask(torch.stack([vectors[:2], torch.zeros(2, D)]), QUESTION)
+    yield oracle.ask(vectors[:0].reshape(0, 2, D), [])
+
+
+def test_a_file_of_answers_comes_back_without_a_model(oracle, tmp_path):
+    path = tmp_path / "answers.parquet"
+    for asked in answers(oracle):
+        asked.to_parquet(path)
+        found = Explanation.from_parquet(path)
+        assert json.dumps(found.to_dict()) == json.dumps(asked.to_dict())
+        for name in ("shape", "questions", "trust", "errors", "warnings", "tokens", "origin"):
+            assert getattr(found, name) == getattr(asked, name), name
+        assert str(found.vectors) == str(asked.vectors)
+        for row in asked.rows:
+            ours = asked.capture.row(row)
+            theirs = found.capture.row(asked.rows.index(row))
+            assert theirs.dtype == ours.dtype
+            assert torch.equal(theirs, ours)
+        if not asked.errors:
+            assert found.samples == asked.samples
+            assert (found.probabilities, found.mass) == (asked.probabilities, asked.mass)
+        assert found.capture.asked.layer == asked.capture.asked.layer
+        assert repr(found) == repr(asked)
+
+
+def test_a_file_of_answers_that_is_damaged(oracle, tmp_path):
+    path = tmp_path / "answers.parquet"
+    oracle.ask(torch.eye(D)[:2, None], QUESTION, choices=["Yes", "No"]).to_parquet(path)
+    table = pq.read_table(path)
+    assert table["activation_vectors"].to_pylist()[1] == torch.eye(D)[1:2].tolist()
+    for name, values, message in (
+        ("slots", [1, 2], "do not have as many vectors as its slots say"),
+        ("question", [QUESTION, None], "row 1 has no question"),
+        ("probabilities", [[("Yes", 1.0)]] * 2, "it has probabilities of"),
+    ):
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place)
+        pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
+        with pytest.raises(NLAError, match=f"answers.parquet .*{message}"):
+            Explanation.from_parquet(path)
 
 
 class There:

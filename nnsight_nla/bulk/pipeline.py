@@ -52,7 +52,7 @@ class Job:
     prefetch: bool = False
     """Whether the two steps may run at the same time: they use two models."""
     remote: bool = False
-    """Whether a step runs on an NDIF host, and is retried while that host is away."""
+    """Whether a step runs on a host or a server, and is retried while that is away."""
     strict: bool = False
     """Whether a bad row ends the job."""
     splits: dict[str, Path] = field(default_factory=dict[str, Path])

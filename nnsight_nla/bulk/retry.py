@@ -1,4 +1,4 @@
-"""Retry a step while its NDIF host is away: up to an hour, where `ndif.send` waits for seconds."""
+"""Retry a step while its host or server is away: up to an hour, where a request waits seconds."""
 
 from __future__ import annotations
 

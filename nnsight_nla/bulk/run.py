@@ -148,7 +148,7 @@ def run(
         reader.read if reader else partial(_as_residuals, nla.checkpoint, claims),
         _Verbalize(nla, samples, chosen, columns, scored, tuple(_notes(origin, ignored))),
         prefetch=reader is not None and _can_overlap(nla, model),
-        remote=remote or nla.remote,
+        remote=remote or nla.remote or nla.url is not None,
         strict=strict,
         ignored=tuple(ignored),
     )

@@ -24,6 +24,7 @@ from . import ask
 from . import info
 from . import doctor
 from . import data
+from . import serve
 from . import training
 from . import reinforcement
 from . import calibration
@@ -31,7 +32,7 @@ from . import calibration
 
 __all__ = [
     "app", "ask", "calibration", "data", "demo", "doctor", "explain", "info", "main",
-    "reinforcement", "training",
+    "reinforcement", "serve", "training",
 ]  # fmt: skip
 
 

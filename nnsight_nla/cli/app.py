@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
 
     from ..nla import NLA
+    from ..verbalize.verbalizer import Verbalizer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -168,6 +169,18 @@ def load_nla(
     from ..nla import NLA
 
     return NLA(av, ar=ar, remote=remote, date=_OF_ALL.get("date"), **_options(dtype, device_map))
+
+
+def open_av(av: str, dtype: str) -> tuple[Verbalizer, dict[str, Any]]:
+    """Read and check a verbalizer, without its weights; return it and the options of its load."""
+    from ..models.memory import Memory
+    from ..models.open import OpenOptions, open_verbalizer
+    from ..verbalize.verbalizer import Verbalizer
+
+    load = _options(dtype, None)
+    where = OpenOptions(None, remote=False, memory=Memory(), load=load)
+    opened = open_verbalizer(av, where, checkpoint=None, peft=None, date=_OF_ALL.get("date"))
+    return Verbalizer(opened.runtime, opened.checkpoint, opened.prompt), load
 
 
 def load_target(name: str, dtype: str, device_map: str | None) -> TransformersModel:

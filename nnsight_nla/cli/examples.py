@@ -181,6 +181,14 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "--ar runs/ar --best fve",
         ),
     ),
+    "serve": (
+        Example("Serve a verbalizer to this machine", "nnsight-nla serve runs/av"),
+        Example(
+            "To other machines, on four GPUs",
+            "nnsight-nla serve runs/av --host 0.0.0.0 -- --tensor-parallel-size 4",
+        ),
+        Example("Only print the command", "nnsight-nla serve runs/av --dry-run"),
+    ),
     "train rl": (
         Example(
             "Both models, on the vectors that they were trained on",

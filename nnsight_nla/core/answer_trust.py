@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+from .numeric import is_int, is_real
 from .trust import Grade
 
 NAMES: Mapping[str, str] = {
@@ -88,6 +89,29 @@ class AnswerTrust:
             "line": self.line,
             "lines": list(self.lines),
         }
+
+    @staticmethod
+    def from_dict(given: Mapping[str, Any]) -> AnswerTrust:
+        """Return the label that `to_dict` made; fields of later versions are left out.
+
+        Raises:
+            ValueError: A field is missing or has another type.
+        """
+        known = {name: given[name] for name in AnswerTrust.__dataclass_fields__ if name in given}
+        texts = [known.get(name) for name in (*NAMES, "reason")]
+        unchanged, shares = known.get("unchanged", []), known.get("shares", {})
+        good = (
+            isinstance(known.get("question"), str)
+            and all(isinstance(each, str | None) for each in texts)
+            and isinstance(unchanged, list)
+            and isinstance(shares, dict)
+            and {*unchanged, *shares} <= {*NAMES}
+            and all(map(is_real, shares.values()))
+            and is_int(known.get("answers", 0), 0)
+        )
+        if not good:
+            raise ValueError(f"its label is not one: {known!r}")
+        return AnswerTrust(**known | {"unchanged": tuple(unchanged)})
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

@@ -48,7 +48,7 @@ class Asked:
     questions: tuple[str, ...]
     """The question of each row; none where vectors are explained, one at each marker."""
     prompts: tuple[Prompt, ...]
-    """The prompt of each row; rows with the same question share it."""
+    """The prompt of each row; rows with the same question share it. None in a file's handle."""
     slots: tuple[int, ...]
     """The number of vectors of each row."""
     layer: int

@@ -310,22 +310,18 @@ class Explanation:
     def to_parquet(self, path: str | Path) -> None:
         """Write everything except the model, for `from_parquet` or any other reader of Parquet.
 
-        The rows are those of `to_pandas`, with their vectors. Pending texts are generated first.
+        The rows are those of `to_pandas`, with their vectors (``activation_vector``; for an
+        oracle's answers ``activation_vectors``, those of the slots). Pending texts are generated
+        first.
 
         Args:
             path: The file; a file that is there is replaced when the new one is complete.
 
         Raises:
-            NLAError: The disk is full, the file cannot be written, or these are answers.
+            NLAError: The disk is full, or the file cannot be written.
         """
         from . import parquet
 
-        if self._capture.asked is not None:
-            raise NLAError(
-                "to_parquet holds explanations of one vector each, not the answers of an oracle. "
-                "Write the table, and the vectors on their own: handle.to_pandas().to_parquet(path)"
-                ", torch.save(handle.vectors, file)."
-            )
         self._resolve()
         parquet.write(self, self._records(), Path(path))
 

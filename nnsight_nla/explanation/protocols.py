@@ -64,6 +64,11 @@ class Explains(Protocol):
         ...
 
     @property
+    def url(self) -> str | None:
+        """The address of the vLLM server that generates its texts, if one does."""
+        ...
+
+    @property
     def pending(self) -> tuple[Explanation, ...]:
         """The reachable handles that have no text yet."""
         ...

@@ -108,7 +108,7 @@ def decode(
     Args:
         model: Called like the forward of a causal language model.
         logits: The prefill's logits for the first token of each row.
-        cache: The prefill's keys and values; invalid afterwards.
+        cache: The prefill's; ``reorder_cache`` selects its rows. Invalid afterwards.
         processors: Logits processors; one with ``keep`` is called with the rows that continue.
         closed: Returns whether a row's tokens contain the closing tag.
         ends: Ids that end a reply and are not part of it.

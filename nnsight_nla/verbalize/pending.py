@@ -25,7 +25,6 @@ from ..core.sampling import draw_seed
 from ..errors import CheckpointError, NLAWarning, VerbalizationError
 from ..explanation.handle import Explanation
 from ..explanation.records import Capture, Receipt, Reply
-from ..models import hosts
 from ..progress import Bar, progress
 from .batch import Batch
 from .choosing import Choices, choose
@@ -33,6 +32,7 @@ from .decoding import out_of_memory
 
 if TYPE_CHECKING:
     from ..explanation.records import Owner
+    from .engine import TextEngine
     from .verbalizer import Verbalizer
 
 Job = tuple[Capture, int, int]
@@ -46,18 +46,24 @@ class Queue:
     """The pending handles of one NLA, in the order in which they were created."""
 
     def __init__(
-        self, owner: Owner, verbalizer: Verbalizer, batch_size: int | None, new_tokens: int
+        self,
+        owner: Owner,
+        verbalizer: Verbalizer,
+        engine: TextEngine,
+        batch_size: int | None,
+        new_tokens: int,
     ) -> None:
         """Start with nothing pending.
 
         Args:
             owner: The NLA. Handles keep it alive and are pickled with it.
-            verbalizer: Generates the texts.
+            verbalizer: What the texts are of: its checkpoint, its prompt and its lock.
+            engine: Generates the texts.
             batch_size: Rows per batch; ``None`` to choose a number that fits in memory.
             new_tokens: The reply length for which this number is chosen.
         """
         self.owner = owner
-        self._verbalizer = verbalizer
+        self._verbalizer, self._engine = verbalizer, engine
         self._batch_size, self._new_tokens = batch_size, new_tokens
         self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()
         self._number = itertools.count()
@@ -67,7 +73,7 @@ class Queue:
     def batch_size(self) -> int:
         """Rows in a batch; by default, a number that fits is chosen at the first use."""
         if self._batch_size is None:
-            self._batch_size = self._verbalizer.rows_that_fit(self._new_tokens)
+            self._batch_size = self._engine.rows_that_fit(self._new_tokens)
         return self._batch_size
 
     @batch_size.setter
@@ -136,7 +142,7 @@ class Queue:
             operation="none" if capture.null else injection.operation,
             scale=injection.scale,
             layer_convention=_convention(capture, checkpoint.layer),
-            dtype=str(hosts.dtype_of(verbalizer.av)).removeprefix("torch."),
+            dtype=str(self._engine.dtype).removeprefix("torch."),
             sampling=capture.sampling,
             sidecar_hash=checkpoint.sidecar_hash,
             prompt_hash=(
@@ -154,7 +160,7 @@ class Queue:
         for job in jobs:
             groups.setdefault(_kind(job), []).append(job)
         with (
-            self._verbalizer.runtime.use(),
+            self._engine.use(),
             progress("verbalizing", total=len(jobs), unit="text") as bar,
         ):
             for group in groups.values():
@@ -169,7 +175,10 @@ class Queue:
             try:
                 for number, reply in self._replies([same[0] for same in batch]):
                     for capture, row, sample in batch[number]:
-                        capture.replies[row, sample] = reply
+                        if isinstance(reply, str):
+                            capture.errors[row] = reply
+                        else:
+                            capture.replies[row, sample] = reply
                     bar.advance(len(batch[number]))
             except (VerbalizationError, CheckpointError):
                 raise
@@ -179,11 +188,11 @@ class Queue:
                 failed = f"{type(error).__name__} {error}".strip().splitlines()[0]
             else:
                 failed = None
-            waiting = [same for same in batch if not _has_reply(same[0])] + waiting[size:]
+            waiting = [same for same in batch if not _settled(same[0])] + waiting[size:]
             if failed is not None:
                 self._halve(len(batch), failed)
 
-    def _replies(self, batch: list[Job]) -> Iterator[tuple[int, Reply]]:
+    def _replies(self, batch: list[Job]) -> Iterator[tuple[int, Reply | str]]:
         first, *_ = batch[0]
         vectors = torch.stack([capture.row(row).float().cpu() for capture, row, _ in batch])
         given = torch.tensor([not capture.null for capture, _, _ in batch], device="cpu")
@@ -192,7 +201,7 @@ class Queue:
             choices = Choices(first.asked.choices, first.asked.choice_ids)
             return choose(self._verbalizer, Batch.of(prompts, vectors, given), choices)
         samples = [sample for *_, sample in batch]
-        return self._verbalizer.verbalize(vectors, given, samples, first.sampling, prompts or None)
+        return self._engine.verbalize(vectors, given, samples, first.sampling, prompts or None)
 
     def _halve(self, size: int, why: str) -> None:
         """Use smaller batches from now on; called outside `except`, which keeps tensors alive."""
@@ -208,7 +217,7 @@ class Queue:
         )
 
     def _stopped(self, error: Exception, jobs: list[Job]) -> VerbalizationError:
-        left = sum(not _has_reply(job) for job in jobs)
+        left = sum(not _settled(job) for job in jobs)
         return VerbalizationError(
             f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {len(jobs)} "
             "rows are still pending with their vectors; call nla.resolve() to continue."
@@ -248,9 +257,9 @@ def _unusable(capture: Capture, rows: list[int]) -> dict[int, str]:
     return found
 
 
-def _has_reply(job: Job) -> bool:
+def _settled(job: Job) -> bool:
     capture, row, sample = job
-    return (row, sample) in capture.replies
+    return (row, sample) in capture.replies or row in capture.errors
 
 
 def _merged(jobs: list[Job]) -> list[list[Job]]:

@@ -130,6 +130,18 @@ class Verbalizer:
         layer = self.checkpoint.injection.layer
         return hosts.embedding(self.av) if layer is None else hosts.block(self.av, layer)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the AV computes in."""
+        return hosts.dtype_of(self.av)
+
+    def use(self) -> AbstractContextManager[Any]:
+        """Make ready to verbalize; see `Runtime.use`."""
+        return self.runtime.use()
+
+    def unload(self) -> None:
+        """Do nothing: the weights are the runtime's."""
+
     def verbalize(
         self,
         vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
@@ -324,7 +336,8 @@ class Verbalizer:
         if not keeps_states(config):
             return start
         ids = batch.ids[:1].to(cast("Any", model).device)
-        found = reach(model, config, ids, start)
+        # Of questions that share nothing, the model is tried on one all the same.
+        found = reach(model, config, ids, start or ids.shape[1] // 2)
         return None if found == "none" else start if found == "several" else 0
 
     def _request(
@@ -382,16 +395,10 @@ class Verbalizer:
             settings["stopping_criteria"] = [ClosedRows(closed, start)]
             with contiguous_head(self.av):
                 sequences, marker = self._generate(batch, settings)
-        ends = reply_ends(self.av, self.tokenizer)
         receipts = self.receipts(marker, batch)
         for row, ids in enumerate(sequences[:, start:].tolist()):
             # A row that is finished before the others goes on with pad tokens.
-            stop = next(
-                (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
-                len(ids),
-            )
-            end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
-            yield row, self._reply(ids[:stop], receipts[row], end=end, sampling=sampling)
+            yield row, self.reply(ids, receipts[row], sampling)
 
     def _generate(self, batch: Batch, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Generate one batch; return sequences, and the markers' residuals before and after.
@@ -430,6 +437,24 @@ class Verbalizer:
         angles = torch.where(batch.given, least, torch.nan)
         lengths = before[:, 0].norm(dim=-1), after[:, 0].norm(dim=-1)
         return list(zip(*(each.tolist() for each in (*lengths, angles)), strict=True))
+
+    def reply(
+        self, ids: list[int], receipt: tuple[float, float, float], sampling: Sampling
+    ) -> Reply:
+        """Return the reply in generated ids, up to its closing tag or its end.
+
+        Args:
+            ids: The tokens after the prompt; those after the reply's end are dropped.
+            receipt: The norms before and after writing, and the cosine with the vector.
+            sampling: Says where the explanation ends.
+        """
+        ends, closed = reply_ends(self.av, self.tokenizer), self._ending(sampling)
+        stop = next(
+            (n for n, token in enumerate(ids) if token in ends or (n and closed(ids[:n]))),
+            len(ids),
+        )
+        end = ids[stop] if stop < len(ids) and ids[stop] in ends else None
+        return self._reply(ids[:stop], receipt, end=end, sampling=sampling)
 
     def _ending(self, sampling: Sampling) -> Closing:
         opened, upto = self.prompt.opened, sampling.upto

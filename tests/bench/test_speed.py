@@ -4,6 +4,7 @@
     pytest tests/bench/test_speed.py -s --size pair                   # ... with its own replies
     pytest tests/bench/test_speed.py -s --size 12x512 --batches 1,8,32,128
     pytest tests/bench/test_speed.py -s --size 8b --device cuda       # Qwen3-8B's shape, bfloat16
+    pytest tests/bench/test_speed.py -s --size 8b --device cuda --compiled    # ... with CUDA graphs
     python -m tests.bench.speed_table                                 # the site's table
 
 Weights are random but for the tiny pair's, so the model is made to reply with 40 to 150 tokens: a
@@ -14,6 +15,7 @@ run and on the same vectors:
 * **one**: one vector at a time, a hook, transformers' ``generate``;
 * **fixed**: fixed batches with a hook, which wait for their longest row;
 * **fast**: `NLA.explain`;
+* **compiled**, with ``--compiled``: the same with the steps of `tests/bench/compiled.py`;
 * **floor**: the bare forwards of the tokens that have to be computed: the prefix once, the rest of
   the prompt, and full batches until every reply has its length, the cache written in place.
 """
@@ -36,6 +38,7 @@ from nnsight_nla.models.packing import packed
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.facts import held_out_pairs
 from nnsight_nla.verbalize.cache import in_place
+from tests.bench.compiled import CompiledSteps
 
 SHORTEST, LONGEST = 40, 150
 FIRST = 100
@@ -45,6 +48,8 @@ AIMS = {"fixed": 2.2, "one": 12, "floor": 0.85}
 ROUNDS = 3
 ALONE = 2
 """Vectors that *one* is timed on; its time goes linearly with their number."""
+H100 = 3.35e12
+"""Bytes a second that an H100 (SXM) reads, by its data sheet."""
 STEPS = 20
 """Steps of decoding in a round, where single steps are compared."""
 SMALL = Qwen3Config(
@@ -81,10 +86,15 @@ class Countdown:
     def count(self, module, args, logits):
         prefill = self.ids.shape[1] > 1
         last = FIRST + self.length if prefill else self.ids[:, -1]
-        following = torch.where(last > FIRST, last - 1, self.end)
-        logits = torch.zeros_like(logits)
-        logits[torch.arange(len(last), device=last.device), -1, following] = 1
-        return logits
+        return counted(last, logits, self.end)
+
+
+def counted(last, logits, end):
+    """The logits of a countdown after the tokens `last`."""
+    following = torch.where(last > FIRST, last - 1, end)
+    logits = torch.zeros_like(logits)
+    logits[torch.arange(len(last), device=last.device), -1, following] = 1
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +217,51 @@ def read_or_drawn(request, nla, count, generator):
     return held.vectors[:count]
 
 
+def compiled_steps(request, nla, bare, device):
+    """What decodes with ``--compiled``; ``None`` without it."""
+    if not request.config.getoption("--compiled"):
+        return None
+    end, options = nla.av.tokenizer.eos_token_id, {}
+    if request.config.getoption("--size") != "pair":
+        options["written"] = lambda ids, logits: counted(ids[:, -1], logits, end)
+    return CompiledSteps(
+        bare, mode="reduce-overhead" if device.type == "cuda" else "default", **options
+    )
+
+
+def compiled_line(steps, monkeypatch, nla, vectors, device):
+    """Explanations a second with compiled steps, by turns with the engine's."""
+    seconds, expected = {"engine": [], "compiled": []}, nla.explain(vectors).raw
+
+    def run(name):
+        thought = nla.explain(vectors)
+        taken, _ = timed(lambda: nla.resolve(thought), device)
+        assert thought.raw == expected
+        seconds[name].append(taken)
+
+    with steps.decoding(monkeypatch):
+        for _ in range(2):  # A CUDA graph is recorded in the second run.
+            run("compiled")
+    compiling = sum(seconds["compiled"])
+    seconds["compiled"].clear()
+    for _ in range(ROUNDS):
+        run("engine")
+        with steps.decoding(monkeypatch):
+            run("compiled")
+    best = {name: min(each) for name, each in seconds.items()}
+    return (
+        f"      compiled steps: {len(vectors) / best['compiled']:.2f} explanations a second, x "
+        f"{best['engine'] / best['compiled']:.2f} of the engine's, after {compiling:.0f} s"
+    )
+
+
 def test_explanations_a_second(loaded, device, request, capsys, monkeypatch):
     nla, bare = loaded
     if request.config.getoption("--unpacked"):
         monkeypatch.setattr("nnsight_nla.models.packing.available", lambda: False)
     generator = torch.Generator().manual_seed(1)
     lines, ratios = [], {}
+    steps = compiled_steps(request, nla, bare, device)
     for batch in map(int, request.config.getoption("--batches").split(",")):
         count = max(batch, 2)
         vectors = read_or_drawn(request, nla, count, generator).to(device)
@@ -234,6 +283,8 @@ def test_explanations_a_second(loaded, device, request, capsys, monkeypatch):
             mean = sum(lengths[: len(alone)]) / len(alone)
             # Scaled to the batch's mean length, the two being its first rows.
             seconds["one"].append(taken / len(alone) * sum(lengths) / count / mean)
+        if steps is not None:
+            lines.append(compiled_line(steps, monkeypatch, nla, vectors, device))
         best = {name: statistics.median(each) for name, each in seconds.items()}
         ratio = {
             name: statistics.median(map(operator.truediv, seconds[name], seconds["fast"]))
@@ -323,6 +374,40 @@ def test_what_refilling_would_give(loaded, device, request, capsys):
             f"{statistics.median(full for _, full in rounds):.2f} s: a factor of {gained:.2f}"
         )
     assert gained > 0
+
+
+@torch.no_grad()
+def test_what_a_step_costs_before_any_arithmetic(device, capsys):
+    """The host's time for a step as deep as an 8B model, so narrow that arithmetic costs little.
+
+    On a GPU the host issues these operations one by one. Where they take longer than reading the
+    weights, a CUDA graph, which issues them all at once, has something to gain.
+    """
+    narrow = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
+    with torch.device("meta"):
+        read = 2 * sum(
+            each.numel() for each in AutoModelForCausalLM.from_config(EIGHT_B).parameters()
+        )
+    read -= 2 * EIGHT_B.vocab_size * EIGHT_B.hidden_size  # The embedding is looked up.
+    config = Qwen3Config(**{**EIGHT_B.to_dict(), **narrow, **heads})
+    with torch.device(device):
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    token, cache = torch.ones(1, 1, dtype=torch.long, device=device), DynamicCache(config=config)
+    module(input_ids=token, past_key_values=cache)
+    cache = in_place(cache, torch.arange(1), 1000)
+    taken = []
+    for _ in range(5 * STEPS):
+        start = time.process_time()
+        module(input_ids=token, past_key_values=cache)
+        taken.append(1000 * (time.process_time() - start))
+    host = statistics.median(taken)
+    with capsys.disabled():
+        print(
+            f"\na step of {EIGHT_B.num_hidden_layers} layers: {host:.1f} ms of the host; reading "
+            f"{read / 1e9:.1f} GB of weights takes {read / H100 * 1000:.1f} ms on an H100"
+        )
+    assert host > 0
 
 
 @torch.no_grad()

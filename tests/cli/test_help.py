@@ -17,7 +17,7 @@ VALUES = {
     "AR", "AV", "CHAR", "DATE", "DTYPE", "FIGURE", "FILE", "FOLDER", "I/N", "MAP", "MODEL",
     "MODULE:FUNCTION|FILE", "N", "NAME", "NAME=X,...", "ROWS", "TEXT", "URL|MODEL", "WHICH",
     "WORDS", "X", "line|N",
-    "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X",
+    "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X", "OPTIONS...",
 }  # fmt: skip
 """What a value may be called."""
 CHOICES = {"model", "edited"}

@@ -1,5 +1,7 @@
 """Random models with linear attention, state-space blocks or convolutions next to attention."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import (
@@ -16,13 +18,13 @@ from transformers import (
 HYBRIDS = ("falcon_h1", "lfm2", "qwen3_5", "qwen3_next")
 
 
-def configured(family: str, *, width: int, depth: int, head: int, **shape) -> nn.Module:
+def configured(family: str, *, width: int, depth: int, head: int, **shape: Any) -> nn.Module:
     """A model of one of the families, as transformers initializes it.
 
     `depth` is a multiple of 4: the Qwen families attend in every fourth block.
     """
     heads = width // head
-    common = {
+    common: dict[str, Any] = {
         "hidden_size": width,
         "intermediate_size": 3 * width,
         "num_hidden_layers": depth,
@@ -30,7 +32,7 @@ def configured(family: str, *, width: int, depth: int, head: int, **shape) -> nn
         "num_key_value_heads": heads // 2,
         **shape,
     }
-    linear = {
+    linear: dict[str, Any] = {
         "head_dim": head,
         "linear_num_key_heads": heads // 2,
         "linear_num_value_heads": heads,
@@ -38,13 +40,21 @@ def configured(family: str, *, width: int, depth: int, head: int, **shape) -> nn
         "linear_value_head_dim": head,
     }
     if family == "qwen3_next":
-        few = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": width}
+        few: dict[str, Any] = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": width,
+        }
         few["shared_expert_intermediate_size"] = width
         return Qwen3NextForCausalLM(Qwen3NextConfig(**common, **linear, **few))
     if family == "qwen3_5":
         return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**common, **linear))
     if family == "falcon_h1":
-        states = {"mamba_d_ssm": 2 * width, "mamba_n_heads": 2 * heads, "mamba_d_head": head}
+        states: dict[str, Any] = {
+            "mamba_d_ssm": 2 * width,
+            "mamba_n_heads": 2 * heads,
+            "mamba_d_head": head,
+        }
         states |= {"mamba_d_state": head, "mamba_chunk_size": 32}
         return FalconH1ForCausalLM(FalconH1Config(**common, **states))
     if family == "lfm2":

@@ -127,8 +127,8 @@ def _smollm2(run: Mapping[str, Any]) -> list[str]:
         f"{run['minutes']:.0f} minutes on the clock, on a share of one processor (most of a minute "
         f"of processor time a step). That is {steps * settings['prompts']:,} vectors; the "
         "published recipe has 102,400. Neither adapter was trained on the sources of these "
-        f"vectors. Measured on {run['rows']} vectors of documents that this training leaves out too; two standard "
-        "errors of a share are up to .09.",
+        f"vectors. Measured on {run['rows']} vectors of documents that this training leaves out "
+        "too; two standard errors of a share are up to .09.",
         _curve(log, _SMOLLM2),
         "From the first line to the last the FVE changes by "
         f"**{last['eval_fve'] - first['eval_fve']:+.3f}**, and the measures of truth by: "

@@ -60,7 +60,7 @@ STAGES = {
     "noisy": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
     "noisy-both": ((EXPLORE, 40), (SETTLE, 20), (AGAIN, 60)),
     "short": ((GENTLE, 200),),
-    "short-both": ((GENTLE, 200),),
+    "short-both": ((GENTLE, 100),),
 }
 """The stages of each run, and their steps."""
 HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=2e-4, final_rate=1.0, reconstruction=0.0)

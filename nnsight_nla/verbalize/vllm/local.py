@@ -1,0 +1,133 @@
+"""Run vLLM in this machine: its ``LLM``, started at the first text.
+
+Requests are added all at once and taken as they finish, so vLLM batches them continuously, and a
+caller that stops in the middle keeps what is done; the rest is aborted.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import VerbalizationError
+from ...models import hosts
+from . import receipts
+from .launch import ADAPTER, adapter_of, architecture, check_installed, engine_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..verbalizer import Verbalizer
+    from .requests import Measured, Request
+
+_ROWS = 512
+
+
+class LocalEngine:
+    """vLLM's ``LLM`` with one verbalizer."""
+
+    def __init__(
+        self, verbalizer: Verbalizer, load: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> None:
+        """Check the options; nothing is started.
+
+        Args:
+            verbalizer: What to run.
+            load: The options that it was opened with.
+            given: Keyword arguments of ``LLM``.
+
+        Raises:
+            VerbalizationError: vLLM is not installed, or an option cannot be used.
+        """
+        check_installed()
+        self._verbalizer, self._given = verbalizer, dict(given)
+        self._options = engine_options(verbalizer, load, given)
+        self._llm: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the verbalizer computes in."""
+        import torch
+
+        asked = self._options["dtype"]
+        named = getattr(torch, str(asked), None) if isinstance(asked, str) else asked
+        if not isinstance(named, torch.dtype):
+            return hosts.dtype_of(self._verbalizer.av)
+        return named
+
+    @property
+    def rows(self) -> int:
+        """How many requests wait or run at a time: more than vLLM runs, so that it stays full."""
+        return max(_ROWS, 2 * int(self._given.get("max_num_seqs") or 0))
+
+    def start(self) -> None:
+        """Start the engine, if it does not run.
+
+        Raises:
+            VerbalizationError: vLLM does not have the architecture, or did not start.
+        """
+        if self._llm is not None:
+            return
+        from vllm import LLM, ModelRegistry  # pyright: ignore
+
+        from .plugin import PREFIX, register
+
+        register()
+        name = architecture(self._verbalizer)
+        if f"{PREFIX}{name}" not in ModelRegistry.get_supported_archs():
+            raise VerbalizationError(f"vLLM has no architecture {name}. Use engine='fast'.")
+        try:
+            self._llm = LLM(**self._options)
+        except RuntimeError as error:  # What its process raised stands in its log.
+            raise VerbalizationError(
+                f"vLLM did not start with {self._verbalizer.runtime.name}: {error} The cause is in "
+                "vLLM's log, above. Its options are NLA(..., engine='vllm', vllm={...})."
+            ) from error
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
+        """Yield a request's number and the ids of its reply, in the order in which they finish."""
+        from vllm import SamplingParams  # pyright: ignore
+
+        prompts = [
+            {"prompt_embeds": each.rows, **({"cache_salt": each.salt} if each.salt else {})}
+            for each in requests
+        ]
+        chosen = [
+            SamplingParams(**each.parameters(), extra_args=each.draw or None) for each in requests
+        ]
+        names = self._llm.enqueue(prompts, chosen, lora_request=self._adapter(), use_tqdm=False)
+        # vLLM adds random characters to the name of a request, and leaves them out of its outputs.
+        waiting = {name.partition("-")[0]: number for number, name in enumerate(names)}
+        engine = self._llm.llm_engine
+        try:
+            while waiting:
+                for output in engine.step():
+                    if output.finished:
+                        yield waiting.pop(output.request_id), list(output.outputs[0].token_ids)
+        finally:
+            if waiting:
+                engine.abort_request([names[number] for number in waiting.values()], internal=True)
+
+    def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
+        """Return what was written for each of these vectors, as far as that is known."""
+        return receipts.merged(self._llm.collective_rpc(receipts.METHOD, args=(list(keys),)))
+
+    def info(self) -> dict[str, Any]:
+        """Return the options that were given."""
+        return {"started": self._llm is not None, "options": {**self._given}}
+
+    def close(self) -> None:
+        """Stop the engine and its processes."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _adapter(self) -> Any:
+        adapter = adapter_of(self._verbalizer)
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest  # pyright: ignore
+
+        return LoRARequest(ADAPTER, 1, adapter)

@@ -1,0 +1,134 @@
+"""vLLM in this process says what the fast engine says, whatever its scheduler does."""
+
+import math
+
+import pytest
+import torch
+
+from nnsight_nla import NLA, Sampling, VerbalizationError
+from nnsight_nla.verbalize.vllm import engine as vllm_engine
+
+WARM = Sampling(temperature=1.0, top_p=0.95, top_k=200, seed=7)
+
+
+@pytest.fixture(scope="module")
+def crowded(on_vllm) -> NLA:
+    """An engine in need: prompts in chunks of 64 tokens, and a cache that is too small."""
+    scheduler = {"max_num_batched_tokens": 64, "max_num_seqs": 64, "num_gpu_blocks_override": 48}
+    return on_vllm(vllm={**scheduler, "disable_log_stats": False})
+
+
+def metric(nla: NLA, name: str) -> int:
+    found = nla._engine._backend._llm.get_metrics()
+    return int(sum(each.value for each in found if each.name == name))
+
+
+def test_256_texts_are_equal_with_chunked_prompts_and_preemptions(crowded, nla, vectors):
+    expected = nla.explain(vectors)
+    found = crowded.explain(vectors)
+    assert found.raw == expected.raw
+    assert len(set(expected.raw)) > 30
+    assert metric(crowded, "vllm:num_preemptions") > 0
+    assert [each.finish for each in found.capture.replies.values()].count("tag") > 200
+    for ours, theirs in zip(_replies(found), _replies(expected), strict=True):
+        assert list(ours.ids) == list(theirs.ids)
+        assert ours.norm_before == pytest.approx(theirs.norm_before, rel=1e-4)
+        assert ours.norm_after == pytest.approx(theirs.norm_after, rel=1e-4)
+        assert ours.injection_cosine == pytest.approx(1.0, abs=1e-4)
+
+
+def test_receipts_warnings_and_the_shape_are_the_same(crowded, nla, vectors):
+    block = vectors[:6].reshape(2, 3, -1)
+    ours, theirs = crowded.explain(block), nla.explain(block)
+    assert ours.shape == (2, 3)
+    assert ours.text == theirs.text
+    assert ours.warnings == theirs.warnings
+    for name in (
+        "marker_position",
+        "site",
+        "operation",
+        "layer_convention",
+        "dtype",
+        "prompt_hash",
+    ):
+        assert getattr(ours.receipt, name) == getattr(theirs.receipt, name)
+
+
+def test_two_vectors_one_after_the_other_share_the_prompt_and_nothing_else(crowded, nla, vectors):
+    one, other = vectors[0], vectors[200]
+    expected = nla.explain(torch.stack([one, other])).raw
+    before = metric(crowded, "vllm:prefix_cache_hits")
+    assert [crowded.explain(each).raw for each in (one, other, one)] == [*expected, expected[0]]
+    assert metric(crowded, "vllm:prefix_cache_hits") > before
+    # A vector of another length is the same direction, and so the same request.
+    assert crowded.explain(7 * one).raw == expected[0]
+
+
+def test_a_vector_beyond_float32_squares_is_written(crowded, nla, vectors):
+    huge = vectors[0] * (1e30 / vectors[0].norm())
+    assert crowded.explain(huge).raw == nla.explain(huge).raw == nla.explain(vectors[0]).raw
+
+
+def test_the_null_control_is_the_same(crowded, nla):
+    ours, theirs = crowded.explain_nothing(), nla.explain_nothing()
+    assert ours.raw == theirs.raw
+    assert ours.receipt.norm_before == ours.receipt.norm_after
+    assert ours.receipt.norm_before == pytest.approx(theirs.receipt.norm_before, rel=1e-4)
+    assert math.isnan(ours.receipt.injection_cosine)
+
+
+def test_draws_are_the_same_also_when_they_are_preempted(crowded, nla, vectors):
+    before = metric(crowded, "vllm:num_preemptions")
+    ours = crowded.explain(vectors[:32], samples=4, sampling=WARM).samples
+    assert metric(crowded, "vllm:num_preemptions") > before
+    assert ours == nla.explain(vectors[:32], samples=4, sampling=WARM).samples
+    assert len({text for row in ours for text in row}) > 64
+
+
+def test_a_lost_vector_is_an_error_of_its_row_and_never_a_text(crowded, nla, vectors, monkeypatch):
+    backend = crowded._engine._backend
+    real = type(backend).receipts
+    lost = crowded._engine._request(vectors[1], vectors[1], 0, crowded.sampling).key
+    asked = []
+
+    def forget(self, keys):
+        asked.append(list(keys))
+        return {key: found for key, found in real(self, keys).items() if key != lost}
+
+    monkeypatch.setattr(type(backend), "receipts", forget)
+    handle = crowded.explain(vectors[:3])
+    crowded.resolve(handle)
+    assert list(handle.errors) == [(1,)]
+    assert handle.errors[1,] == vllm_engine.LOST
+    assert asked[-1] == [lost]  # It was sent again, past the cache.
+    with pytest.raises(VerbalizationError, match="was lost in vLLM"):
+        _ = handle.text
+    assert [handle[0].raw, handle[2].raw] == [nla.explain(vectors[n]).raw for n in (0, 2)]
+
+
+def test_a_forgotten_receipt_is_measured_anew(crowded, nla, vectors, monkeypatch):
+    backend = crowded._engine._backend
+    real, calls = type(backend).receipts, []
+
+    def forget_once(self, keys):
+        calls.append(keys)
+        return {} if len(calls) == 1 else real(self, keys)
+
+    monkeypatch.setattr(type(backend), "receipts", forget_once)
+    assert crowded.explain(vectors[9]).raw == nla.explain(vectors[9]).raw
+    assert len(calls) == 2
+
+
+def test_an_interrupted_batch_leaves_nothing_running(crowded, nla, vectors):
+    engine = crowded._engine
+    with engine.use():
+        requests = [engine._request(each, each, 0, crowded.sampling) for each in vectors[:40]]
+        running = engine._backend.run(requests)
+        next(running)
+        running.close()
+    assert crowded.explain(vectors[41]).raw == nla.explain(vectors[41]).raw
+    assert not engine._backend._llm.llm_engine.has_unfinished_requests()
+
+
+def _replies(handle):
+    return [handle.capture.replies[row, 0] for row in range(handle.capture.count)]
