@@ -18,7 +18,6 @@ VALUES = {
     "MODULE:FUNCTION|FILE", "N", "NAME", "NAME=X,...", "ROWS", "TEXT", "URL|MODEL", "WHICH",
     "WORDS", "X", "line|N",
     "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X", "OPTIONS...",
-    "line|N",
 }  # fmt: skip
 """What a value may be called."""
 CHOICES = {"model", "edited"}
