@@ -20,6 +20,7 @@ ORDER = [
     "is_it_true",
     "steering_by_an_edited_explanation",
     "patching_with_explanations",
+    "ask_an_activation",
     "a_closed_loop",
     "transformer_lens",
     "remote",
@@ -36,11 +37,11 @@ LEADING = [
     "patching_with_explanations",
 ]
 """The tutorials that begin on SmolLM2, and go on where the truth is known."""
-OWN = ("remote", "train", "from_warm_start_to_nla", "is_it_true")
+OWN = ("remote", "train", "from_warm_start_to_nla", "is_it_true", "ask_an_activation")
 SWITCHED = [name for name in SERIES if name not in (*OWN, *LEADING)]
 """The tutorials on the small pair, with a cell that switches to SmolLM2 or to Qwen3-8B.
-The remote one has its own switch (host and names), `is_it_true` is about SmolLM2's own labels, and
-the last two train on the small target."""
+The remote one has its own switch (host and names), `is_it_true` is about SmolLM2's own labels,
+`ask_an_activation` about the small target's oracle, and the last two train on that target."""
 
 WHERE = """\
 Everything runs offline with the small models that ship with the package: a target, its verbalizer

@@ -20,6 +20,7 @@ from .app import app, command_of, err, in_flags
 # isort: off
 from . import demo
 from . import explain
+from . import ask
 from . import info
 from . import doctor
 from . import data
@@ -30,8 +31,8 @@ from . import calibration
 # isort: on
 
 __all__ = [
-    "app", "calibration", "data", "demo", "doctor", "explain", "info", "main", "reinforcement",
-    "serve", "training",
+    "app", "ask", "calibration", "data", "demo", "doctor", "explain", "info", "main",
+    "reinforcement", "serve", "training",
 ]  # fmt: skip
 
 

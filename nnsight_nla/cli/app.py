@@ -46,6 +46,11 @@ _CALLS = {
     "RLWatching(rows=64)": "--measured 64",
     "RLSettings(reconstructor='freeze')": "--freeze-ar",
     "RLSettings(reconstructor='train')": "without --freeze-ar",
+    "nla.explain(vectors)": "nnsight-nla explain TEXT",
+    "nla.ask(vectors, 'What is the text about?')": (
+        "nnsight-nla ask TEXT --question 'What is the text about?'"
+    ),
+    "NLA.on(model, av='the adapter')": "--av ADAPTER",
     "trust_remote_code=True": "nnsight-nla --trust-remote-code COMMAND",
 }
 _DATE = re.compile(r"NLA\(\.\.\., date='([^']*)'\)")
@@ -134,6 +139,27 @@ def _load_pair(
     if not on_hub:
         load.pop("trust_remote_code", None)  # It has no code of its own.
     return pairs.load(pair, ar=ar, remote=remote, **load)
+
+
+def load_oracle(
+    av: str | None, target: str | None, dtype: str, device_map: str | None
+) -> tuple[TransformersModel, NLA]:
+    """Load an activation oracle and its target; an adapter runs on the target's own weights."""
+    from .. import tiny
+    from ..checkpoint.checkpoint import Checkpoint
+    from ..models.adapter import is_adapter
+    from ..nla import NLA
+
+    if av is None:
+        model, _ = _load_pair("tiny", None, target, dtype, device_map, remote=False)
+        return model, NLA.on(model, av=tiny.paths()["oracle"])
+    if not is_adapter(av):
+        return load(av, None, target, dtype, device_map)
+    base = target or Checkpoint.load(av).base_model
+    if base is None:
+        raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
+    model = load_target(base, dtype, device_map)
+    return model, NLA.on(model, av=av, date=_OF_ALL.get("date"))
 
 
 def load_nla(

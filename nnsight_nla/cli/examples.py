@@ -84,6 +84,32 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "--generate 20 --position reply",
         ),
     ),
+    "ask": (
+        Example(
+            "What the state before the answer knows",
+            'nnsight-nla ask "People in Paris speak" --question "What is the subject?"',
+        ),
+        Example(
+            "A choice between words, with their probabilities",
+            'nnsight-nla ask "People in Paris speak" --choices Yes,No \\\n'
+            '--question "Is the tone calm?"',
+        ),
+        Example(
+            "Every token, and two questions",
+            'nnsight-nla ask "People in Paris speak" --position all \\\n'
+            '--question "What is the subject?" --question "What is the tone?"',
+        ),
+        Example(
+            "Three tokens at once, at another layer",
+            'nnsight-nla ask "People in Paris speak" --slots 3 --layer 4 \\\n'
+            '--question "What is the language?"',
+        ),
+        Example(
+            "A published oracle, on a GPU",
+            'nnsight-nla ask "A text." --question "What is it about?" --device-map cuda \\\n'
+            "--av adamkarvonen/checkpoints_latentqa_cls_past_lens_addition_Qwen3-8B",
+        ),
+    ),
     "info": (
         Example("A checkpoint on the Hub", "nnsight-nla info ceselder/nanonla-l24-av-qwen3-8b"),
         Example("A checkpoint in a folder", "nnsight-nla info runs/av"),

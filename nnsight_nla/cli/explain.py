@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 from typer import Option
 
-from ..errors import NLAError, VerbalizationError
-from . import options
+from ..errors import NLAError
+from . import options, tokens
 from .app import command, load, out, print_json, spinner
 from .pages import check_folder, open_page
 from .tables import explanation_table, reading_table
 
 if TYPE_CHECKING:
-    from nnsight.modeling.transformers import TransformersModel
-    from torch import Tensor
-
     from ..nla import NLA
 
 PAGE = Path("nnsight-nla-reading.html")
@@ -63,9 +60,9 @@ def explain(
         target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
         block = _block(nla, layer, insist=insist)
         (span,) = nla.positions(target_model, text)
-        wanted = _positions(position, len(span.ids))
+        wanted = tokens.positions(position, len(span.ids))
     with spinner("explaining"):
-        residual = _residual(target_model, nla, text, block, span.slice, remote=remote)
+        residual = tokens.residuals(target_model, nla, text, block, span.slice, remote=remote)
         thoughts = nla.explain(
             residual[wanted],
             tokens=[span.tokens[i] for i in wanted],
@@ -138,7 +135,7 @@ def read(
         found = nla.read(
             target_model,
             [{"role": "user", "content": text}] if chat else text,
-            positions=positions if positions in ("all", "reply") else _indices(positions),
+            positions=positions if positions in ("all", "reply") else tokens.indices(positions),
             generate=generate,
             layer=layer,
             claims="ignore" if insist else "check",
@@ -174,51 +171,3 @@ def _block(nla: NLA, layer: int | None, *, insist: bool) -> int:
             f"Remove --layer, or add --insist to explain layer {layer} anyway."
         )
     return nla.checkpoint.layer if layer is None else layer
-
-
-def _residual(
-    model: TransformersModel, nla: NLA, text: str, layer: int, tokens: slice, *, remote: bool
-) -> Tensor:
-    """Return the residuals of a text's tokens, ``[tokens, d_model]``, on the CPU.
-
-    A remote host gets the source of the block, so the block uses plain values only.
-    """
-    import torch
-
-    from ..models import hosts, weights
-    from ..remote.ndif import send
-
-    block: Any = nla.layer(model, layer, claims="ignore")
-
-    def traced() -> Tensor:
-        with torch.no_grad(), model.trace(text, remote=remote) as tracer:
-            residual = block.output[0, tokens].float().cpu().save()
-            tracer.stop()
-        return residual
-
-    if remote:
-        return send(traced, f"The request to read the text with {hosts.describe(model)}")
-    weights.load(model)
-    return traced()
-
-
-def _positions(position: str, length: int) -> list[int]:
-    """Return the requested positions, counted from the left."""
-    if position == "all":
-        return list(range(length))
-    given = _indices(position)
-    for index in given:
-        if not -length <= index < length:
-            raise VerbalizationError(
-                f"--position {index}: the text has {length} tokens, 0 to {length - 1}."
-            )
-    return [index % length for index in given]
-
-
-def _indices(position: str) -> list[int]:
-    try:
-        return [int(part) for part in position.split(",")]
-    except ValueError as error:
-        raise VerbalizationError(
-            f"--position {position!r}: expected an index, several (0,3,-1), or 'all'."
-        ) from error

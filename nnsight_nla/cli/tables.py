@@ -1,4 +1,4 @@
-"""Format what `explain` and `read` print as tables for a terminal.
+"""Format what `explain`, `read` and `ask` print as tables for a terminal.
 
 Texts get most of the width: a trust label is below its text, and each warning is printed once,
 below the table, with the positions that it is about.
@@ -11,10 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..core.answer_trust import NAMES
 from ..core.baseline import Baseline
 
 if TYPE_CHECKING:
@@ -88,6 +90,27 @@ def reading_table(reading: Reading) -> RenderableType:
     return _with_notes(table, notes, caption)
 
 
+def answer_table(answers: Explanation) -> RenderableType:
+    """Format the answers of an oracle, one table per question, next to those of the controls."""
+    records = answers.to_dict()["explanations"]
+    notes = _Notes()
+    parts: list[RenderableType] = []
+    for question, group in groupby(records, key=lambda record: record["question"]):
+        rows = list(group)
+        labels = [record["label"] for record in rows]
+        controls = [name for name in NAMES if any(label.get(name) for label in labels)]
+        headings = ["answer", "mass"] if "mass" in rows[0] else ["answer"]
+        headings += [NAMES[name] for name in controls]
+        table = new_table("position", "token", *headings, title=f"[bold]{escape(question)}[/bold]")
+        for record, label in zip(rows, labels, strict=True):
+            cells = _answer(record, notes)
+            cells += [_control(label, name) for name in controls]
+            table.add_row(str(record["position"]), Text(repr(record["token"])), *cells)
+        parts += ["", table, Text(labels[-1]["line"], "dim")]
+    caption = "mass: the choices' share of all next tokens" if "mass" in records[0] else None
+    return _with_notes(Group(*parts[1:]), notes, caption)
+
+
 def one_line(text: str) -> Text:
     """Return a text of several lines in one, with slashes between them."""
     return Text(" / ".join(text.splitlines()))
@@ -127,10 +150,26 @@ class _Notes:
         return table
 
 
-def _with_notes(table: Table, notes: _Notes, caption: str | None) -> RenderableType:
+def _with_notes(table: RenderableType, notes: _Notes, caption: str | None) -> RenderableType:
     below: list[RenderableType] = [notes.table()] if notes.positions else []
     below += [] if caption is None else [Text(caption, "dim")]
     return Group(table, "", *below) if below else table
+
+
+def _answer(record: dict[str, Any], notes: _Notes) -> list[Text]:
+    """Return the cells of an answer: its text, or the probabilities of the choices."""
+    said = one_line(record["text"] or f"no text: {record['error']}")
+    if record.get("probabilities"):
+        said = Text(", ".join(f"{word} {p:.2f}" for word, p in record["probabilities"].items()))
+    numbers = notes.add(record["position"], record["warnings"])
+    if numbers:
+        said.append(f" ({notes.named(numbers)})", style="dim")
+    return [said, Text(f"{record['mass']:.2f}")] if "mass" in record else [said]
+
+
+def _control(label: dict[str, Any], name: str) -> Text:
+    """Return a control's answer, marked if it is the same."""
+    return Text(label.get(name) or "", "yellow" if name in label.get("unchanged", ()) else "dim")
 
 
 def _samples(records: Sequence[dict[str, Any]]) -> list[RenderableType]:

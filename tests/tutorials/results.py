@@ -76,6 +76,21 @@ def steering_by_an_edited_explanation(n: Names, *, tiny: bool) -> None:
     assert table.loc["stage, current, next", "answered"] > 0.9
 
 
+def ask_an_activation(n: Names, *, tiny: bool) -> None:
+    """Check what the oracle reads from the state, what it does not, and what a new tone changes."""
+    right, steered = n["right"], n["steered"]
+    assert n["answers"].text[:2] == ["Paris", "cheerful"]
+    assert n["after"].text[:2] == ["Rome", "cheerful"]
+    controls = right.drop(columns="the residual").max(axis=1)
+    assert (right["the residual"] - controls)[["subject", "tone"]].min() > 0.5
+    assert right.loc["next word", "the residual"] < 0.2
+    assert max(row["says Yes"] for row in n["closed"]) < 0.5
+    turned = steered.loc[("the tone's direction", 1.0)]
+    assert turned["model: answer as before"] > 0.95
+    assert turned["oracle: the new tone"] > 0.9
+    assert steered.loc[("a random direction", 1.0), "oracle: the new tone"] < 0.2
+
+
 def patching_a_real_model(n: Names, *, tiny: bool) -> None:
     """Check where SmolLM2 keeps the country, and that block 23 hands it over."""
     by_place = n["shown"].set_index(["layer", "token"])

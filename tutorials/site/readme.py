@@ -1,4 +1,4 @@
-"""Write the parts of the README that are made: the published checkpoints, and the gallery.
+"""Write the parts of the README that are made: checkpoints, the oracle's figures, and the gallery.
 
     python -m tutorials.site.readme
 
@@ -7,11 +7,14 @@ A test compares the README with what this makes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnsight_nla import tiny
 from tutorials.recipes import published
+from tutorials.recipes.tiny import oracle_figures
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -36,9 +39,17 @@ def gallery() -> str:
     return "\n".join(f"|{line}|" for line in lines)
 
 
+def oracle() -> str:
+    """Return the share of held-out questions that the tiny oracle answers right, in Markdown."""
+    file = Path(tiny.__file__).parent / "oracle_figures.json"
+    table = oracle_figures.table(json.loads(file.read_text("utf-8")))
+    return re.sub(r" ?\| ?", "|", table)
+
+
 def parts() -> Iterator[tuple[str, str]]:
     """Yield the name of each part, and its text."""
     yield "published", published.table()
+    yield "oracle", oracle()
     yield "gallery", gallery()
 
 
