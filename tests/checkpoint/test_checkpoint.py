@@ -226,7 +226,7 @@ REFUSED = [
         sidecar(extraction__layer_index=None, tokens=None),
         "meta: missing layer (at extraction.layer_index or extraction_layer_index or "
         "critic.extraction_layer_index or ar.extraction_layer_index or critic.num_hidden_layers or "
-        "ar.num_hidden_layers), marker (at tokens.injection_char).",
+        "ar.num_hidden_layers or layer_index), marker (at tokens.injection_char).",
     ),
     (
         sidecar(d_model=None, prompt_templates="none"),

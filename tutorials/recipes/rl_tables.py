@@ -96,7 +96,8 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     first = next(iter(runs))
     return [
         "Two bad verbalizers: *noisy*, the shipped one with noise on its weights, and *short*, "
-        "trained on labels for half of the steps, of half as many rows. Both are trained on "
+        "trained on labels for half of the steps, of half as many rows, and stopped while its "
+        "learning rate was at its peak. Both are trained on "
         "vectors alone (``python -m tutorials.recipes.tiny.rl WORK``) and measured, greedily, on "
         "300 vectors of pairs of "
         "subject and tone that no training saw. The FVE is judged by the shipped reconstructor "

@@ -26,7 +26,7 @@ from .collect_rows import PER_DOCUMENT, as_rows
 NOISE = 0.55
 """The noise on each matrix, as a multiple of its standard deviation."""
 SHORT = Settings(steps=440, batch_size=16, learning_rate=2e-3, final_rate=1.0)
-"""The shipped verbalizer was trained for 900 steps of twice as many rows."""
+"""The shipped verbalizer was trained for 900 steps of twice as many rows, at a rate that falls."""
 
 
 def write_rows(model: Any, file: Path, *, documents: int, per_document: int = 6) -> Path:
