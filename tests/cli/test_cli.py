@@ -221,7 +221,7 @@ def test_explain_with_a_checkpoint_of_ones_own_reads_the_target_from_the_sidecar
 
 
 def test_a_reconstructor_of_ones_own_gives_the_same_label():
-    models = [f"--{name}={folder}" for name, folder in tiny.paths().items()]
+    models = [f"--{name}={tiny.paths()[name]}" for name in ("target", "av", "ar")]
     command = ("explain", "The cow lives in the", "--json", "--dtype", "float32")
     given, embedded = (json.loads(run(*command, *each).stdout) for each in (models, []))
     assert given["explanations"][0]["trust"] == embedded["explanations"][0]["trust"]
