@@ -65,7 +65,8 @@ def test_choices_have_probabilities():
     assert f"  {row['mass']:.2f}  " in shown
 
 
-def test_the_table_has_the_answers_of_the_controls():
+def test_the_table_has_the_answers_of_the_controls(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     command = (TEXT, "--question", SUBJECT, "--position", "5,8")
     label = json.loads(invoke(*command, "--json"))["explanations"][1]["label"]
     lines = invoke(*command).splitlines()
