@@ -112,6 +112,7 @@ class Explains(Protocol):
         questions: Nested[str],
         *,
         choices: Sequence[str] | None = None,
+        layer: int | None = None,
         tokens: Any = None,
         positions: Any = None,
         samples: int = 1,

@@ -6,10 +6,17 @@ import pytest
 from typer.testing import CliRunner
 
 from nnsight_nla import NLA, cli, tiny
+from nnsight_nla.cli.app import out
 from nnsight_nla.errors import NLAError
 
 TEXT = "What a lovely day! People in Paris speak"
 SUBJECT, TONE = "What is the subject?", "What is the tone?"
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    # Rich reads COLUMNS when the console is made, at import.
+    monkeypatch.setattr(out, "width", 100)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +25,7 @@ def oracle(pair):
 
 
 def invoke(*arguments):
-    done = CliRunner().invoke(cli.app, ["ask", *arguments], env={"COLUMNS": "100"})
+    done = CliRunner().invoke(cli.app, ["ask", *arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.stdout
@@ -65,8 +72,7 @@ def test_choices_have_probabilities():
     assert f"  {row['mass']:.2f}  " in shown
 
 
-def test_the_table_has_the_answers_of_the_controls(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+def test_the_table_has_the_answers_of_the_controls():
     command = (TEXT, "--question", SUBJECT, "--position", "5,8")
     label = json.loads(invoke(*command, "--json"))["explanations"][1]["label"]
     lines = invoke(*command).splitlines()

@@ -20,6 +20,8 @@ DEFAULTS = {
     "batch_size": 64,
     "resume": None,
     "remote": False,
+    "question": None,
+    "choices": None,
 }
 OWN = {
     patch: ("model", "nla", "clean", "corrupt"),
