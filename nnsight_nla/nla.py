@@ -150,7 +150,7 @@ class NLA:
         from .evaluation.reconstructor import Reconstructor
         from .models.adapter import check_used
         from .models.memory import Memory
-        from .models.open import OpenOptions, open_reconstructor, open_verbalizer
+        from .models.open import OpenOptions, open_reconstructor, open_verbalizer, prompt_of
         from .models.stacked import one_adapter
         from .verbalize.engine import EngineOptions, engine_maker, served_source
 
@@ -178,15 +178,15 @@ class NLA:
         self._by_layer: dict[int, NLA] = {}
         self.question: AskOptions | None = None
         decoding = "generate" if engine == "generate" else "fast"
-        self._set_prompt(opened.checkpoint, opened.prompt, decoding, batch_rows(batch_size))
+        described, prompt = opened.checkpoint, opened.prompt
+        if layer is not None:
+            described, prompt = prompt_of(self._template.at_layer(layer), self.av)
+        self._set_prompt(described, prompt, decoding, batch_rows(batch_size))
         self._other_base: weakref.WeakSet[Any] = weakref.WeakSet()
-        opened_ar = self.ar if self.has_reconstructor else None
+        opened_ar = None if self._own_ar is None else self._own_ar.ar
         check_used(load, self.av, opened_ar)
         check_used(av_options, self.av)
         check_used(ar_options, opened_ar)
-        if layer is not None:
-            self._by_layer = {}
-            self._read_layer(layer)
         self.spec = pickling.rebuildable({**given, "date": self.prompt.date})
         self.uid = pickling.enter(self)
 

@@ -8,6 +8,7 @@ import datetime
 import pickle
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -163,6 +164,19 @@ def interrupted(nla: NLA, source: Path, output: Path) -> None:
     nla.__class__ = Stops
     with pytest.raises(KeyboardInterrupt):
         bulk.run(nla, source, output, chunk=2, sampling=SHORT, score=False)
+
+
+@pytest.mark.parametrize("chosen", [SECOND, None])
+def test_another_layer_has_the_same_date(av, day, chosen):
+    checkpoint = replace(Checkpoint.load(av), layers=(2, 3), date=None)
+    given = {"checkpoint": checkpoint, "date": chosen}
+    if chosen is None:
+        with pytest.warns(NLAWarning, match="date"):
+            nla = NLA(av, **given)
+    else:
+        nla = NLA(av, **given)
+    day("2027-01-01")
+    assert nla.at_layer(2).prompt.date == nla.prompt.date == (chosen or FIRST)
 
 
 def test_a_run_that_is_resumed_keeps_its_date(av, residuals, tmp_path, day):

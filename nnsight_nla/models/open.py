@@ -112,6 +112,7 @@ def open_verbalizer(
         base, peft = adapters.base_of(folder), str(folder)
     is_path = isinstance(source, str | Path)
     template = _described(peft or (source if is_path else hosts.describe(source)), checkpoint)
+    template = template if date is None else template.on_date(date)
     described = at_depth(base, template, load)
     reconstructor_files.check_role(peft or source, "verbalizer")
     tokenizer = (
@@ -119,14 +120,16 @@ def open_verbalizer(
         if not isinstance(base, str | Path)
         else load_tokenizer(peft or base, described, base=base, trust=_trusts(load))
     )
-    if date is not None:
-        described = described.on_date(date)
     prompt = first_prompt(described, tokenizer)
     if prompt.date is not None and described.date is None:
         _warn_of_today(peft or hosts.describe(source) if not is_path else source, prompt.date)
     model = _model(base, tokenizer, peft, load, options)
     runtime = _runtime(model, "verbalizer", options, loaded_here=is_path)
-    return OpenedVerbalizer(runtime, _completed(described, prompt, tokenizer), prompt, template)
+    completed = _completed(described, prompt, tokenizer)
+    if completed.date is not None:  # The prompt for another layer has the same date.
+        source = {**template.source, "date": completed.source["date"]}
+        template = replace(template, date=completed.date, source=source)
+    return OpenedVerbalizer(runtime, completed, prompt, template)
 
 
 def prompt_of(template: Checkpoint, av: TransformersModel) -> tuple[Checkpoint, Prompt]:

@@ -31,6 +31,7 @@ from ..checkpoint import sidecar
 from ..errors import CheckpointError, shown
 from ..storage.atomic import atomic_folder
 from ..storage.cache import cache_folder
+from .adapter import is_adapter
 from .loading import adapter_base
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def one_adapter(source: Any) -> Any:
 
     Args:
         source: A list of adapters, in the order in which they were trained. Anything else is
-            returned as it is, unless it is an adapter whose sidecar names those below it.
+            returned as it is, unless it is an adapter whose sidecar names those below it. So is a
+            list of one model that is no adapter.
 
     Raises:
         CheckpointError: One of the list is not a LoRA adapter that can be combined.
@@ -64,6 +66,8 @@ def one_adapter(source: Any) -> Any:
                 "The list of adapters is empty. Pass them in the order in which they were trained: "
                 "NLA(['you/av-sft', 'you/av-rl'])."
             )
+        if len(parts) == 1 and not is_adapter(parts[0]):
+            return source  # Nothing to combine; what opens the models says what it expects.
     elif isinstance(source, str | Path):
         parts = _below(source)
     else:
