@@ -30,13 +30,7 @@ def ask(
             "generate nothing.",
         ),
     ] = None,
-    position: Annotated[
-        str,
-        Option(
-            metavar="WHICH",
-            help="Which tokens: an index (-1 is the last), several (0,3,-1), or 'all'.",
-        ),
-    ] = "-1",
+    position: options.Position = "-1",
     slots: Annotated[
         int,
         Option(

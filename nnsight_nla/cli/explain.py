@@ -25,13 +25,7 @@ PAGE = Path("nnsight-nla-reading.html")
 @command()
 def explain(
     text: options.Text,
-    position: Annotated[
-        str,
-        Option(
-            metavar="WHICH",
-            help="Which tokens: an index (-1 is the last), several (0,3,-1), or 'all'.",
-        ),
-    ] = "-1",
+    position: options.Position = "-1",
     model: options.Model = "tiny",
     av: options.Av = None,
     ar: options.Ar = None,

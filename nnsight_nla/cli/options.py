@@ -61,6 +61,14 @@ DeviceMap = Annotated[
     Option(metavar="MAP", help="The device of the models: auto, cpu, cuda, ... as in accelerate."),
 ]
 
+Position = Annotated[
+    str,
+    Option(
+        metavar="WHICH",
+        help="Which tokens: an index (-1 is the last), several (0,3,-1), or 'all'.",
+    ),
+]
+
 # The verbalizer's replies.
 MaxNewTokens = Annotated[
     int, Option(min=1, metavar="N", help="The maximum length of a reply, in tokens.")
@@ -175,5 +183,5 @@ HeldOut = Annotated[
 
 
 def upto_of(given: str | None) -> Any:
-    """Return the value of --upto for `Sampling`; what is no number is left for it to check."""
+    """Return the value of --upto as a number, or as it is; `Sampling` checks it."""
     return int(given) if given is not None and given.isdecimal() else given

@@ -58,7 +58,7 @@ class Label:
     grade: str
     """The grade of the trust label: ``none`` for anything but residuals."""
     error: str | None
-    """Why there is no text, or no margin."""
+    """Why the text or the margin is missing; ``None`` if neither is."""
 
 
 class Labels(Sequence[Label]):

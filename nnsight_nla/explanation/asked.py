@@ -239,7 +239,7 @@ def _questions(given: Any, shape: tuple[int, ...], rows: int) -> list[str]:
     """Return the question of each row.
 
     Raises:
-        VerbalizationError: One is no text or empty, or there are more or fewer than rows.
+        VerbalizationError: A question is empty or not a string, or there is not one for each row.
     """
     if isinstance(given, str):
         listed = [given] * rows

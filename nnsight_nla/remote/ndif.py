@@ -11,11 +11,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _compat
 from ..core.injection import OPERATIONS
 from ..errors import HostError
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
 
 T = TypeVar("T")
 
@@ -34,15 +37,8 @@ def send(request: Callable[[], T], what: str) -> T:
     Raises:
         HostError: The host stayed unavailable, or the request failed there.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-
     _ship_operations()
-    retrying = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential(multiplier=0.5, max=_LONGEST_WAIT),
-        retry=retry_if_exception(transient),
-        reraise=True,
-    )
+    retrying = retries(transient)
     try:
         return retrying(request)
     except Exception as error:
@@ -54,6 +50,22 @@ def send(request: Callable[[], T], what: str) -> T:
             f"{what} at {_compat.host()} failed ({tries} of {ATTEMPTS} tries); last: "
             f"{type(error).__name__}: {last[-1].strip()}"
         ) from error
+
+
+def retries(may_help: Callable[[BaseException], bool]) -> Retrying:
+    """Return what calls a request up to `ATTEMPTS` times, and waits longer each time.
+
+    Args:
+        may_help: Whether another try may help after this error; the last error is raised as it is.
+    """
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+    return Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(multiplier=0.5, max=_LONGEST_WAIT),
+        retry=retry_if_exception(may_help),
+        reraise=True,
+    )
 
 
 def _ship_operations() -> None:

@@ -1,8 +1,8 @@
 """Makes the virtual environment of the vLLM tests: `python tests/vllm/install.py`.
 
-vLLM pins PyTorch and caps transformers, so it lives apart from the project's own environment. This
-one stands in the user's cache folder, named by a hash of the requirement file it is made from, so a
-change of that makes a new one. Running this again only installs the clone itself anew (its
+vLLM pins PyTorch and caps transformers, so it lives apart from the project's own environment. It
+is in the user's cache folder, named by a hash of the requirement file that it is made from, so a
+change to that file makes a new one. Running this again only installs the clone itself anew (its
 entry points; the code is read from the folder that pytest is started in).
 
 One file in the folder, `nnsight-nla-vllm.txt`, says whose it is and how far it got: `unfinished`
@@ -23,7 +23,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 _CLONE = _HERE.parent.parent
 _REQUIREMENTS = _HERE / "requirements.txt"
-# vLLM brings them. They do not import beside this PyTorch, and break transformers' Trainer.
+# vLLM installs them, but they fail to import with this PyTorch and break transformers' Trainer.
 _BROKEN = ("torchvision", "torchaudio", "torchcodec")
 _MARK = "nnsight-nla-vllm.txt"
 _UNFINISHED = "unfinished"

@@ -79,7 +79,7 @@ class LocalEngine:
             raise VerbalizationError(f"vLLM has no architecture {name}. Use engine='fast'.")
         try:
             self._llm = LLM(**self._options)
-        except RuntimeError as error:  # What its process raised stands in its log.
+        except RuntimeError as error:  # vLLM's log has the cause.
             raise VerbalizationError(
                 f"vLLM did not start with {self._verbalizer.runtime.name}: {error} The cause is in "
                 "vLLM's log, above. Its options are NLA(..., engine='vllm', vllm={...})."

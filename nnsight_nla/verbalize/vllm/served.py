@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import CheckpointError, HostError, VerbalizationError, shown
-from ...remote.ndif import ATTEMPTS, transient
+from ...remote.ndif import ATTEMPTS, retries, transient
 from . import receipts
 from .server import RECEIPTS, VERBALIZER
 from .settings import Settings
@@ -35,7 +35,6 @@ CONCURRENCY = 64
 """Requests under way at a time, unless ``vllm={"concurrency": n}`` says otherwise."""
 _CHUNK = 8
 """A call has this many times as many requests as are under way at a time."""
-_LONGEST_WAIT = 8.0
 _TIMEOUT = 600.0
 _BUSY = 429
 
@@ -195,21 +194,14 @@ def _sent(
         HostError: It stayed so, or the server refused.
     """
     import httpx
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
     def once() -> dict[str, Any]:
         answer = client.request(method, path, json=body)
         answer.raise_for_status()
         return answer.json()
 
-    retrying = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential(multiplier=0.5, max=_LONGEST_WAIT),
-        retry=retry_if_exception(_may_help),
-        reraise=True,
-    )
     try:
-        return retrying(once)
+        return retries(_may_help)(once)
     except httpx.HTTPStatusError as error:
         if error.response.status_code == 404:
             raise HostError(

@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(served, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(ndif, "_LONGEST_WAIT", 0.01)
     running = FakeServer()
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
@@ -152,7 +152,7 @@ def test_a_server_that_is_away_is_waited_for_by_bulk(server):
 
 
 def test_an_address_without_a_server_says_what_to_start(monkeypatch):
-    monkeypatch.setattr(served, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(ndif, "_LONGEST_WAIT", 0.01)
     with pytest.raises(HostError, match=r"did not answer.*nnsight-nla serve AV"):
         NLA(url="http://127.0.0.1:9", engine="vllm")
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from nnsight_nla import NLA, tiny
+from nnsight_nla import tiny
 from nnsight_nla.tiny.examples import K
 from nnsight_nla.training import describe
 
@@ -30,7 +30,7 @@ from .bounds import out_of_bounds
 from .collect_rows import collect_rows, measure_baseline
 from .evaluate import measure
 from .oracle import train_oracle
-from .oracle_figures import measure_oracle
+from .oracle_figures import record_oracle
 from .tables import markdown
 from .train_pair import AR_SETTINGS, AV_SETTINGS, train_ar, train_av
 from .train_target import TargetSettings, train_target
@@ -77,8 +77,7 @@ def build(out: Path, report: Callable[[str], None]) -> dict[str, Any]:
     train_oracle(folders, BASE_MODEL, report=report)
 
     model, nla = tiny.load(out / "weights")
-    asked = measure_oracle(model, NLA.on(model, av=folders["oracle"]))
-    (out / "oracle_figures.json").write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    record_oracle(model, out)
     figures = measure(model, nla)
     text = json.dumps(figures, indent=1) + "\n"
     (out / "figures.json").write_text(text, encoding="utf-8")

@@ -71,6 +71,18 @@ def measure_oracle(model: Any, nla: NLA, documents: int = DOCUMENTS) -> dict[str
     }
 
 
+def record_oracle(model: Any, out: Path) -> dict[str, Any]:
+    """Measure the oracle in ``out/weights``, and write its figures to ``out/oracle_figures.json``.
+
+    Args:
+        model: The target.
+        out: The folder that holds ``weights``.
+    """
+    figures = measure_oracle(model, NLA.on(model, av=tiny.paths(out / "weights")["oracle"]))
+    (out / "oracle_figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    return figures
+
+
 def table(figures: Mapping[str, Any]) -> str:
     """Return the figures as a Markdown table."""
     head = ("question about", "the vectors", "no vectors", "random", "another row's")
@@ -109,9 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     model, _ = tiny.load(options.out / "weights")
-    nla = NLA.on(model, av=tiny.paths(options.out / "weights")["oracle"])
-    figures = measure_oracle(model, nla)
-    (options.out / "oracle_figures.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    figures = record_oracle(model, options.out)
     sys.stdout.write(f"{table(figures)}\n")
     return 0
 
