@@ -3,6 +3,8 @@
 import json
 import random
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +16,8 @@ from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE, MARKER_SLOT
 from nnsight_nla.tiny.documents import Truth, Word, sample
 from nnsight_nla.tiny.examples import collect
 from nnsight_nla.tiny.facts import NEUTRAL, SUBJECTS, held_out_pairs
-from nnsight_nla.training import Settings
-from tutorials.recipes.tiny import build, evaluate
+from nnsight_nla.training import Lora, Settings
+from tutorials.recipes.tiny import build, evaluate, oracle, oracle_figures
 from tutorials.recipes.tiny.bounds import out_of_bounds
 from tutorials.recipes.tiny.collect_rows import as_rows
 from tutorials.recipes.tiny.made_up_claims import claim_rates
@@ -121,6 +123,12 @@ def test_the_build_makes_folders_that_load_and_measures_them(model, monkeypatch,
     monkeypatch.setattr(build, "AV_SETTINGS", Settings(steps=1, batch_size=2))
     monkeypatch.setattr(build, "AR_SETTINGS", Settings(steps=1, batch_size=2))
     monkeypatch.setattr(build, "measure", measure)
+    few = Settings(steps=4, batch_size=2, lora=Lora(rank=2, alpha=2))
+    monkeypatch.setattr(build, "READING", few)
+    monkeypatch.setattr(build, "ANSWERING", replace(few, lora=None))
+    monkeypatch.setattr(oracle, "DOCUMENTS", 2)
+    some = partial(oracle_figures.measure_oracle, documents=1)
+    monkeypatch.setattr(oracle_figures, "measure_oracle", some)
     assert build.main(["--out", str(tmp_path)]) == 1
     torch.set_num_threads(threads)
     said = capsys.readouterr().out
@@ -129,6 +137,10 @@ def test_the_build_makes_folders_that_load_and_measures_them(model, monkeypatch,
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures.keys() == tiny.figures().keys() - {"truth"}
     assert {folder.name for folder in Path(tmp_path, "weights").iterdir()} == set(tiny.paths())
+    answered = json.loads((tmp_path / "oracle_figures.json").read_text())
+    assert answered["questions"] > 0
+    made = (tmp_path / "weights" / "oracle" / "tokenizer_config.json").read_text("utf-8")
+    assert "is_local" not in made
 
 
 def test_a_sidecar_says_what_the_pair_was_trained_on():

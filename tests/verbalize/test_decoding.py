@@ -262,7 +262,9 @@ def test_auto_finds_a_size_and_it_can_be_set(nla, monkeypatch):
 
 def test_who_takes_the_plain_path_says_why(nla, reference):
     assert reference.info()["engine"]["why"] == "engine='generate' was requested"
-    with pytest.raises(VerbalizationError, match="engine='quick': expected 'fast' or 'generate'"):
+    with pytest.raises(
+        VerbalizationError, match="engine='quick': expected one of 'fast', 'generate', 'vllm'"
+    ):
         NLA(nla.av, checkpoint=nla.checkpoint, engine="quick")
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nnsight_nla import NLA, Checkpoint, CheckpointError, InjectionError, NLAError, Sampling, tiny
+from nnsight_nla import (
+    NLA,
+    Checkpoint,
+    CheckpointError,
+    Explanation,
+    InjectionError,
+    Sampling,
+    tiny,
+)
 from nnsight_nla.checkpoint.checkpoint import parse_sidecar
 from nnsight_nla.remote.wire import RemoteNLA
 from tests.helpers.plain_oracle import first_logits
@@ -77,15 +85,24 @@ def test_it_works_in_a_trace_and_on_a_host(both, model):
     torch.testing.assert_close(capture.vectors[0], inside.vectors)
 
 
-def test_there_is_no_reconstruction_of_two_vectors(both, residuals, tmp_path):
+def test_there_is_no_reconstruction_of_two_vectors(both, residuals):
     thought = both.explain(residuals[:2], sampling=SHORT)
     assert thought.trust is None
     assert not both.has_reconstructor
     with pytest.raises(CheckpointError, match="gives one vector for a text, and this verbalizer"):
         both.score(thought)
     assert isinstance(both.explain_nothing().text, str)
-    with pytest.raises(NLAError, match="explanations of one vector each"):
-        thought.to_parquet(tmp_path / "two.parquet")
+
+
+def test_a_file_has_both_vectors(both, residuals, tmp_path):
+    pairs = torch.stack([residuals[:2], residuals[-2:]], dim=-2)
+    thought = both.explain(pairs, sampling=SHORT)
+    thought.to_parquet(tmp_path / "two.parquet")
+    back = Explanation.from_parquet(tmp_path / "two.parquet")
+    assert (back.shape, back.text, back.raw) == (thought.shape, thought.text, thought.raw)
+    assert torch.equal(back.vectors, pairs)
+    assert back.questions is None
+    assert back.to_pandas().equals(thought.to_pandas())
 
 
 def test_what_is_not_two_vectors_is_refused(both, residuals):

@@ -220,11 +220,11 @@ def test_a_frozen_reconstructor_that_moves_stops_the_training(trained, tmp_path,
 
 
 def test_the_reward_of_a_step_is_learned_from(trained, tmp_path):
-    """Twelve steps of a reward that is easily earned: texts about nobody."""
+    """Twenty steps of a reward that is easily earned: texts about nobody."""
     own = {"none": Reward(lambda texts, _: [float("No subject" in text) for text in texts], 4.0)}
     found = trained(
-        tmp_path / "rl", steps=12, prompts=8, av_rate=2e-3, reconstructor="freeze", rewards=own,
-        watching=RLWatching(every=12, rows=0),
+        tmp_path / "rl", steps=20, prompts=8, av_rate=2e-3, reconstructor="freeze", rewards=own,
+        watching=RLWatching(every=20, rows=0),
     )  # fmt: skip
     first, last = found.log[0], found.log[-1]
     assert last["none"] > first["none"] + 0.3

@@ -29,7 +29,7 @@ from nnsight_nla.training import describe
 from .bounds import out_of_bounds
 from .collect_rows import collect_rows, measure_baseline
 from .evaluate import measure
-from .oracle import train_oracle
+from .oracle import ANSWERING, READING, train_oracle
 from .oracle_figures import record_oracle
 from .tables import markdown
 from .train_pair import AR_SETTINGS, AV_SETTINGS, train_ar, train_av
@@ -74,7 +74,7 @@ def build(out: Path, report: Callable[[str], None]) -> dict[str, Any]:
     train_av(folders, tokenizer, rows, checkpoint, AV_SETTINGS, report=report)
     train_ar(folders, tokenizer, rows, checkpoint, AR_SETTINGS, report=report)
 
-    train_oracle(folders, BASE_MODEL, report=report)
+    train_oracle(folders, BASE_MODEL, READING, ANSWERING, report=report)
 
     model, nla = tiny.load(out / "weights")
     record_oracle(model, out)

@@ -63,6 +63,8 @@ def train_oracle(
         report: Called with lines of progress.
     """
     tokenizer = AutoTokenizer.from_pretrained(folders["target"])
+    for name in ("is_local", "local_files_only"):  # How it was loaded here is not part of it.
+        tokenizer.init_kwargs.pop(name, None)
     target = TransformersModel(
         str(folders["target"]), task="text-generation", dispatch=True, dtype=torch.float32
     )
