@@ -8,8 +8,8 @@
 Progress bars, timings, and where files are on this machine are left out. Figures and reading pages
 become pictures, since code hosts run no scripts. The check compares texts and tables: numbers may
 differ by one percent, or by 0.02 where they are small, as they do between processors; pictures and
-digests are not compared, and of a cell with the tag ``random``, which draws at a temperature, only
-the kinds of its outputs are.
+digests are not compared, and of a cell with the tag ``random``, which draws at a temperature or
+measures what was trained on such draws, only the kinds of its outputs are.
 """
 
 from __future__ import annotations
