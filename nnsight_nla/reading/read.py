@@ -19,6 +19,7 @@ import torch
 from ..checkpoint.origin import Claims
 from ..core.numeric import has_values, is_int
 from ..errors import InjectionError, NLAError, shown
+from ..explanation.asked import check_single
 from ..models import bridge, hosts, weights
 from ..models import target as targets
 from ..models.generation import greedy
@@ -58,6 +59,7 @@ def read(
     sampling: Sampling | None = None,
 ) -> Reading:
     """Explain every token of `prompt`, and of the model's reply; see `NLA.read`."""
+    check_single(nla.checkpoint, "read")
     envoy = nla.layer(model, layer, claims=claims)  # Refuses a model that does not fit.
     block = None if layer is None else envoy
     if bridge.is_bridge(model):
