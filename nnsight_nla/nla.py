@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from .remote.ndif import HostStatus
     from .verbalize.decoding import Engine
     from .verbalize.engine import EngineName
+    from .verbalize.streaming import OnText
 
 
 class NLA:
@@ -773,8 +774,19 @@ class NLA:
         )
         return Explanation.of(capture, ())
 
-    def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
+    def resolve(
+        self,
+        handles: Explanation | Iterable[Explanation] | None = None,
+        *,
+        on_text: OnText | None = None,
+    ) -> None:
         """Verbalize all pending handles, or only these.
+
+        Args:
+            handles: The handles.
+            on_text: Called with a `TextSoFar` after each decoding step, once for each text that is
+                not finished, and with each finished text. Where it returns ``"stop"``, that text is
+                not generated further, and its row stays pending; see `verbalize.streaming`.
 
         Raises:
             VerbalizationError: Generation failed (rows without a text stay pending), or one of
@@ -782,13 +794,17 @@ class NLA:
         """
         if handles is None:
             for nla in list(self._by_layer.values()):
-                nla.queue.resolve([])
+                nla.queue.resolve_only(nla.queue.pending(), on_text=on_text)
             return
         given = check_handles(handles)
         queues = [nla.queue for nla in self._by_layer.values() if nla is not self]
         for queue in queues:
-            queue.resolve_only([each for each in given if each.capture.queue is queue])
-        self.queue.resolve_only([each for each in given if each.capture.queue not in queues])
+            queue.resolve_only(
+                [each for each in given if each.capture.queue is queue], on_text=on_text
+            )
+        self.queue.resolve_only(
+            [each for each in given if each.capture.queue not in queues], on_text=on_text
+        )
 
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
