@@ -79,7 +79,7 @@ class Client:
         self.session.handle(self, raw)
 
     def close(self) -> None:
-        """Disconnect; what it asked for goes on, so that it is there when the page comes back."""
+        """Disconnect: what it waited for is dropped, what is being explained is finished."""
         self.session.disconnect(self)
 
 
@@ -175,10 +175,19 @@ class Session:
         return client
 
     def disconnect(self, client: Client) -> None:
-        """Send nothing more to a client."""
+        """Send nothing more to a client, and drop what it waited for.
+
+        A page that comes back asks for it again. Texts that are being generated are finished, so
+        that they are there then.
+        """
         with self._changed:
             if client in self._clients:
                 self._clients.remove(client)
+            for request in [each for each in self._waiting if each.client is client]:
+                request.left.clear()
+                self._waiting.remove(request)
+                if not request.running:
+                    self._end(request, None)
 
     def close(self) -> None:
         """Stop the worker; what waits is dropped."""

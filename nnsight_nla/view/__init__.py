@@ -21,4 +21,14 @@ from .figure import TEMPLATE
 from .page import document, frame, reading, side
 from .table import claims, explanation, facts
 
-__all__ = ["TEMPLATE", "claims", "document", "explanation", "facts", "fallback", "frame", "reading", "side"]
+__all__ = [
+    "TEMPLATE",
+    "claims",
+    "document",
+    "explanation",
+    "facts",
+    "fallback",
+    "frame",
+    "reading",
+    "side",
+]

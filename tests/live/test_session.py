@@ -201,6 +201,22 @@ def test_what_waits_can_be_cancelled_before_it_begins(session, page, pair):
     assert of("run", messages) == []
 
 
+def test_what_a_page_waits_for_is_dropped_when_it_goes(session, page, pair):
+    _, nla = pair
+    (run,) = session.open("The castle of Paris")
+    gone = Page(session)
+    with nla.runtime.lock.held():
+        gone.send("explain", run=run.number, positions=[0])
+        while session._waiting:
+            pass
+        gone.send("explain", run=run.number, positions=[1, 2])
+        gone.client.close()
+        click = page.send("explain", run=run.number, positions=[3])
+    page.until(click)
+    assert [record["read"] for record in run.records[:4]] == [True, False, False, True]
+    assert session._open == {}
+
+
 def test_compare(session, page):
     messages = page.ask("compare", a=[0, 2], b=[1, 2])
     (result,) = of("result", messages)
