@@ -39,7 +39,7 @@ def reading(readings: Sequence[Mapping[str, Any]], *, title: str = "", table: bo
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    sides = [_side(each) for each in readings]
+    sides = [side(each) for each in readings]
     title = readable(title or _beginning(readings), 200)
     style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     made = {"title": title, "readings": sides, "pairs": pairs(readings)}
@@ -91,7 +91,8 @@ def frame(page: str, height: int = 560) -> str:
     )
 
 
-def _side(given: Mapping[str, Any]) -> dict[str, Any]:
+def side(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page reads of one reading, as plain data; see `reading`."""
     about = {name: readable(str(given[name]), 200) for name in ("label", "target", "verbalizer")}
     return {**about, "layer": given["layer"], "tokens": [_token(each) for each in given["records"]]}
 
