@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from .remote.ndif import HostStatus
     from .verbalize.decoding import Engine
     from .verbalize.engine import EngineName
+    from .verbalize.streaming import OnText
 
 
 class NLA:
@@ -455,10 +456,18 @@ class NLA:
         self.layer(bridge)
         return Hook(self.explain, bridge, self.checkpoint.layer, positions, at)
 
+    @overload
+    def read(
+        self, model: Target, prompt: _read.Prompt, **options: Unpack[_read.ReadOptions]
+    ) -> Reading: ...
+    @overload
+    def read(
+        self, model: Target, prompt: _read.Prompts, **options: Unpack[_read.ReadOptions]
+    ) -> list[Reading]: ...
     def read(
         self,
         model: Target,
-        prompt: Any,
+        prompt: _read.Prompt | _read.Prompts,
         *,
         positions: _read.Which = "all",
         generate: int | None = None,
@@ -469,8 +478,8 @@ class NLA:
         upto: Literal["line"] | int | None = None,
         question: str | None = None,
         choices: Sequence[str] | None = None,
-    ) -> Reading:
-        """Explain the residual at every token of a text, as a table or an HTML page.
+    ) -> Reading | list[Reading]:
+        """Explain the residual at every token of a text, or of several, as tables or HTML pages.
 
         If this NLA has a reconstructor, every explanation has a score and a trust label. To read a
         run with interventions, pass an edited model: ``with model.edit() as (_, edited): ...``,
@@ -478,7 +487,8 @@ class NLA:
 
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
-            prompt: A string, token ids, or a list of chat messages.
+            prompt: A string, token ids, or a list of chat messages; or a list of such prompts,
+                whose explanations are generated together. Every option applies to each of them.
             positions: Which tokens are read: ``"all"``, ``"reply"``, an index (negative ones count
                 from the end), several, or a slice. The page shows the others without explanations.
             generate: Let the model first generate up to this many tokens, greedily, then read the
@@ -493,8 +503,12 @@ class NLA:
             question: For an oracle: the question about each token's residual.
             choices: For an oracle: the answers to choose from; see `ask`.
 
+        Returns:
+            A reading; for a list of prompts, a list with one for each, the same as alone.
+
         Raises:
-            InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
+            InjectionError: This NLA cannot read the model, or `prompt` is not a prompt or a list of
+                prompts. For one of several, the message begins with its number.
             NLAError: `positions` or `generate` do not fit the text, or the verbalizer was not
                 trained on `layer`.
         """
@@ -782,8 +796,19 @@ class NLA:
         )
         return Explanation.of(capture, ())
 
-    def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
+    def resolve(
+        self,
+        handles: Explanation | Iterable[Explanation] | None = None,
+        *,
+        on_text: OnText | None = None,
+    ) -> None:
         """Verbalize all pending handles, or only these.
+
+        Args:
+            handles: The handles.
+            on_text: Called with a `TextSoFar` after each decoding step, once for each text that is
+                not finished, and with each finished text. Where it returns ``"stop"``, that text is
+                not generated further, and its row stays pending; see `verbalize.streaming`.
 
         Raises:
             VerbalizationError: Generation failed (rows without a text stay pending), or one of
@@ -791,13 +816,17 @@ class NLA:
         """
         if handles is None:
             for nla in list(self._by_layer.values()):
-                nla.queue.resolve([])
+                nla.queue.resolve_only(nla.queue.pending(), on_text=on_text)
             return
         given = check_handles(handles)
         queues = [nla.queue for nla in self._by_layer.values() if nla is not self]
         for queue in queues:
-            queue.resolve_only([each for each in given if each.capture.queue is queue])
-        self.queue.resolve_only([each for each in given if each.capture.queue not in queues])
+            queue.resolve_only(
+                [each for each in given if each.capture.queue is queue], on_text=on_text
+            )
+        self.queue.resolve_only(
+            [each for each in given if each.capture.queue not in queues], on_text=on_text
+        )
 
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.

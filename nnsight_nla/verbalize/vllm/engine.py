@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ...core.sampling import Sampling
     from ...explanation.records import Reply
     from ..engine import EngineOptions, Maker
+    from ..streaming import Watch
     from ..verbalizer import Verbalizer
     from .requests import Backend, Measured
 
@@ -119,6 +120,8 @@ class VllmEngine:
         samples: list[int],
         sampling: Sampling,
         prompts: Sequence[Prompt] | None = None,  # noqa: ARG002  (An oracle's; it is refused.)
+        *,
+        watch: Watch | None = None,  # noqa: ARG002  (Texts come when they are finished.)
     ) -> Iterator[tuple[int, Reply | str]]:
         """Yield a row's number and its reply, or why it has none; see `TextEngine`.
 
