@@ -15,8 +15,9 @@ import math
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, cast, overload
 
 import torch
 from einops import rearrange
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .evaluation import compare as _compare
     from .evaluation import score as _score
     from .evaluation.labels import Labels
+    from .evaluation.length import OverLength
     from .evaluation.reconstructor import Reconstructor
     from .evaluation.trust_labels import TrustLabeller
     from .explanation.ends import Ends
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from .remote.ndif import HostStatus
     from .verbalize.decoding import Engine
     from .verbalize.engine import EngineName
+    from .verbalize.streaming import OnText
 
 
 class NLA:
@@ -444,10 +447,18 @@ class NLA:
         self.layer(bridge)
         return Hook(self.explain, bridge, self.checkpoint.layer, positions, at)
 
+    @overload
+    def read(
+        self, model: Target, prompt: _read.Prompt, **options: Unpack[_read.ReadOptions]
+    ) -> Reading: ...
+    @overload
+    def read(
+        self, model: Target, prompt: _read.Prompts, **options: Unpack[_read.ReadOptions]
+    ) -> list[Reading]: ...
     def read(
         self,
         model: Target,
-        prompt: Any,
+        prompt: _read.Prompt | _read.Prompts,
         *,
         positions: _read.Which = "all",
         generate: int | None = None,
@@ -455,10 +466,11 @@ class NLA:
         claims: Claims = "check",
         remote: bool = False,
         sampling: Sampling | None = None,
+        upto: Literal["line"] | int | None = None,
         question: str | None = None,
         choices: Sequence[str] | None = None,
-    ) -> Reading:
-        """Explain the residual at every token of a text, as a table or an HTML page.
+    ) -> Reading | list[Reading]:
+        """Explain the residual at every token of a text, or of several, as tables or HTML pages.
 
         If this NLA has a reconstructor, every explanation has a score and a trust label. To read a
         run with interventions, pass an edited model: ``with model.edit() as (_, edited): ...``,
@@ -466,7 +478,8 @@ class NLA:
 
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
-            prompt: A string, token ids, or a list of chat messages.
+            prompt: A string, token ids, or a list of chat messages; or a list of such prompts,
+                whose explanations are generated together. Every option applies to each of them.
             positions: Which tokens are read: ``"all"``, ``"reply"``, an index (negative ones count
                 from the end), several, or a slice. The page shows the others without explanations.
             generate: Let the model first generate up to this many tokens, greedily, then read the
@@ -476,16 +489,24 @@ class NLA:
                 and the trust labels then say so.
             remote: Run the target on the configured NDIF host.
             sampling: How the explanations' tokens are chosen.
+            upto: End each explanation after its first line (``"line"``), or after this number of
+                tokens: short for ``sampling=Sampling(upto=...)``.
             question: For an oracle: the question about each token's residual.
             choices: For an oracle: the answers to choose from; see `ask`.
 
+        Returns:
+            A reading; for a list of prompts, a list with one for each, the same as alone.
+
         Raises:
-            InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
+            InjectionError: This NLA cannot read the model, or `prompt` is not a prompt or a list of
+                prompts. For one of several, the message begins with its number.
             NLAError: `positions` or `generate` do not fit the text, or the verbalizer was not
                 trained on `layer`.
         """
         from .reading import read as _read
 
+        if upto is not None:
+            sampling = replace(check_sampling(sampling) or self.sampling, upto=upto)
         return _read.read(
             self if question is None else self.asking(question, choices=choices),
             model,
@@ -766,8 +787,19 @@ class NLA:
         )
         return Explanation.of(capture, ())
 
-    def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
+    def resolve(
+        self,
+        handles: Explanation | Iterable[Explanation] | None = None,
+        *,
+        on_text: OnText | None = None,
+    ) -> None:
         """Verbalize all pending handles, or only these.
+
+        Args:
+            handles: The handles.
+            on_text: Called with a `TextSoFar` after each decoding step, once for each text that is
+                not finished, and with each finished text. Where it returns ``"stop"``, that text is
+                not generated further, and its row stays pending; see `verbalize.streaming`.
 
         Raises:
             VerbalizationError: Generation failed (rows without a text stay pending), or one of
@@ -775,13 +807,17 @@ class NLA:
         """
         if handles is None:
             for nla in list(self._by_layer.values()):
-                nla.queue.resolve([])
+                nla.queue.resolve_only(nla.queue.pending(), on_text=on_text)
             return
         given = check_handles(handles)
         queues = [nla.queue for nla in self._by_layer.values() if nla is not self]
         for queue in queues:
-            queue.resolve_only([each for each in given if each.capture.queue is queue])
-        self.queue.resolve_only([each for each in given if each.capture.queue not in queues])
+            queue.resolve_only(
+                [each for each in given if each.capture.queue is queue], on_text=on_text
+            )
+        self.queue.resolve_only(
+            [each for each in given if each.capture.queue not in queues], on_text=on_text
+        )
 
     def unload(self) -> None:
         """Drop the weights of the verbalizer and the reconstructor; handles keep their texts.
@@ -825,6 +861,28 @@ class NLA:
         found = self._need_reconstructor().reconstruct(flat)
         return found.reshape(*shape, self.checkpoint.d_model)
 
+    @overload
+    def score(
+        self,
+        explanation: Explanation | Any,
+        vectors: Float[Tensor, "*shape d_model"] | None = ...,
+        *,
+        baseline: Baseline | None = ...,
+        failures: _score.Failures = ...,
+        upto: Literal["line", "whole"] | int | None = ...,
+    ) -> _score.Score: ...
+
+    @overload
+    def score(
+        self,
+        explanation: Explanation | Any,
+        vectors: Float[Tensor, "*shape d_model"] | None = ...,
+        *,
+        baseline: Baseline | None = ...,
+        failures: _score.Failures = ...,
+        upto: list[Any] | tuple[Any, ...],
+    ) -> OverLength: ...
+
     def score(
         self,
         explanation: Explanation | Any,
@@ -832,8 +890,8 @@ class NLA:
         *,
         baseline: Baseline | None = None,
         failures: _score.Failures = "raise",
-        upto: Literal["line"] | int | None = None,
-    ) -> _score.Score:
+        upto: Literal["line", "whole"] | int | list[Any] | tuple[Any, ...] | None = None,
+    ) -> _score.Score | OverLength:
         """Measure how well vectors can be reconstructed from their explanations.
 
         Args:
@@ -843,35 +901,31 @@ class NLA:
                 no FVE, only cosine and MSE.
             failures: How a row without a well-formed explanation counts: ``"raise"``, ``"zero"`` (a
                 cosine of 0), ``"skip"``, or ``"keep"`` (score a reply without its tags as it is).
-            upto: Score only the first line, or this number of the verbalizer's tokens; a reply then
-                needs no tags. For the figures at many lengths, see `evaluation.over_length`; to
-                generate no more than that, pass ``Sampling(upto=...)`` to `explain` or `read`.
+            upto: Score only the first line (``"line"``), or this number of the verbalizer's tokens;
+                a reply then needs no tags. Several lengths, such as ``["line", 8, 16, "whole"]``,
+                give the curve: an `OverLength` with the mean score of each. For truth over length,
+                see `evaluation.over_length`; to generate no more than that, pass
+                ``Sampling(upto=...)`` to `explain`, or ``upto=`` to `read`.
 
         Raises:
             CheckpointError: This NLA has no reconstructor.
             ReconstructionError: A vector has another shape, is zero or NaN, or a row failed.
         """
+        from .evaluation import length as _length
         from .evaluation import score as _score
 
         reconstruct = self._need_reconstructor().reconstruct
         if vectors is None:
             self._check_origin(explanation, "both: score(handle.text, handle.vectors)")
+        over = check_baseline(baseline) or self.baseline
+        if isinstance(upto, list | tuple):
+            return _length.curve(
+                self, explanation, vectors, upto=upto, baseline=over, failures=failures
+            )
         texts, held, reasons = _score.pair(explanation, vectors, self.checkpoint.d_model)
         if upto is not None:
-            texts, reasons = self._cut(texts, reasons, upto)
-        over = check_baseline(baseline) or self.baseline
+            texts, reasons = _length.shortened(self.av.tokenizer, texts, reasons, upto)
         return _score.score(reconstruct, texts, held, reasons, baseline=over, failures=failures)
-
-    def _cut(
-        self, texts: Sequence[str | None], reasons: dict[int, str], upto: str | int
-    ) -> tuple[list[str | None], dict[int, str]]:
-        """Return texts cut to a length, and why rows that have no text have none."""
-        from .evaluation.length import check_upto, cut
-
-        check_upto(upto)
-        shorter = [None if text is None else cut(self.av.tokenizer, text, upto) for text in texts]
-        empty = [row for row, text in enumerate(shorter) if not (text or "").strip()]
-        return shorter, {row: reasons.get(row, "nothing is left") for row in empty}
 
     def trust(self, explanation: Explanation) -> Nested[Trust]:
         """Return the trust label of each text (see `Trust`), nested in the handle's shape.

@@ -7,12 +7,15 @@ is scored like a full text, for reconstruction and for truth::
     curve = over_length(nla, thought, rows=source.rows)
     curve.points["line"].fve, curve.points["whole"].right["next"]
     curve.plot()
+
+``nla.score(thought, upto=["line", 8, 16])`` measures the reconstruction alone; see `curve`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.reply import first_line
@@ -20,7 +23,7 @@ from ..core.baseline import Baseline
 from ..core.numeric import is_int
 from ..errors import ReconstructionError, shown
 from .grounding.forms import Truth, known_truth
-from .score import pair, score
+from .score import Failures, pair, score
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -42,7 +45,7 @@ class Point:
     tokens: float
     """The mean number of tokens that are left."""
     cosine: float
-    """The mean cosine of the reconstructions with the vectors; a malformed reply counts 0."""
+    """The mean cosine of the reconstructions with the vectors."""
     fve: float | None
     """The FVE; ``None`` without a baseline."""
     right: dict[str, float] = field(default_factory=dict[str, float])
@@ -67,6 +70,13 @@ class OverLength:
             "n": self.n,
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
         }
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{name:>6} {point.tokens:7.1f} tokens  cosine {point.cosine:.3f}"
+            + ("" if point.fve is None else f"  FVE {point.fve:.3f}")
+            for name, point in self.points.items()
+        )
 
     def plot(self) -> go.Figure:
         """Draw FVE (or cosine) and truth over the mean number of tokens."""
@@ -115,7 +125,7 @@ def over_length(
     truth: Truth | None = None,
     baseline: Baseline | None = None,
 ) -> OverLength:
-    """Measure explanations that are cut to several lengths.
+    """Measure explanations that are cut to several lengths; a malformed reply counts 0.
 
     Args:
         nla: The NLA, with its reconstructor.
@@ -139,32 +149,89 @@ def over_length(
     if rows is not None and len(rows) != len(texts):
         raise ReconstructionError(f"Got {len(rows)} rows for {len(texts)} explanations.")
     truth = truth or (None if rows is None else known_truth(rows))
+    longest = max(map(len, _ids(nla.av.tokenizer, texts)), default=0)
+    reached = [each for each in upto if isinstance(each, str) or each < longest]
     over = baseline or nla.baseline
-    tokenizer: Any = nla.av.tokenizer
-    ids = [tokenizer(text or "", add_special_tokens=False)["input_ids"] for text in texts]
-    longest = max(map(len, ids), default=0)
-    points: dict[str, Point] = {}
+    right = partial(_right, rows=rows, truth=truth)
+    return _measured(nla, texts, held, reasons, reached, over, "zero", right)
+
+
+def curve(
+    nla: ExplainsAndReconstructs,
+    explanation: Explanation | Any,
+    vectors: Float[Tensor, "*shape d_model"] | None,
+    *,
+    upto: Sequence[str | int],
+    baseline: Baseline | None,
+    failures: Failures,
+) -> OverLength:
+    """Score explanations that are cut to each of several lengths; see `NLA.score`.
+
+    As in a score of one length, a reply needs no tags. Every length that was asked for has a point.
+    """
+    if not upto:
+        raise ReconstructionError("upto is empty: expected lengths, such as ['line', 8, 16].")
     for each in upto:
-        if each not in ("line", "whole") and int(each) >= longest:
-            continue
-        shorter = [
-            None if text is None else cut(tokenizer, text, each, coded)
-            for text, coded in zip(texts, ids, strict=True)
-        ]
-        empty = {
-            row: "nothing is left" for row, text in enumerate(shorter) if not (text or "").strip()
-        }
-        found = score(nla.reconstruct, shorter, held, empty, baseline=over, failures="zero").mean
-        lengths = [
-            len(tokenizer(text or "", add_special_tokens=False)["input_ids"]) for text in shorter
-        ]
-        points[str(each)] = Point(
-            sum(lengths) / len(lengths),
-            found["cosine"],
-            found.get("fve"),
-            _right(shorter, rows, truth),
-        )
+        check_upto(each)
+    texts, held, reasons = pair(explanation, vectors, nla.checkpoint.d_model)
+    return _measured(nla, texts, held, reasons, upto, baseline, failures, lambda _: {})
+
+
+def _measured(
+    nla: ExplainsAndReconstructs,
+    texts: Sequence[str | None],
+    held: Tensor,
+    reasons: dict[int, str],
+    upto: Sequence[str | int],
+    over: Baseline | None,
+    failures: Failures,
+    right: Callable[[Sequence[str | None]], dict[str, float]],
+) -> OverLength:
+    """Return the figures of texts at each length."""
+    tokenizer, points = nla.av.tokenizer, dict[str, Point]()
+    ids = _ids(tokenizer, texts)
+    for each in upto:
+        shorter, empty = shortened(tokenizer, texts, reasons, each, ids)
+        found = score(nla.reconstruct, shorter, held, empty, baseline=over, failures=failures)
+        counted = found.cosine.flatten().isfinite().tolist()
+        left = _ids(tokenizer, [text for text, one in zip(shorter, counted, strict=True) if one])
+        mean = found.mean
+        tokens = sum(map(len, left)) / len(left)
+        points[str(each)] = Point(tokens, mean["cosine"], mean.get("fve"), right(shorter))
     return OverLength(points, len(texts), over)
+
+
+def shortened(
+    tokenizer: Any,
+    texts: Sequence[str | None],
+    reasons: dict[int, str],
+    upto: str | int,
+    ids: Sequence[Sequence[int]] | None = None,
+) -> tuple[list[str | None], dict[int, str]]:
+    """Return texts cut to a length, and why rows that have no text have none.
+
+    Args:
+        tokenizer: The verbalizer's.
+        texts: One per row; ``None`` where there is none.
+        reasons: Row to the reason why its whole explanation failed.
+        upto: ``"line"``, a number of tokens, or ``"whole"``.
+        ids: The tokens of each text, if the caller has them.
+
+    Raises:
+        ReconstructionError: `upto` is something else.
+    """
+    check_upto(upto)
+    coded = [None] * len(texts) if ids is None else ids
+    shorter = [
+        None if text is None else cut(tokenizer, text, upto, each)
+        for text, each in zip(texts, coded, strict=True)
+    ]
+    empty = [row for row, text in enumerate(shorter) if not (text or "").strip()]
+    return shorter, {row: reasons.get(row, "nothing is left") for row in empty}
+
+
+def _ids(tokenizer: Any, texts: Sequence[str | None]) -> list[list[int]]:
+    return [tokenizer(text or "", add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def check_upto(given: object) -> None:

@@ -102,6 +102,7 @@ def decode(
     closed: Callable[[list[int]], bool],
     ends: list[int],
     limit: int,
+    stops: Callable[[int, list[int]], bool] | None = None,
 ) -> Iterator[tuple[int, list[int], int | None]]:
     """Continue from a prefill, and drop each row when it is finished.
 
@@ -113,6 +114,8 @@ def decode(
         closed: Returns whether a row's tokens contain the closing tag.
         ends: Ids that end a reply and are not part of it.
         limit: The maximum number of tokens in a row.
+        stops: Called after each step with the number and the tokens of each row that is not
+            finished; a row for which it returns true is dropped, and nothing is yielded for it.
 
     Yields:
         A row's number, its tokens, and the end-of-sequence token that ended it, if one did.
@@ -132,7 +135,7 @@ def decode(
             written[row].append(token)
             if closed(written[row]) or len(written[row]) == limit:
                 yield row, written[row], None
-            else:
+            elif stops is None or not stops(row, written[row]):
                 left.append(index)
         if not left:
             return

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..explanation.records import Reply
     from .choosing import Choices
+    from .streaming import Watch
     from .verbalizer import Verbalizer
 
 EngineName = Literal["fast", "generate", "vllm"]
@@ -52,6 +53,8 @@ class TextEngine(Protocol):
         samples: list[int],
         sampling: Sampling,
         prompts: Sequence[Prompt] | None = None,
+        *,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[int, Reply | str]]:
         """Write one vector per row and generate; call it inside `use`.
 
@@ -61,6 +64,8 @@ class TextEngine(Protocol):
             samples: The sample number of each row.
             sampling: How tokens are chosen.
             prompts: The prompt of each row, of one length, for an oracle.
+            watch: Called after each step with each row that is not finished, by an engine that can;
+                a row for which it returns true is dropped.
 
         Yields:
             A row's number and its reply, in the order in which rows finish; or the reason why this

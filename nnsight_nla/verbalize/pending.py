@@ -13,8 +13,8 @@ import hashlib
 import itertools
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from ..explanation.records import Capture, Receipt, Reply
 from ..progress import Bar, progress
 from .choosing import Choices
 from .decoding import out_of_memory
+from .streaming import OnText, TextSoFar, Watch
 
 if TYPE_CHECKING:
     from ..explanation.records import Owner
@@ -123,10 +124,17 @@ class Queue:
                 )
             self._run(jobs)
 
-    def resolve_only(self, handles: Iterable[Explanation]) -> None:
-        """Verbalize only these handles."""
+    def resolve_only(
+        self, handles: Iterable[Explanation], *, on_text: OnText | None = None
+    ) -> None:
+        """Verbalize only these handles.
+
+        Args:
+            handles: The handles.
+            on_text: Called with each text while it is generated; see `streaming`.
+        """
         with self._verbalizer.runtime.lock.held():
-            self._run(_jobs(handles))
+            self._run(_jobs(handles), on_text)
 
     def receipt(self, capture: Capture) -> Receipt:
         """Return the part of the receipt that all rows share."""
@@ -154,7 +162,7 @@ class Queue:
             prompt_date=verbalizer.prompt.date,
         )
 
-    def _run(self, jobs: list[Job]) -> None:
+    def _run(self, jobs: list[Job], on_text: OnText | None = None) -> None:
         if not jobs:
             return
         groups: dict[Kind, list[Job]] = {}
@@ -165,21 +173,25 @@ class Queue:
             progress("verbalizing", total=len(jobs), unit="text") as bar,
         ):
             for group in groups.values():
-                self._settle(group, bar)
+                self._settle(group, bar, on_text)
 
-    def _settle(self, jobs: list[Job], bar: Bar) -> None:
+    def _settle(self, jobs: list[Job], bar: Bar, on_text: OnText | None) -> None:
         """Run all batches; one that does not fit in memory is retried with half as many rows."""
         waiting = _merged(jobs)
         while waiting:
             size = self.batch_size
             batch = waiting[:size]
+            stopped: set[int] = set()
+            watch = None if on_text is None else _watching(batch, on_text, stopped)
             try:
-                for number, reply in self._replies([same[0] for same in batch]):
+                for number, reply in self._replies([same[0] for same in batch], watch):
                     for capture, row, sample in batch[number]:
                         if isinstance(reply, str):
                             capture.errors[row] = reply
                         else:
                             capture.replies[row, sample] = reply
+                            if on_text is not None:
+                                on_text(_finished(capture, row, sample, reply))
                     bar.advance(len(batch[number]))
             except (VerbalizationError, CheckpointError):
                 raise
@@ -189,11 +201,12 @@ class Queue:
                 failed = f"{type(error).__name__} {error}".strip().splitlines()[0]
             else:
                 failed = None
-            waiting = [same for same in batch if not _settled(same[0])] + waiting[size:]
+            left = [same for number, same in enumerate(batch) if number not in stopped]
+            waiting = [same for same in left if not _settled(same[0])] + waiting[size:]
             if failed is not None:
                 self._halve(len(batch), failed)
 
-    def _replies(self, batch: list[Job]) -> Iterator[tuple[int, Reply | str]]:
+    def _replies(self, batch: list[Job], watch: Watch | None) -> Iterator[tuple[int, Reply | str]]:
         first, *_ = batch[0]
         vectors = torch.stack([capture.row(row).float().cpu() for capture, row, _ in batch])
         given = torch.tensor([not capture.null for capture, _, _ in batch], device="cpu")
@@ -202,7 +215,10 @@ class Queue:
             choices = Choices(first.asked.choices, first.asked.choice_ids)
             return self.engine.choose(vectors, given, prompts, choices)
         samples = [sample for *_, sample in batch]
-        return self.engine.verbalize(vectors, given, samples, first.sampling, prompts or None)
+        more: dict[str, Any] = {} if watch is None else {"watch": watch}
+        return self.engine.verbalize(
+            vectors, given, samples, first.sampling, prompts or None, **more
+        )
 
     def _halve(self, size: int, why: str) -> None:
         """Use smaller batches from now on; called outside `except`, which keeps tensors alive."""
@@ -223,6 +239,22 @@ class Queue:
             f"Verbalizing stopped with {type(error).__name__}: {error}. {left} of {len(jobs)} "
             "rows are still pending with their vectors; call nla.resolve() to continue."
         )
+
+
+def _watching(batch: list[list[Job]], on_text: OnText, stopped: set[int]) -> Watch:
+    """Return what an engine calls after each step; it adds the rows that stop to `stopped`."""
+
+    def watch(number: int, decode: Callable[[], str]) -> bool:
+        said = [on_text(TextSoFar(*job, False, decode)) for job in batch[number]]
+        if all(each == "stop" for each in said):
+            stopped.add(number)
+        return number in stopped
+
+    return watch
+
+
+def _finished(capture: Capture, row: int, sample: int, reply: Reply) -> TextSoFar:
+    return TextSoFar(capture, row, sample, True, lambda: reply.text)
 
 
 def _convention(capture: Capture, k: int) -> str:

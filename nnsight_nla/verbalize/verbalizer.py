@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,12 +52,14 @@ from .decoding import (
     unfit,
 )
 from .states import keeps_states, reach, repeat
+from .streaming import partial_text
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from nnsight import TransformersModel
 
     from ..models.runtime import Runtime
+    from .streaming import Watch
 
 
 # Remote verbalizers whose host keeps the cache in another process, as the first request shows.
@@ -150,6 +152,8 @@ class Verbalizer:
         samples: list[int],
         sampling: Sampling,
         prompts: Sequence[Prompt] | None = None,
+        *,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[int, Reply]]:
         """Write each row's vectors and generate, in one batch. Call it inside ``runtime.use()``.
 
@@ -159,6 +163,7 @@ class Verbalizer:
             samples: The sample number of each row.
             sampling: How tokens are chosen.
             prompts: The prompt of each row, of one length, for an oracle.
+            watch: See `TextEngine`; called in a local run of the fast engine.
 
         Yields:
             A row's number and its `Reply`, in the order in which rows finish.
@@ -178,7 +183,7 @@ class Verbalizer:
         )
         if self.why_plain is None:
             with self.packed(len(vectors)):
-                replies = self._fast(batch, seeds, sampling)
+                replies = self._fast(batch, seeds, sampling, watch)
                 if replies is not None:
                     yield from replies
                     return
@@ -266,7 +271,7 @@ class Verbalizer:
         return rows_that_fit(self.runtime, prompt=prompt, rest=rest, new_tokens=new_tokens)
 
     def _fast(
-        self, batch: Batch, seeds: list[int], sampling: Sampling
+        self, batch: Batch, seeds: list[int], sampling: Sampling, watch: Watch | None
     ) -> Iterator[tuple[int, Reply]] | None:
         """Compute the prefix once, prefill each distinct row once, and decode.
 
@@ -300,12 +305,28 @@ class Verbalizer:
                 return None
             cache = in_place(cache, rows, length + sampling.max_new_tokens)
             model = hosts.module_of(self.av)
-            done = decode(model, logits[rows.to(logits.device)], cache, **settings)
+            stops = None if watch is None else self._watched(watch, sampling)
+            logits = logits[rows.to(logits.device)]
+            done = decode(model, logits, cache, stops=stops, **settings)
         receipts = self.receipts(marker, batch)
         return (
             (row, self._reply(ids, receipts[int(rows[row])], end=end, sampling=sampling))
             for row, ids, end in done
         )
+
+    def _watched(self, watch: Watch, sampling: Sampling) -> Callable[[int, list[int]], bool]:
+        """Return what `decode` calls after each step."""
+
+        def stops(row: int, ids: list[int]) -> bool:
+            so_far = ids.copy()
+            return watch(row, lambda: self._partial(so_far, sampling))
+
+        return stops
+
+    def _partial(self, ids: list[int], sampling: Sampling) -> str:
+        raw = self.tokenizer.decode(ids, skip_special_tokens=True)
+        tagged = not self.checkpoint.asks
+        return partial_text(raw, opened=self.prompt.opened, tagged=tagged, upto=sampling.upto)
 
     def _prefill(self, batch: Batch, start: int) -> tuple[Tensor, Tensor, Any]:
         """Run the prompts with their vectors, their first `start` tokens once.

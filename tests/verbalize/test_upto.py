@@ -45,6 +45,48 @@ def test_a_score_of_the_beginning_is_the_score_of_the_short_texts(nla, residuals
     assert Explanation.from_parquet(tmp_path / "short.parquet").finish == short.finish
 
 
+def test_several_lengths_give_the_curve(nla, residuals):
+    whole = nla.explain(residuals)
+    lengths = ["line", 2, 8, 10_000, "whole"]
+    curve = nla.score(whole, upto=lengths)
+    assert list(curve.points) == list(map(str, lengths))
+    for each in lengths:
+        one, point = nla.score(whole, upto=each).mean, curve.points[str(each)]
+        assert (point.cosine, point.fve) == (one["cosine"], one["fve"])
+    assert curve.points["2"].fve < curve.points["8"].fve < curve.points["whole"].fve
+    assert (curve.points["2"].tokens, curve.n, curve.baseline) == (2, len(residuals), nla.baseline)
+    assert curve.points["10000"] == curve.points["whole"]
+    assert str(curve).splitlines()[1].startswith("     2     2.0 tokens  cosine 0.")
+
+
+def test_the_curve_counts_replies_without_tags_and_what_fails(nla, residuals):
+    cut = nla.explain(residuals[:2], sampling=Sampling(max_new_tokens=12))
+    assert set(cut.finish) == {"length"}
+    assert nla.score(cut, upto=[8]).points["8"].cosine == nla.score(cut, upto=8).mean["cosine"]
+    texts, vectors = ["About Rome.", " "], residuals[:2]
+    zero = nla.score(texts, vectors, upto=("line",), failures="zero").points["line"]
+    skip = nla.score(texts, vectors, upto=("line",), failures="skip").points["line"]
+    assert (2 * zero.cosine, 2 * zero.tokens) == pytest.approx((skip.cosine, skip.tokens))
+    with pytest.raises(ReconstructionError, match="have no explanation to score; row"):
+        nla.score(texts, vectors, upto=["line", 2])
+    with pytest.raises(ReconstructionError, match=r"upto is empty: expected lengths, such as"):
+        nla.score(texts[:1], vectors[:1], upto=[])
+    with pytest.raises(ReconstructionError, match=r"upto has 0: expected 'line'"):
+        nla.score(texts[:1], vectors[:1], upto=["line", 0])
+
+
+def test_a_reading_can_end_there(nla, model):
+    short = nla.read(model, "The cow lives", upto=3, sampling=Sampling(max_new_tokens=9))
+    same = nla.read(model, "The cow lives", sampling=Sampling(upto=3, max_new_tokens=9))
+    assert [each.explanation for each in short] == [each.explanation for each in same]
+    line = nla.read(model, "The cow lives", positions=-1, upto="line")
+    whole = nla.read(model, "The cow lives", positions=-1)
+    assert whole[-1].explanation.startswith(line[-1].explanation)
+    assert len(line[-1].explanation) < len(whole[-1].explanation)
+    with pytest.raises(VerbalizationError, match=r"Sampling\(upto='word'\)"):
+        nla.read(model, "The cow lives", upto="word")
+
+
 def test_a_reply_that_ends_before_that_is_whole(nla, residuals):
     long = nla.explain(residuals[:2], sampling=Sampling(upto=10_000))
     assert long.finish == ["tag", "tag"]

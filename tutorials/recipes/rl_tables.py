@@ -88,9 +88,11 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if when in run:
                 each = run[when]
                 shown = (each["fve"], *(each[slot] for slot in _SLOTS), each["extraction"])
-                rows.append((_STARTS[name], when, *shown, each["null_reward"]))
+                null = f"{each['null_reward']:.3f} ± {each['null_error']:.3f}"
+                rows.append((_STARTS[name], when, *shown, null))
     times = "; ".join(
         f"{_STARTS[name]}, {run['steps']} steps in {run['minutes']:.0f} minutes"
+        + (f" ({run['processor']:.0f} of a processor)" if "processor" in run else "")
         for name, run in runs.items()
     )
     first = next(iter(runs))
@@ -101,12 +103,13 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "vectors alone (``python -m tutorials.recipes.tiny.rl WORK``) and measured, greedily, on "
         "300 vectors of pairs of "
         "subject and tone that no training saw. The FVE is judged by the shipped reconstructor "
-        "(AR), whichever is trained. The null control's reward is that of the text without a "
-        "vector. Temperatures, rates and steps were chosen on the curve below; the last stage of "
+        "(AR), whichever is trained. The null control's reward is the mean over 128 texts that "
+        "are drawn without a vector, at temperature 1, with its standard error. Temperatures, "
+        "rates and steps were chosen on the curve below; the last stage of "
         "*noisy* was added when all slots were right in .673 of these 300, after 160 steps.",
         _table(("Start", "", "FVE", *_SLOTS, "extraction", "null reward"), rows),
-        "On the clock of a machine of two cores that other work used too, one thread, without the "
-        f"measurements: {times}.",
+        "On the clock of a machine of two cores that other work used too, with one thread: "
+        f"{times}.",
         f"The curve of *{_STARTS[first]}*, on other documents of the training's pairs; reward, KL "
         "and *distinct* are means of the draws since the line before:",
         _curve(runs[first]["log"], _TINY),

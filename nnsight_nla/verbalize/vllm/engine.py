@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ...explanation.records import Reply
     from ..choosing import Choices
     from ..engine import EngineOptions, Maker
+    from ..streaming import Watch
     from ..verbalizer import Verbalizer
     from .requests import Backend, Measured, Output
 
@@ -137,6 +138,8 @@ class VllmEngine:
         samples: list[int],
         sampling: Sampling,
         prompts: Sequence[Prompt] | None = None,
+        *,
+        watch: Watch | None = None,  # noqa: ARG002  (Texts come when they are finished.)
     ) -> Iterator[tuple[int, Reply | str]]:
         """Yield a row's number and its reply, or why it has none; see `TextEngine`.
 

@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 
-from nnsight_nla import NLA, Sampling, tiny
+from nnsight_nla import NLA, Explanation, Sampling, tiny
 from nnsight_nla.core.similarity import direction_mse
 from nnsight_nla.tiny.examples import Examples, collect
 from nnsight_nla.tiny.facts import held_out_pairs
 from nnsight_nla.training import Reward, RLSettings, RLWatching, rl
 
-from ..rl_figures import curve, record
+from ..rl_figures import curve, read, record
 from .evaluate import slot_accuracies
 from .warm_starts import noisy, short, write_rows
 
@@ -58,7 +58,7 @@ GENTLE = replace(SETTLE, steps=200, av_rate=1.5e-4, warmup=10, final_rate=0.1)
 """The only stage from the short warm start, of which higher rates undo more than they teach."""
 STAGES = {
     "noisy": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
-    "noisy-both": ((EXPLORE, 40), (SETTLE, 20), (AGAIN, 60)),
+    "noisy-both": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
     "short": ((GENTLE, 200),),
     "short-both": ((GENTLE, 100),),
 }
@@ -66,13 +66,14 @@ STAGES = {
 HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=2e-4, final_rate=1.0, reconstruction=0.0)
 """From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
+NULLS = 128
+"""The draws without a vector."""
 AR = tiny.paths()["ar"]
 Report = Callable[[str], None]
 
 
 def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -> dict[str, Any]:
     """Run the stages from a verbalizer; return its figures before and after, and the log."""
-    held_out = _held_out()
     began, cpu = time.monotonic(), time.process_time()
     av, ar, log = start, AR, []
     how = "train" if both else "freeze"
@@ -94,34 +95,63 @@ def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -
         av, ar = found.av, found.ar or ar
     took, used = (time.monotonic() - began) / 60, (time.process_time() - cpu) / 60
     report(f"{took:.1f} minutes on the clock, {used:.1f} of a processor")
-    minutes = sum(line.get("seconds", 0.0) for line in log) / 60
+    figures = _measured(start, av, ar)
+    return {**figures, "steps": len(log) - 1, "minutes": took, "processor": used, "log": curve(log)}
+
+
+def measure_again(start: Path, work: Path, name: str) -> dict[str, Any]:
+    """Return the figures of a finished run with what is measured before and after it made anew."""
+    last = work / f"{name}.{len(STAGES[name])}"
+    ar = last / "ar"
+    return {**read()[f"tiny {name}"], **_measured(start, last / "av", ar if ar.exists() else AR)}
+
+
+def _measured(start: Path, av: Path, ar: Path) -> dict[str, dict[str, float]]:
+    held_out = _held_out()
     figures = {"before": measure(start, AR, held_out), "after": measure(av, AR, held_out)}
-    if both:
+    if ar != AR:
         figures["after, by the trained reconstructor"] = measure(av, ar, held_out)
-    return {**figures, "steps": len(log) - 1, "minutes": minutes, "log": curve(log)}
+    return figures
 
 
 def measure(av: Path, ar: Path, held_out: Examples) -> dict[str, float]:
     """Return the figures of a verbalizer on pairs of subject and tone that were never trained on.
 
-    ``null_reward`` is the reward of what it says without a vector, for these vectors.
+    ``null_reward`` is the mean reward, for these vectors, of what it draws without a vector at
+    temperature 1, and ``null_error`` the standard error of that mean.
     """
     nla = NLA(av, ar=ar, dtype=torch.float32)
     nla.sampling = Sampling(max_new_tokens=EXPLORE.max_new_tokens)
-    told, nothing = nla.explain(held_out.vectors), nla.explain_nothing()
+    told = nla.explain(held_out.vectors)
     nla.resolve()
     texts, failed = told.extracted()
     score = nla.score(told, failures="zero")
-    null = nothing.text.replace("<explanation>", "").strip()
-    rewards = -direction_mse(nla.reconstruct([null]), held_out.vectors)
+    null = _null_rewards(nla, held_out.vectors)
     right = slot_accuracies([text or "" for text in texts], held_out)
     return {
         "fve": score.mean["fve"],
         "all slots": right.pop("exact"),
         **right,
         "extraction": 1 - len(failed) / len(held_out),
-        "null_reward": float(rewards.mean()),
+        "null_reward": float(null.mean()),
+        "null_error": float(null.std()) / len(null) ** 0.5,
     }
+
+
+def _null_rewards(nla: NLA, vectors: torch.Tensor) -> torch.Tensor:
+    """Return the mean reward of each of `NULLS` texts that are drawn without a vector.
+
+    One greedy text would not do: another wording of nothing moves it by 0.04, as measured over the
+    draws of the warm starts.
+    """
+    drawn: list[Explanation] = []
+    for seed in range(NULLS):
+        nla.sampling = Sampling(max_new_tokens=EXPLORE.max_new_tokens, temperature=1.0, seed=seed)
+        drawn.append(nla.explain_nothing())
+    nla.resolve()
+    texts = [each.text.replace("<explanation>", "").strip() for each in drawn]
+    each = [-direction_mse(row[None], vectors).mean() for row in nla.reconstruct(texts)]
+    return torch.stack(each)
 
 
 def hack(work: Path, name: str, report: Report) -> dict[str, Any]:
@@ -179,6 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tutorials.recipes.tiny.rl")
     parser.add_argument("work", type=Path, help="the folder for what is made")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"{', '.join(runs)}; default: all")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure finished runs anew, and train nothing"
+    )
     options = parser.parse_args(arguments)
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -200,7 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hacked:
             record(f"tiny {name}", hack(work, name, report))
             continue
-        figures = improve(start, work, name, both=bool(both), report=report)
+        if options.measure:
+            figures = measure_again(start, work, name)
+        else:
+            figures = improve(start, work, name, both=bool(both), report=report)
         record(f"tiny {name}", figures)
         report(f"{name}: {figures['before']} -> {figures['after']}")
 
