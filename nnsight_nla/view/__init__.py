@@ -4,6 +4,8 @@
 * `claims(record)`: the parts of an explanation, with a bar for what each carries.
 * `reading(readings)`: one self-contained page with every token of a text and the explanations; two
   readings are shown next to each other with their difference marked.
+* `live(transport)`: the same page, which reads what is clicked; `script()` and `style()` are its
+  parts for a notebook's widget, `side(reading)` and `token(record)` its data.
 * `facts(given)`: a table of names and values.
 * `document(title, *parts)`: a page of such tables, which runs no script.
 * `frame(page, height)`: such a page inside a notebook's output, in a sandbox of its own.
@@ -18,7 +20,10 @@ everything but this package's own script and style, and nothing is ever fetched.
 
 from .fallback import fallback
 from .figure import TEMPLATE
-from .page import document, frame, reading
+from .page import document, frame, live, reading, script, side, style, token
 from .table import claims, explanation, facts
 
-__all__ = ["TEMPLATE", "claims", "document", "explanation", "facts", "fallback", "frame", "reading"]
+__all__ = [
+    "TEMPLATE", "claims", "document", "explanation", "facts", "fallback", "frame", "live",
+    "reading", "script", "side", "style", "token",
+]  # fmt: skip
