@@ -155,15 +155,15 @@ def test_words_stand_out_from_the_page_and_none_is_cut(context, drawn, figures, 
     for name in ("scores", "few-scores"):
         assert not page.evaluate(_OVERLAPS, name), name
     assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size]["width"]
+    if size == "desktop":
+        check_cells(page, paper)
     for background, opacity, tag in page.evaluate(_BACKS):
         assert background in ("rgba(0, 0, 0, 0)", "transparent")
         assert tag == "svg" or float(opacity) == 0
 
 
-@pytest.mark.parametrize("context", ["light", "dark"], indirect=True)
-@pytest.mark.parametrize("size", ["desktop"], indirect=True)
-def test_a_cell_at_zero_is_nearly_the_page_and_a_large_one_is_not(context, drawn):
-    page, paper = drawn
+def check_cells(page, paper):
+    """A cell at zero is nearly the page, and one with a large effect is red on it."""
     box = page.locator("#grid .heatmaplayer image").bounding_box()
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
