@@ -4,7 +4,8 @@
 * `claims(record)`: the parts of an explanation, with a bar for what each carries.
 * `reading(readings)`: one self-contained page with every token of a text and the explanations; two
   readings are shown next to each other with their difference marked.
-* `side(reading)`: what the page reads of one reading, as plain data.
+* `live(transport)`: the same page, which reads what is clicked; `script()` and `style()` are its
+  parts for a notebook's widget, `side(reading)` and `token(record)` its data.
 * `facts(given)`: a table of names and values.
 * `document(title, *parts)`: a page of such tables, which runs no script.
 * `frame(page, height)`: such a page inside a notebook's output, in a sandbox of its own.
@@ -18,17 +19,10 @@ everything but this package's own script and style, and nothing is ever fetched.
 
 from .fallback import fallback
 from .figure import TEMPLATE
-from .page import document, frame, reading, side
+from .page import document, frame, live, reading, script, side, style, token
 from .table import claims, explanation, facts
 
 __all__ = [
-    "TEMPLATE",
-    "claims",
-    "document",
-    "explanation",
-    "facts",
-    "fallback",
-    "frame",
-    "reading",
-    "side",
-]
+    "TEMPLATE", "claims", "document", "explanation", "facts", "fallback", "frame", "live",
+    "reading", "script", "side", "style", "token",
+]  # fmt: skip
