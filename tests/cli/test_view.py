@@ -53,7 +53,7 @@ def test_ones_own_models_one_for_each_layer(served, tmp_path):
 
 
 def test_a_layer_that_the_verbalizer_was_not_trained_on(served):
-    with pytest.raises(NLAError, match="layer 1"):
+    with pytest.raises(NLAError, match="layer=1: the verbalizer was trained on layer 3"):
         run("--layer", "1")
 
 
