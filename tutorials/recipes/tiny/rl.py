@@ -3,10 +3,10 @@
     python -m tutorials.recipes.tiny.rl WORK [RUN ...]
 
 The runs: ``noisy`` and ``short`` (see `warm_starts`) with the reconstructor frozen, the same with
-it trained along (``noisy-both``, ``noisy-both-fast`` at a higher rate, ``short-both``) and judged by
-the frozen one, and two rewards that can be hacked: ``length``, and ``blind``, a reconstructor that does not read the first line. All by
-default; what is finished in the folder WORK is not done again. The figures of each go into
-``tutorials/numbers/reinforcement.json``.
+it trained along (``noisy-both``, ``noisy-both-fast`` at a higher rate, ``short-both``) and judged
+by the frozen one, and two rewards that can be hacked: ``length``, and ``blind``, a reconstructor
+that does not read the first line. All by default; what is finished in the folder WORK is not done
+again. The figures of each go into ``tutorials/numbers/reinforcement.json``.
 
 A run has stages, each the warm start of the next. The noisy verbalizer is first drawn from at
 temperature 1.3: it is sure of wrong subjects, and one that is never drawn is never learned; at 1 it
