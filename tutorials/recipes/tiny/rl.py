@@ -158,7 +158,7 @@ def _null_rewards(nla: NLA, vectors: torch.Tensor) -> torch.Tensor:
         nla.sampling = Sampling(max_new_tokens=EXPLORE.max_new_tokens, temperature=1.0, seed=seed)
         drawn.append(nla.explain_nothing())
     nla.resolve()
-    texts = [each.text.replace("<explanation>", "").strip() for each in drawn]
+    texts = [str(each.text).replace("<explanation>", "").strip() for each in drawn]
     each = [-direction_mse(row[None], vectors).mean() for row in nla.reconstruct(texts)]
     return torch.stack(each)
 
