@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_no_such_vector_gets_a_grade_whatever_its_size(nla, kind, size, seed):
 
 
 @pytest.fixture(scope="module")
-def uncalibrated():
+def uncalibrated() -> Any:
     """The tiny pair as a verbalizer that ships no statistics of its training vectors."""
     folders = tiny.paths()
     bare = replace(Checkpoint.load(folders["av"]), calibration=None)
@@ -116,7 +117,8 @@ def test_unit_vectors_that_are_not_declared_get_no_grade_without_a_calibration(
 
 def test_a_norm_of_1_is_usual_where_the_training_vectors_have_it():
     def found(usual, vectors=torch.eye(4)):  # noqa: B008
-        return atypical(Capture(None, vectors, 4, 1, Sampling(), usual_norm=usual))
+        queue: Any = None
+        return atypical(Capture(queue, vectors, 4, 1, Sampling(), usual_norm=usual))
 
     assert found(1.6) == found(None) == {}
     assert found(15.0)[3].startswith("norm 1, as directions have, usual 15. Say so")
