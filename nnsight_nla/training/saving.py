@@ -145,7 +145,7 @@ def save_verbalizer(
     if dtype is not None:
         _cast(model, dtype)
     with _checkpoint_folder(folder, advice) as part:
-        _save_weights(model, part)
+        save_weights(model, part)
         tokenizer.save_pretrained(part)
         entries = checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra})
         _save_sidecar(part, entries, Path(folder).name)
@@ -185,7 +185,7 @@ def save_reconstructor(
     entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
     with _checkpoint_folder(folder, advice) as part:
         if reconstructor.adapted or adapter_weights(reconstructor.model):
-            _save_weights(reconstructor.model, part)
+            save_weights(reconstructor.model, part)
         else:
             with _with_final_norm(reconstructor) as model:
                 model.save_pretrained(part)
@@ -255,7 +255,7 @@ def _with_final_norm(reconstructor: Reconstructor) -> Generator[Any, None, None]
         setattr(decoder, name, nn.Identity())
 
 
-def _save_weights(model: Any, folder: Path) -> None:
+def save_weights(model: Any, folder: Path) -> None:
     """Save a model, or the adapters on it alone, however they were put there."""
     if not hasattr(model, "get_base_model") and adapter_weights(model):
         save_adapter(model, folder)
