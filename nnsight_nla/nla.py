@@ -447,10 +447,18 @@ class NLA:
         self.layer(bridge)
         return Hook(self.explain, bridge, self.checkpoint.layer, positions, at)
 
+    @overload
+    def read(
+        self, model: Target, prompt: _read.Prompt, **options: Unpack[_read.ReadOptions]
+    ) -> Reading: ...
+    @overload
+    def read(
+        self, model: Target, prompt: _read.Prompts, **options: Unpack[_read.ReadOptions]
+    ) -> list[Reading]: ...
     def read(
         self,
         model: Target,
-        prompt: Any,
+        prompt: _read.Prompt | _read.Prompts,
         *,
         positions: _read.Which = "all",
         generate: int | None = None,
@@ -461,8 +469,8 @@ class NLA:
         upto: Literal["line"] | int | None = None,
         question: str | None = None,
         choices: Sequence[str] | None = None,
-    ) -> Reading:
-        """Explain the residual at every token of a text, as a table or an HTML page.
+    ) -> Reading | list[Reading]:
+        """Explain the residual at every token of a text, or of several, as tables or HTML pages.
 
         If this NLA has a reconstructor, every explanation has a score and a trust label. To read a
         run with interventions, pass an edited model: ``with model.edit() as (_, edited): ...``,
@@ -470,7 +478,8 @@ class NLA:
 
         Args:
             model: The target, an nnsight model or a `TransformerBridge`.
-            prompt: A string, token ids, or a list of chat messages.
+            prompt: A string, token ids, or a list of chat messages; or a list of such prompts,
+                whose explanations are generated together. Every option applies to each of them.
             positions: Which tokens are read: ``"all"``, ``"reply"``, an index (negative ones count
                 from the end), several, or a slice. The page shows the others without explanations.
             generate: Let the model first generate up to this many tokens, greedily, then read the
@@ -485,8 +494,12 @@ class NLA:
             question: For an oracle: the question about each token's residual.
             choices: For an oracle: the answers to choose from; see `ask`.
 
+        Returns:
+            A reading; for a list of prompts, a list with one for each, the same as alone.
+
         Raises:
-            InjectionError: This NLA cannot read the model, or `prompt` is not one prompt.
+            InjectionError: This NLA cannot read the model, or `prompt` is not a prompt or a list of
+                prompts. For one of several, the message begins with its number.
             NLAError: `positions` or `generate` do not fit the text, or the verbalizer was not
                 trained on `layer`.
         """

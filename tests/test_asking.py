@@ -67,6 +67,11 @@ def test_explain_of_an_asking_oracle_is_ask(oracle):
 def test_read_and_experiments_take_a_question(oracle, model):
     reading = oracle.read(model, TEXT, question=QUESTION)
     assert len(reading.to_pandas()) == 4
+    for choices in (None, ["French", "Italian"]):
+        asked = {"question": QUESTION, "choices": choices}
+        one, other = oracle.read(model, [TEXT, "The cow"], **asked)
+        assert one == oracle.read(model, TEXT, **asked)
+        assert other == oracle.read(model, "The cow", **asked)
     options = {"layers": [3], "positions": [-1], "question": QUESTION}
     sweep = patch(
         model, oracle, TEXT, "People in Rome speak",

@@ -16,7 +16,7 @@ FLOORS = (
     ("__init__", "cli"),
     ("pairs",),
     ("smollm2", "tiny"),
-    ("training",),
+    ("live", "training"),
     ("nla",),
     ("bulk", "doctor", "experiments", "reading"),
     ("evaluation",),
@@ -40,6 +40,9 @@ HEAVY = (
     "peft",
     "accelerate",
     "plotly",
+    "starlette",
+    "uvicorn",
+    "anywidget",
 )
 
 

@@ -34,18 +34,16 @@ def refused(error, *said):
 
 
 PROMPTS = {
-    "two strings": (
-        ["a", "b"],
-        "['a', 'b'] is 2 strings, and one prompt was expected. Read one at a time: "
-        "[nla.read(model, prompt) for prompt in prompts].",
+    "two rows": (
+        torch.tensor([[1, 2], [3, 4]]),
+        "is 2 lists, and one prompt was expected. Pass a list of prompts without padding: "
+        "nla.read(model, [first, second]).",
     ),
-    "two lists": ([[1], [2, 3]], "[[1], [2, 3]] is 2 lists, and one prompt was expected. Read one"),
-    "two rows": (torch.tensor([[1, 2], [3, 4]]), "is 2 lists, and one prompt was expected. Read"),
     "None": (None, f"None {SAYS_WHAT_A_PROMPT_IS}"),
     "nothing": ([], f"[] {SAYS_WHAT_A_PROMPT_IS}"),
     "number": (5, f"5 {SAYS_WHAT_A_PROMPT_IS}"),
     "floats": ([1.5, 2.0], f"[1.5, 2.0] {SAYS_WHAT_A_PROMPT_IS}"),
-    "mixture": ([1, "a"], f"[1, 'a'] {SAYS_WHAT_A_PROMPT_IS}"),
+    "two numbers": ([1, None], f"[1, None] {SAYS_WHAT_A_PROMPT_IS}"),
     "a message": (
         {"role": "user", "content": "x"},
         "is not a prompt. Expected a string, a list of",
@@ -66,10 +64,26 @@ def test_a_prompt(model, nla, prompt):
     given, said = PROMPTS[prompt]
     with refused(InjectionError, said):
         nla.read(model, given)
-    generic = said.partition(" Read")[0]
+    generic = said.partition(" Pass a list")[0]
     with refused(InjectionError, generic):
         patch(model, nla, given, ROME, **OPTIONS)
     with refused(InjectionError, generic):
+        nla.positions(model, ["a", given])
+
+
+SEVERAL = {
+    "two strings": (["a", "b"], "['a', 'b'] is 2 strings, and one prompt was expected."),
+    "two lists": ([[1], [2, 3]], "[[1], [2, 3]] is 2 lists, and one prompt was expected."),
+    "mixture": ([1, "a"], f"[1, 'a'] {SAYS_WHAT_A_PROMPT_IS}"),
+}
+
+
+@pytest.mark.parametrize("prompts", SEVERAL)
+def test_several_prompts_where_one_is_expected(model, nla, prompts):
+    given, said = SEVERAL[prompts]
+    with refused(InjectionError, said):
+        patch(model, nla, given, ROME, **OPTIONS)
+    with refused(InjectionError, said):
         nla.positions(model, ["a", given])
 
 

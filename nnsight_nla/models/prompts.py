@@ -47,6 +47,21 @@ def listed(prompts: Any) -> list[Any]:
     return several
 
 
+def several(prompt: Any) -> list[Any] | None:
+    """Return the prompts of a list of prompts; ``None`` for one prompt, or anything else.
+
+    Token ids and chat messages are one prompt; a list with a string or a list in it has several,
+    also if it is the only one. A tensor of rows does not say what is padding, so it is no list.
+
+    >>> several("a"), several([1, 2]), several(["a"]), several([[1, 2], "b"])
+    (None, None, ['a'], [[1, 2], 'b'])
+    """
+    if not isinstance(prompt, list | tuple):
+        return None
+    items: list[Any] = list(prompt)
+    return items if any(map(_is_prompt, items)) else None
+
+
 def checked(prompt: Any, vocabulary: int, *, advice: str = FLAT) -> Prompt:
     """Return one prompt as a string, a list of token ids or a list of messages.
 
@@ -154,6 +169,11 @@ def _plain(values: Iterable[Any]) -> Iterable[Any]:
         else each
         for each in values
     )
+
+
+def _is_prompt(value: Any) -> bool:
+    rows = isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0
+    return rows or isinstance(value, str | list | tuple)
 
 
 def _is_message(value: Any) -> bool:

@@ -5,14 +5,19 @@ at their real positions, whatever the padding. With `generate`, the model first 
 then prompt and reply are read together::
 
     tokens  →  [ reply ]  →  residuals at block K  →  handle  →  records
+
+Each of several prompts has its own forward pass, because padding would change its residuals in the
+last digits; their explanations are generated together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 
@@ -23,6 +28,7 @@ from ..models import bridge, hosts, weights
 from ..models import target as targets
 from ..models.generation import greedy
 from ..models.head import head_envoy
+from ..models.prompts import several
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
@@ -37,18 +43,48 @@ _NEXT, _MOST_LOGITS = 3, 512
 """How many of the target's next tokens are read, and at how many positions at most."""
 Which = Literal["all", "reply"] | int | slice | Sequence[int]
 """The positions to read; negative ones count from the end."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | torch.Tensor
+"""A text, token ids (a tensor of one row too), or chat messages."""
+Prompts = Sequence[Prompt]
+"""Several prompts, not necessarily of one form."""
 TEMPLATE = "template"
-_ONE = "Read one at a time: [nla.read(model, prompt) for prompt in prompts]."
+_SEVERAL = "Pass a list of prompts without padding: nla.read(model, [first, second])."
 _PLACES = (
     "expected 'all', 'reply' (with generate=N, if the model writes at least one token), an index, "
     "several ([0, 3, -1]), or a slice."
 )
 
 
+class ReadOptions(TypedDict, total=False):
+    """The options of `NLA.read`."""
+
+    positions: Which
+    generate: int | None
+    layer: int | None
+    claims: Claims
+    remote: bool
+    sampling: Sampling | None
+    question: str | None
+    choices: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A prompt, and the model's reply if there is one, as they are read."""
+
+    prompt: Any
+    span: Positions
+    prompt_length: int
+    wanted: list[int]
+    """The positions to read, from the left."""
+    context: int | None
+    """The length that the target was built for, if the text goes past it."""
+
+
 def read(
     nla: Explains,
     model: Target,
-    prompt: str | Sequence[Any] | torch.Tensor,
+    prompt: Any,
     *,
     positions: Which = "all",
     generate: int | None = None,
@@ -56,54 +92,106 @@ def read(
     claims: Claims = "check",
     remote: bool = False,
     sampling: Sampling | None = None,
-) -> Reading:
-    """Explain every token of `prompt`, and of the model's reply; see `NLA.read`."""
+) -> Reading | list[Reading]:
+    """Explain every token of a prompt, or of each of a list, and of the replies: `NLA.read`."""
     envoy = nla.layer(model, layer, claims=claims)  # Refuses a model that does not fit.
     block = None if layer is None else envoy
     if bridge.is_bridge(model):
         bridge.check_here(remote=remote)
     if not remote:
         weights.load(model)
-    span = targets.tokenized(model, prompt, advice=_ONE)
-    prompt_length = len(span.ids)
-    if not prompt_length:
-        raise NLAError(f"The prompt {prompt!r} has no tokens; there is nothing to read.")
-    if generate is not None:
-        span = _with_reply(model, span, _checked_length(generate), remote)
-    context = targets.check_length(model, len(span.ids), stacklevel=4)
-    wanted = _wanted(positions, len(span.ids), prompt_length)
+    new_tokens = None if generate is None else _checked_length(generate)
+    listed = several(prompt)
+    prompts = [prompt] if listed is None else listed
+    spans: list[Positions] = []
+    for number, each in enumerate(prompts):
+        with _numbered(None if listed is None else number):
+            spans.append(_tokenized(model, each))
+    texts: list[_Text] = []
+    for number, (each, span) in enumerate(zip(prompts, spans, strict=True)):
+        with _numbered(None if listed is None else number):
+            texts.append(_text(model, each, span, positions, new_tokens, remote))
+    options: dict[str, Any] = {"sampling": sampling, "layer": layer, "claims": claims}
+    handles = [_captured(nla, model, block, text, options, remote) for text in texts]
+    nla.resolve(handles)
     read_at = nla.checkpoint.layer if layer is None else layer
-    options: dict[str, Any] = {
-        "tokens": [span.tokens[position] for position in wanted],
-        "positions": wanted,
-        "sampling": sampling,
-        "layer": layer,
-        "claims": claims,
-    }
+    names = _name(targets.describe(model)), _name(hosts.describe(nla.av))
+    readings = [
+        Reading(_records(model, text, handle), *names, read_at)
+        for text, handle in zip(texts, handles, strict=True)
+    ]
+    return readings[0] if listed is None else readings
+
+
+@contextmanager
+def _numbered(number: int | None) -> Iterator[None]:
+    """Let the errors of one of several prompts say which one it is."""
+    try:
+        yield
+    except NLAError as error:
+        if number is None:
+            raise
+        raise type(error)(f"prompts[{number}]: {error}") from error
+
+
+def _tokenized(model: Target, prompt: Any) -> Positions:
+    span = targets.tokenized(model, prompt, advice=_SEVERAL)
+    if not span.ids:
+        raise NLAError(f"The prompt {prompt!r} has no tokens; there is nothing to read.")
+    return span
+
+
+def _text(
+    model: Target,
+    prompt: Any,
+    span: Positions,
+    positions: Which,
+    new_tokens: int | None,
+    remote: bool,
+) -> _Text:
+    """Let the model reply if it is to, and find the positions to read."""
+    count = len(span.ids)
+    if new_tokens is not None:
+        span = _with_reply(model, span, new_tokens, remote)
+    context = targets.check_length(model, len(span.ids), stacklevel=4)
+    return _Text(prompt, span, count, _wanted(positions, len(span.ids), count), context)
+
+
+def _captured(
+    nla: Explains,
+    model: Target,
+    block: Any,
+    text: _Text,
+    options: Mapping[str, Any],
+    remote: bool,
+) -> Explanation:
+    """Run the target on one text, and capture the residuals at its wanted positions."""
+    span, wanted = text.span, text.wanted
+    placed = {"tokens": [span.tokens[at] for at in wanted], "positions": wanted, **options}
     if bridge.is_bridge(model):
-        residual = bridge.residual(model, span.ids, read_at)
-        handle = nla.explain(residual[wanted], **options)
-    else:
-        handle = _traced(nla, model, block, span, wanted, options, remote)
-    nla.resolve(handle)
+        layer = options["layer"]
+        read_at = nla.checkpoint.layer if layer is None else layer
+        return nla.explain(bridge.residual(model, span.ids, read_at)[wanted], **placed)
+    return _traced(nla, model, block, span, wanted, placed, remote)
+
+
+def _records(model: Target, text: _Text, handle: Explanation) -> tuple[TokenReading, ...]:
     _ = handle.trust  # A record keeps its label, so a label that cannot be measured is an error.
+    span, count = text.span, text.prompt_length
     tokenizer: Any = model.tokenizer
-    parts = _parts(tokenizer, span.ids[:prompt_length], _messages(prompt))
+    parts = _parts(tokenizer, span.ids[:count], _messages(text.prompt))
     special = set(tokenizer.all_special_ids)
-    parts += [TEMPLATE if token in special else "reply" for token in span.ids[prompt_length:]]
-    explained = dict(zip(wanted, handle.to_dict()["explanations"], strict=True))
-    if context is not None:
-        for position in wanted:
-            if position >= context:
-                said = f"position {position}: the target was built for {context} tokens"
+    parts += [TEMPLATE if token in special else "reply" for token in span.ids[count:]]
+    explained = dict(zip(text.wanted, handle.to_dict()["explanations"], strict=True))
+    if text.context is not None:
+        for position in text.wanted:
+            if position >= text.context:
+                said = f"position {position}: the target was built for {text.context} tokens"
                 explained[position]["warnings"].append(said)
-    records = tuple(
+    return tuple(
         _record(position, token, part, explained.get(position))
         for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
     )
-    target = targets.describe(model)
-    verbalizer = hosts.describe(nla.av)
-    return Reading(records, _name(target), _name(verbalizer), read_at)
 
 
 def _traced(

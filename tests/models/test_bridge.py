@@ -137,6 +137,9 @@ def test_reading_a_bridge_is_reading_the_model(bridge, nla, model):
     assert ours.tokens == theirs.tokens
     assert ours.explanations == theirs.explanations
     assert [record.part for record in ours] == [record.part for record in theirs]
+    assert nla.read(bridge, [PARIS, chat], positions=-1) == [
+        nla.read(bridge, each, positions=-1) for each in (PARIS, chat)
+    ]
 
 
 def test_remote_is_for_nnsight_models(bridge, nla):

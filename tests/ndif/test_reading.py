@@ -42,6 +42,14 @@ def test_the_target_there_and_the_pair_here(either_ndif, by_path, local):
     assert all(each.device.type == "meta" for each in target._module.parameters())
 
 
+def test_several_prompts(ndif, by_path, local):
+    target = TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
+    nla = NLA(tiny.paths()["av"], ar=tiny.paths()["ar"], dtype=torch.float32)
+    first, second = nla.read(target, [PARIS, "The cow"], remote=True)
+    same(first, local[0])
+    same(second, tiny.load()[1].read(tiny.load()[0], "The cow"))
+
+
 def test_another_layer(either_ndif, by_path):
     target = TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
     nla = NLA(tiny.paths()["av"], ar=tiny.paths()["ar"], dtype=torch.float32)

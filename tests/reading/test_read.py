@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnsight_nla import InjectionError, NLAError, Origin, Reading, Sampling, tiny
+from nnsight_nla import InjectionError, NLAError, NLAWarning, Origin, Reading, Sampling, tiny
 from nnsight_nla.reading.read import _parts, _token_spans, read
 
 PARIS = "What a lovely day! People in Paris speak"
@@ -187,10 +187,91 @@ def test_options_that_do_not_fit(model, nla, options, message):
 
 
 def test_a_prompt_or_model_of_another_type(model, nla):
-    with pytest.raises(InjectionError, match="is 2 strings, and one prompt was expected"):
-        nla.read(model, ["two", "prompts"])
+    with pytest.raises(InjectionError, match="is 2 lists, and one prompt was expected"):
+        nla.read(model, torch.ones(2, 3, dtype=torch.long))
     with pytest.raises(InjectionError, match="Expected an nnsight TransformersModel, got str"):
         nla.read("Qwen/Qwen3-8B", PARIS)
+
+
+SHORT = "The cow"
+CHAT = [{"role": "user", "content": SHORT}]
+
+
+def test_several_prompts_are_read_as_each_alone(model, nla, paris, monkeypatch):
+    ids = list(nla.positions(model, ROME)[0].ids)
+    prompts = [PARIS, SHORT, ids, torch.tensor(ids), CHAT]
+    alone = [nla.read(model, each) for each in prompts]
+    batches = []
+    resolve = nla.resolve
+    monkeypatch.setattr(nla, "resolve", lambda handles: batches.append(handles) or resolve(handles))
+    together = nla.read(model, prompts)
+    assert together == alone
+    assert [len(each) for each in batches] == [5], "their texts are generated together"
+    assert together[0] == paris
+    assert [len(each) for each in together] == [9, 2, 9, 9, len(alone[-1])]
+    assert together[-1].tokens[0] == "<|im_start|>"
+    assert all(score is not None for each in together for score in each.scores)
+
+
+def test_every_option_applies_to_each_of_several_prompts(model, nla):
+    for options in (
+        {"positions": -1},
+        {"positions": "reply", "generate": 2},
+        {"layer": 1, "claims": "ignore", "positions": [0]},
+        {"sampling": Sampling(temperature=1.0, seed=3), "positions": [-1]},
+    ):
+        together = nla.read(model, (PARIS, SHORT), **options)
+        assert together == [nla.read(model, each, **options) for each in (PARIS, SHORT)]
+        assert isinstance(together, list)
+
+
+def test_a_list_of_one_prompt_is_a_list(model, nla, paris):
+    ids = list(nla.positions(model, PARIS)[0].ids)
+    assert nla.read(model, [PARIS]) == nla.read(model, [ids]) == [paris]
+    chats = nla.read(model, [CHAT], positions=-1)
+    assert chats == [nla.read(model, CHAT, positions=-1)]
+    assert isinstance(nla.read(model, ids, positions=-1), Reading), "token ids are one prompt"
+
+
+def test_each_of_several_prompts_is_a_remote_run_of_its_own(model, nla, monkeypatch):
+    trace, sent = type(model).trace, []
+
+    def here(self, *args, remote=False, **options):
+        sent.append(remote)
+        return trace(self, *args, **options)
+
+    alone = [nla.read(model, each, positions=-1) for each in (PARIS, SHORT)]
+    monkeypatch.setattr(type(model), "trace", here)
+    assert nla.read(model, [PARIS, SHORT], positions=-1, remote=True) == alone
+    assert [each for each in sent if each] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "[] is not a prompt. Expected a string, a list of token ids"),
+        ([SHORT, 3], {}, "prompts[1]: 3 is not a prompt. Expected a string"),
+        ([SHORT, CHAT[0]], {}, "prompts[1]: {'content': 'The cow', 'role': 'user'} is not a prom"),
+        ([SHORT, ["a", "b"]], {}, "prompts[1]: ['a', 'b'] is 2 strings, and one prompt was expec"),
+        ([SHORT, ""], {}, "prompts[1]: The prompt '' has no tokens; there is nothing to read."),
+        ([SHORT, None], {}, "prompts[1]: None is not a prompt."),
+        ([[10**6], SHORT], {}, "prompts[0]: Token id 1000000 is not in the target's vocabulary"),
+        ([PARIS, SHORT], {"positions": 5}, "prompts[1]: positions=5: the text has 2 tokens"),
+        ([PARIS, SHORT], {"generate": 0}, "generate=0: expected the longest reply in tokens"),
+    ],
+)
+def test_one_of_several_prompts_is_wrong(model, nla, monkeypatch, prompts, options, message):
+    monkeypatch.setattr(type(model), "trace", lambda *args, **kwargs: pytest.fail("it ran"))
+    with pytest.raises(NLAError, match=f"^{re.escape(message)}"):
+        nla.read(model, prompts, **options)
+
+
+@pytest.mark.parametrize("prompt", [PARIS, [PARIS, SHORT]])
+def test_the_warning_of_a_long_text_names_the_callers_line(model, nla, monkeypatch, prompt):
+    monkeypatch.setattr(model._module.config, "max_position_embeddings", 3)
+    with pytest.warns(NLAWarning, match="has 9 tokens, and .* was built for 3") as caught:
+        nla.read(model, prompt, positions=0)
+    assert [each.filename for each in caught] == [__file__]
 
 
 def test_a_vector_without_a_text(model, nla, monkeypatch):
