@@ -41,7 +41,15 @@ from .explanation.arguments import (
     check_vectors,
     flat_texts,
 )
-from .explanation.asked import Asked, Asker, AskOptions, check_asks, check_explains, grouped
+from .explanation.asked import (
+    Asked,
+    Asker,
+    AskOptions,
+    check_asks,
+    check_explains,
+    check_single,
+    grouped,
+)
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation, check_handle
 from .explanation.padding import check_padding, placed
@@ -443,6 +451,7 @@ class NLA:
         """
         from .models.bridge import Hook, check_bridge
 
+        check_single(self.checkpoint, "hook")
         check_bridge(bridge)
         self.layer(bridge)
         return Hook(self.explain, bridge, self.checkpoint.layer, positions, at)

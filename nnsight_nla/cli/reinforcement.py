@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.text import Text
 from typer import Argument, Option
 
-from ..errors import NLAError
+from ..errors import NLAError, shown
 from . import options
 from .app import command, err, print_json, spinner
 from .app import out as console
@@ -107,6 +108,21 @@ def train_rl(
             help="The dtype to save in. Default: float32 for adapters, otherwise that of --av.",
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        Option(
+            metavar="ENGINE",
+            help="What draws the texts: fast, or vllm, which trains adapters only.",
+        ),
+    ] = "fast",
+    vllm: Annotated[
+        str | None,
+        Option(
+            metavar="JSON",
+            help="For --engine vllm: options of vLLM. Leave the GPU room for the training: "
+            '{"gpu_memory_utilization": 0.4}.',
+        ),
+    ] = None,
     recompute: Annotated[
         bool, Option("--gradient-checkpointing", help="Use less memory, and take longer.")
     ] = False,
@@ -198,6 +214,7 @@ def train_rl(
             reconstruction=reconstruction,
             length_margin=length_margin,
             length_penalty=length_penalty,
+            engine=cast("Any", engine),
             reconstructor="freeze" if freeze_ar else "train",
             batch_size=batch_size,
             precision="bfloat16" if narrow else "float32",
@@ -218,6 +235,7 @@ def train_rl(
         held_out=held_out,
         dtype=dtype,
         save_dtype=save_dtype,
+        vllm=None if vllm is None else _options(vllm),
         report=lambda line: err.print(Text(line)),
     )
     if not is_main_process():
@@ -236,3 +254,21 @@ def train_rl(
         judged = ar if made.ar is None else f"{out}/ar"
         line = f"{out}: NLA('{out}/av', ar='{judged}') loads it."
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def _options(text: str) -> dict[str, Any]:
+    """Return the options in --vllm.
+
+    Raises:
+        NLAError: It is not a JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise NLAError(
+            f"--vllm {shown(text)}: expected a JSON object, such as "
+            "'{\"gpu_memory_utilization\": 0.4}'."
+        )
+    return found

@@ -169,6 +169,21 @@ def check_explains(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
+def check_single(checkpoint: Checkpoint, what: str) -> None:
+    """Raise if each explanation is of several vectors, and `what` has one for each.
+
+    Raises:
+        CheckpointError: The verbalizer has a marker for each of several vectors.
+    """
+    if checkpoint.slots > 1:
+        raise CheckpointError(
+            f"{what}: it explains one vector at a time, and this verbalizer reads "
+            f"{checkpoint.slots} at once, one at each marker. Type nla.explain(torch.stack([a, b], "
+            "dim=-2)); for many, bulk.run(nla, 'rows.parquet', 'out.parquet') with a column "
+            "activation_vectors."
+        )
+
+
 def grouped(vectors: Any, d_model: int) -> tuple[Tensor | None, tuple[int, ...], tuple[int, ...]]:
     """Return the vectors of an ``ask()`` call as rows of equally many slots.
 

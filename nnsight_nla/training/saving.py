@@ -50,6 +50,7 @@ def describe(
     system: str | None = None,
     ar_template: str | None = AR_TEMPLATE,
     date: Date | None = None,
+    vectors: int | None = None,
 ) -> Checkpoint:
     """Describe the checkpoint that a training will make; token ids come from the live tokenizer.
 
@@ -69,6 +70,8 @@ def describe(
         ar_template: The reconstructor's prompt.
         date: The date that the prompt has, if the chat template prints one; default: today. The
             checkpoint keeps it, and every NLA that is loaded from it has the same prompt.
+        vectors: How many vectors one explanation is of, if several: the template has a marker for
+            each, and there is no reconstructor.
 
     Raises:
         TrainingError: The tokenizer splits the marker, or all of `MARKERS`.
@@ -103,6 +106,7 @@ def describe(
         ar_suffix_ids=None if ar_template is None else _suffix(tokenizer, ar_template),
         base_model=base_model,
         date=None if date is None else to_iso(date),
+        vectors=vectors,
     )
     prompt = first_prompt(checkpoint, tokenizer)
     if checkpoint.asks:
@@ -141,7 +145,7 @@ def save_verbalizer(
     if dtype is not None:
         _cast(model, dtype)
     with _checkpoint_folder(folder, advice) as part:
-        _save_weights(model, part)
+        save_weights(model, part)
         tokenizer.save_pretrained(part)
         entries = checkpoint.to_sidecar("av", **{"stage": "av_sft", **extra})
         _save_sidecar(part, entries, Path(folder).name)
@@ -181,7 +185,7 @@ def save_reconstructor(
     entries = {"stage": "ar_sft", "final_norm_stripped": True, **extra}
     with _checkpoint_folder(folder, advice) as part:
         if reconstructor.adapted or adapter_weights(reconstructor.model):
-            _save_weights(reconstructor.model, part)
+            save_weights(reconstructor.model, part)
         else:
             with _with_final_norm(reconstructor) as model:
                 model.save_pretrained(part)
@@ -251,7 +255,7 @@ def _with_final_norm(reconstructor: Reconstructor) -> Generator[Any, None, None]
         setattr(decoder, name, nn.Identity())
 
 
-def _save_weights(model: Any, folder: Path) -> None:
+def save_weights(model: Any, folder: Path) -> None:
     """Save a model, or the adapters on it alone, however they were put there."""
     if not hasattr(model, "get_base_model") and adapter_weights(model):
         save_adapter(model, folder)

@@ -7,7 +7,7 @@ as `Reply.mass`: if it is small, the oracle would answer something else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..models.head import contiguous_head
 from ..remote.ndif import send
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
     from .batch import Batch
@@ -54,18 +55,23 @@ def choose(verbalizer: Verbalizer, batch: Batch, choices: Choices) -> Iterator[t
     else:
         with contiguous_head(verbalizer.av):
             marker, logits = _forward(verbalizer, batch, {})
-    receipts = verbalizer.receipts(marker, batch)
-    every = logits.softmax(dim=-1)[:, list(choices.ids)]
-    mass = every.sum(dim=-1)
-    shares = logits[:, list(choices.ids)].softmax(dim=-1)
-    for row, receipt in enumerate(receipts):
-        yield row, _reply(choices.words, shares[row].tolist(), float(mass[row]), receipt)
+    logprobs = logits.log_softmax(dim=-1)[:, list(choices.ids)]
+    for row, receipt in enumerate(verbalizer.receipts(marker, batch)):
+        yield row, chosen(choices, logprobs[row], receipt)
 
 
-def _reply(
-    words: Sequence[str], shares: list[float], mass: float, receipt: tuple[float, float, float]
+def chosen(
+    choices: Choices, logprobs: Float[Tensor, " choices"], receipt: tuple[float, float, float]
 ) -> Reply:
-    best = words[shares.index(max(shares))]
+    """Return the reply of one row: the likeliest choice, and the probabilities of all.
+
+    Args:
+        choices: What is compared.
+        logprobs: The log-probabilities of their first tokens, in nats.
+        receipt: The norms before and after writing, and the cosine with the vector.
+    """
+    shares, mass = logprobs.softmax(dim=-1).tolist(), float(logprobs.exp().sum())
+    best = choices.words[shares.index(max(shares))]
     return Reply(
         best, best, "choice", 0, *receipt,
         tagged=False, probabilities=tuple(shares), mass=mass,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..checkpoint.prompt import Prompt
     from ..core.sampling import Sampling
     from ..explanation.records import Reply
+    from .choosing import Choices
     from .streaming import Watch
     from .verbalizer import Verbalizer
 
@@ -70,6 +71,16 @@ class TextEngine(Protocol):
             A row's number and its reply, in the order in which rows finish; or the reason why this
             vector has no text, which becomes the row's error.
         """
+        ...
+
+    def choose(
+        self,
+        vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
+        given: Bool[Tensor, " rows"],
+        prompts: Sequence[Prompt],
+        choices: Choices,
+    ) -> Iterator[tuple[int, Reply | str]]:
+        """Compare the choices of each row's question; the rest is as for `verbalize`."""
         ...
 
     def rows_that_fit(self, new_tokens: int) -> int:

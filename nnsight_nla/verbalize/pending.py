@@ -26,8 +26,7 @@ from ..errors import CheckpointError, NLAWarning, VerbalizationError
 from ..explanation.handle import Explanation
 from ..explanation.records import Capture, Receipt, Reply
 from ..progress import Bar, progress
-from .batch import Batch
-from .choosing import Choices, choose
+from .choosing import Choices
 from .decoding import out_of_memory
 from .streaming import OnText, TextSoFar, Watch
 
@@ -64,7 +63,9 @@ class Queue:
             new_tokens: The reply length for which this number is chosen.
         """
         self.owner = owner
-        self._verbalizer, self._engine = verbalizer, engine
+        self._verbalizer = verbalizer
+        self.engine = engine
+        """Generates the texts."""
         self._batch_size, self._new_tokens = batch_size, new_tokens
         self._handles: weakref.WeakValueDictionary[int, Explanation] = weakref.WeakValueDictionary()
         self._number = itertools.count()
@@ -74,7 +75,7 @@ class Queue:
     def batch_size(self) -> int:
         """Rows in a batch; by default, a number that fits is chosen at the first use."""
         if self._batch_size is None:
-            self._batch_size = self._engine.rows_that_fit(self._new_tokens)
+            self._batch_size = self.engine.rows_that_fit(self._new_tokens)
         return self._batch_size
 
     @batch_size.setter
@@ -150,7 +151,7 @@ class Queue:
             operation="none" if capture.null else injection.operation,
             scale=injection.scale,
             layer_convention=_convention(capture, checkpoint.layer),
-            dtype=str(self._engine.dtype).removeprefix("torch."),
+            dtype=str(self.engine.dtype).removeprefix("torch."),
             sampling=capture.sampling,
             sidecar_hash=checkpoint.sidecar_hash,
             prompt_hash=(
@@ -168,7 +169,7 @@ class Queue:
         for job in jobs:
             groups.setdefault(_kind(job), []).append(job)
         with (
-            self._engine.use(),
+            self.engine.use(),
             progress("verbalizing", total=len(jobs), unit="text") as bar,
         ):
             for group in groups.values():
@@ -212,10 +213,10 @@ class Queue:
         prompts = [each.asked.prompts[row] for each, row, _ in batch if each.asked is not None]
         if first.asked is not None and first.asked.choices:
             choices = Choices(first.asked.choices, first.asked.choice_ids)
-            return choose(self._verbalizer, Batch.of(prompts, vectors, given), choices)
+            return self.engine.choose(vectors, given, prompts, choices)
         samples = [sample for *_, sample in batch]
         more: dict[str, Any] = {} if watch is None else {"watch": watch}
-        return self._engine.verbalize(
+        return self.engine.verbalize(
             vectors, given, samples, first.sampling, prompts or None, **more
         )
 

@@ -40,6 +40,7 @@ from ..models.packing import packed
 from ..remote.ndif import send
 from .batch import Batch
 from .cache import in_place
+from .choosing import Choices, choose
 from .decoding import (
     AT_A_HOST,
     ClosedRows,
@@ -193,6 +194,16 @@ class Verbalizer:
             part = slice(start, start + size)
             one = self._plain(batch[part], seeds[part], sampling)
             yield from ((start + row, reply) for row, reply in one)
+
+    def choose(
+        self,
+        vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
+        given: Bool[Tensor, " rows"],
+        prompts: Sequence[Prompt],
+        choices: Choices,
+    ) -> Iterator[tuple[int, Reply]]:
+        """Compare the choices of each row's question, in one batch; see `choosing`."""
+        return choose(self, Batch.of(prompts, vectors, given), choices)
 
     def check_length(self, prompt: int, sampling: Sampling) -> None:
         """Raise if a prompt and its longest reply do not fit in the context.

@@ -1,6 +1,7 @@
 """Verbalizers on vLLM's CPU build, in the environment that `install.py` makes; elsewhere, skipped.
 
-An engine takes 20 to 60 seconds to start, so each one is shared by all the tests that can use it.
+Most of an engine's start is the import of vLLM in each of its processes. So engines run in this
+process, where that is possible, and each is shared by all the tests that can use it.
 """
 
 import os
@@ -10,15 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from nnsight_nla import NLA, tiny
 
 from . import install
 
 HERE = Path(__file__).parent
+AV = tiny.paths()["av"]
 # Without it, vLLM pins its worker to one core.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# Engine and worker in one process, with the executor "uni": two imports of vLLM less.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 OPTIONS = {
     "max_model_len": 512,
@@ -26,6 +32,7 @@ OPTIONS = {
     "block_size": 32,
     "kv_cache_memory_bytes": 1 << 28,
     "enforce_eager": True,
+    "distributed_executor_backend": "uni",
 }
 """What every engine here is started with."""
 SENTENCES = (
@@ -65,6 +72,20 @@ def vectors(pair) -> torch.Tensor:
     return torch.cat([real, mixed @ real])
 
 
+def random_adapter(folder: Path, seed: int = 0) -> Path:
+    """Save a LoRA adapter on the tiny verbalizer, with random matrices that change every text."""
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(AV, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(base, config)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data.normal_(std=0.15)
+    model.save_pretrained(folder)
+    (folder / "nla_meta.yaml").write_text((AV / "nla_meta.yaml").read_text("utf-8"), "utf-8")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def on_vllm() -> Iterator[Callable[..., NLA]]:
     """Makes NLAs on vLLM, in float32 with `OPTIONS`; stops their engines at the end."""
@@ -72,7 +93,7 @@ def on_vllm() -> Iterator[Callable[..., NLA]]:
 
     def make(av=None, *, vllm=None, **options) -> NLA:
         options = {"dtype": "float32", **options}
-        av = tiny.paths()["av"] if av is None else av
+        av = AV if av is None else av
         made.append(NLA(av, engine="vllm", vllm={**OPTIONS, **(vllm or {})}, **options))
         return made[-1]
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from nnsight_nla import NLA, Sampling, VerbalizationError
+from nnsight_nla.verbalize.batch import Batch
 from nnsight_nla.verbalize.vllm import engine as vllm_engine
+from nnsight_nla.verbalize.vllm import rows
 
 WARM = Sampling(temperature=1.0, top_p=0.95, top_k=200, seed=7)
 
@@ -88,7 +90,7 @@ def test_draws_are_the_same_also_when_they_are_preempted(crowded, nla, vectors):
 def test_a_lost_vector_is_an_error_of_its_row_and_never_a_text(crowded, nla, vectors, monkeypatch):
     backend = crowded._engine._backend
     real = type(backend).receipts
-    lost = crowded._engine._request(vectors[1], vectors[1], 0, crowded.sampling).key
+    lost = int(rows.keys(rows.encoded([0], [0], vectors[1], torch.float32)))
     asked = []
 
     def forget(self, keys):
@@ -122,8 +124,9 @@ def test_a_forgotten_receipt_is_measured_anew(crowded, nla, vectors, monkeypatch
 def test_an_interrupted_batch_leaves_nothing_running(crowded, nla, vectors):
     engine = crowded._engine
     with engine.use():
-        requests = [engine._request(each, each, 0, crowded.sampling) for each in vectors[:40]]
-        running = engine._backend.run(requests)
+        given = torch.ones(40, dtype=torch.bool)
+        batch = Batch.of([crowded.prompt] * 40, vectors[:40], given)
+        running = engine._backend.run(list(engine._requests(batch, 100)))
         next(running)
         running.close()
     assert crowded.explain(vectors[41]).raw == nla.explain(vectors[41]).raw

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from nnsight_nla import NLA, CheckpointError, Injection, Sampling, VerbalizationError, bulk, tiny
+from nnsight_nla.verbalize.vllm.served import CONCURRENCY
 
 from .conftest import OPTIONS
 
@@ -110,9 +111,19 @@ def test_a_client_that_goes_away_leaves_nothing_running(server, nla, vectors, tm
         f"nla.resolve(nla.explain(load_file({str(tmp_path / 'vectors.safetensors')!r})['v']))"
     )
     client = subprocess.Popen([sys.executable, "-c", script])
-    _wait_for(lambda: server.metric("vllm:num_requests_running{") > 4)
+    under_way: list[float] = []
+
+    def busy() -> bool:
+        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+        under_way.append(sum(map(server.metric, names)))
+        return under_way[-1] > 4
+
+    _wait_for(busy)
+    for _ in range(10):
+        busy()
     client.kill()
     client.wait()
+    assert max(under_way) <= CONCURRENCY < 4 * len(vectors)
     _wait_for(lambda: server.metric("vllm:num_requests_running{") == 0)
     assert server.metric("vllm:num_requests_waiting{") == 0
     served = NLA(url=server.url, engine="vllm")
@@ -155,7 +166,7 @@ def test_without_a_server_the_rows_stay_pending(server, nla, vectors):
     assert not handle.resolved
 
 
-def _wait_for(true, seconds: float = 60) -> None:
+def _wait_for(true, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen"

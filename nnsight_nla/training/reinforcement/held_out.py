@@ -133,6 +133,7 @@ def measure(
         watching: Has the caller's own figures.
         max_new_tokens: The longest text.
     """
+    pair.hand_over()
     handle = pair.nla.explain(rows.vectors, sampling=Sampling(max_new_tokens=max_new_tokens))
     pair.nla.resolve(handle)
     texts, failed = _texts(handle)

@@ -117,6 +117,7 @@ class Loop:
         """Take one step, counted from 0; return its figures over all processes."""
         settings, began = self.settings, time.perf_counter()
         mine = self._mine(self.vectors.of_step(step, settings.prompts))
+        self.pair.hand_over()
         rollout = roll_out(self.pair.nla, mine, settings, step)
         drawn = time.perf_counter() - began
         self._check_some_proper(rollout, step + 1)

@@ -14,7 +14,7 @@ fresh adapter on merged weights would start further away.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.identity import same_model
 from ...checkpoint.sidecar import SIDECARS, stored
 from ...evaluation.reconstructor import Reconstructor as Judge
+from ...explanation.asked import check_single
 from ...models import hosts
 from ...models.adapter import is_adapter
 from ...models.loading import load_config
@@ -35,10 +36,12 @@ from ...models.memory import Memory
 from ...models.open import OpenedReconstructor, OpenOptions, open_reconstructor
 from ...nla import NLA
 from ...verbalize.verbalizer import Verbalizer
+from ...verbalize.vllm.engine import VllmEngine
 from ..adapters import adapter_weights, with_adapters
 from ..reconstructor import Reconstructor
 from ..rows import TrainingError
 from .frozen_copy import FrozenCopy
+from .rollout_engine import Handover, nla_options
 from .settings import RLSettings
 
 if TYPE_CHECKING:
@@ -71,6 +74,8 @@ class Pair:
     """The weights of the reconstructor that are trained, or that must not move."""
     ar_start: FrozenCopy
     """The same as the warm start has them."""
+    handover: Handover | None = None
+    """Gives the engine that draws the policy's weights, if it has its own."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -81,6 +86,16 @@ class Pair:
     def policy(self) -> nn.Module:
         """The verbalizer's module."""
         return hosts.module_of(self.nla.av)
+
+    def hand_over(self) -> None:
+        """Let the engine that draws have the policy's current weights."""
+        if self.handover is not None:
+            self.handover()
+
+    def close(self) -> None:
+        """Stop the engine that draws, if it has weights of its own."""
+        if self.handover is not None:
+            self.handover.close()
 
     def reconstruct(self, texts: list[str]) -> Float[Tensor, "texts d_model"]:
         """Reconstruct texts with the current reconstructor."""
@@ -126,6 +141,7 @@ def open_pair(
     *,
     device: torch.device | None = None,
     dtype: str | None = None,
+    vllm: Mapping[str, Any] | None = None,
 ) -> Pair:
     """Open and load a warm start.
 
@@ -136,6 +152,7 @@ def open_pair(
         device: Where the models go; the CPU unless given.
         dtype: The dtype of the weights. By default float32 where all are trained, and as stored
             under adapters.
+        vllm: The keyword arguments of vLLM's ``LLM``, if it draws.
 
     Raises:
         CheckpointError: One cannot be read, or they are of another layer or width.
@@ -145,7 +162,9 @@ def open_pair(
     place: dict[str, Any] = (
         {} if device is None or device.type == "cpu" else {"device_map": {"": str(device)}}
     )
-    nla = NLA(av, dtype=dtype or _dtype(av, whole=settings.lora is None), **place)
+    own = dtype or _dtype(av, whole=settings.lora is None)
+    nla = NLA(av, dtype=own, **nla_options(settings, vllm), **place)
+    check_single(nla.checkpoint, "rl")
     check_one_target(av, nla.checkpoint, ar)
     freeze = settings.reconstructor == "freeze"
     load = {"dtype": dtype or _dtype(ar, whole=not freeze), **place}
@@ -170,6 +189,7 @@ def open_pair(
                 "head.weight": reconstructor.head.weight,
             }
         )
+    engine = nla.queue.engine
     watched = [*ar_weights.values(), *([judge.head] if reconstructor is None else [])]
     return Pair(
         nla=nla,
@@ -183,6 +203,7 @@ def open_pair(
         reconstructor=reconstructor,
         ar_weights=ar_weights,
         ar_start=FrozenCopy(watched),
+        handover=Handover(engine, policy) if isinstance(engine, VllmEngine) else None,
     )
 
 

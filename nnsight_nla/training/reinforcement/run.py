@@ -16,9 +16,11 @@ stops the training with the figure that shows it; the newest checkpoint stays in
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -42,6 +44,7 @@ from .loop import Loop
 from .oversight import Oversight, check_figures
 from .pair import check_one_target, open_pair
 from .reward import Reward
+from .rollout_engine import check_engine
 from .saving import LOG, save_pair
 from .settings import RLSettings, RLWatching
 from .state import load_state, load_weights, remove_parts
@@ -84,6 +87,7 @@ def rl(
     held_out: float = HELD_OUT,
     dtype: str | None = None,
     save_dtype: str | None = None,
+    vllm: Mapping[str, Any] | None = None,
     report: Report | None = None,
 ) -> Reinforced:
     """Train a verbalizer so that a reconstructor recovers the vector from its texts.
@@ -105,6 +109,9 @@ def rl(
             stored under adapters.
         save_dtype: The dtype to save what was trained in; by default float32 for adapters, else
             that of the warm start.
+        vllm: For ``RLSettings(engine="vllm")``: keyword arguments of vLLM's ``LLM``. The models
+            that are trained are on the same GPU, so leave them room:
+            ``{"gpu_memory_utilization": 0.4}``.
         report: Called with lines of progress.
 
     Raises:
@@ -119,6 +126,7 @@ def rl(
     check_dtype({"dtype": dtype}, quantized=False)
     check_save_dtype(save_dtype)
     check_precision(settings.precision)
+    check_engine(settings, vllm, av, int(os.environ.get("WORLD_SIZE", "1")))
     own = dict(rewards or {})
     work = out.with_name(f"{out.name}.training")
     source = Published(rows, part="train" if held_out else "all", held_out=held_out, scratch=work)
@@ -144,9 +152,12 @@ def rl(
         if before is None:
             start_or_resume(files, options, source, av, report)
             loop, oversight = _prepared(
-                av, ar, source, checkpoint, settings, watching, own, files, dtype, report
+                av, ar, source, checkpoint, settings, watching, own, files, dtype, vllm, report
             )
-            _train(loop, oversight, files)
+            try:
+                _train(loop, oversight, files)
+            finally:
+                loop.pair.close()
             entry = {
                 "file": source.name,
                 "rows": len(source),
@@ -182,6 +193,7 @@ def _prepared(
     own: dict[str, Reward],
     files: Files,
     dtype: str | None,
+    vllm: Mapping[str, Any] | None,
     report: Report | None,
 ) -> tuple[Loop, Oversight]:
     """Read vectors, check the names of figures, and load the models."""
@@ -194,7 +206,7 @@ def _prepared(
     if report is not None:
         report(f"loading the weights of {av} and {ar}")
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    pair = open_pair(av, ar, settings, device=processes.device, dtype=dtype)
+    pair = open_pair(av, ar, settings, device=processes.device, dtype=dtype, vllm=vllm)
     loop = Loop(pair, vectors, settings, own, processes)
     return loop, Oversight(loop, rows, baseline, watching, stops, files, report)
 

@@ -44,6 +44,8 @@ class RLSettings:
     """Tokens below `max_new_tokens` from which a text's length costs reward."""
     length_penalty: float = 0.01
     """What each of these tokens costs."""
+    engine: Literal["fast", "vllm"] = "fast"
+    """What draws the texts. ``vllm`` needs adapters, and gets them anew before each step."""
     reconstructor: Literal["train", "freeze"] = "train"
     """Whether the reconstructor takes a step on the policy's texts too."""
     batch_size: int = 32
@@ -75,6 +77,7 @@ class RLSettings:
             *((name, is_real(value := getattr(self, name)) and value >= 0, "0 or more")
               for name in ("av_rate", "ar_rate", "kl", "reconstruction", "length_penalty",
                            "final_rate")),
+            ("engine", self.engine in ("fast", "vllm"), "'fast' or 'vllm'"),
             ("reconstructor", self.reconstructor in ("train", "freeze"), "'train' or 'freeze'"),
             ("seed", is_int(self.seed), "a whole number"),
         ]  # fmt: skip

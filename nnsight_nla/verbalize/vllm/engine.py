@@ -8,32 +8,39 @@ again past the prefix cache, and if that measures nothing either, the row has an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+
+import torch
 
 from ...core.sampling import draw_seed
 from ...errors import VerbalizationError
 from ...models.generation import reply_ends
+from ..batch import Batch
+from ..choosing import chosen
 from . import draws, rows
 from .local import LocalEngine
 from .requests import Request
 from .served import ServedEngine
 
 if TYPE_CHECKING:
-    import torch
     from jaxtyping import Bool, Float
     from torch import Tensor
 
     from ...checkpoint.prompt import Prompt
     from ...core.sampling import Sampling
     from ...explanation.records import Reply
+    from ..choosing import Choices
     from ..engine import EngineOptions, Maker
     from ..streaming import Watch
     from ..verbalizer import Verbalizer
-    from .requests import Backend, Measured
+    from .requests import Backend, Measured, Output
+
+    _Replied = Callable[[Output, tuple[float, float, float]], Reply]
 
 _TOGETHER = 64
 """How many replies share one request for their receipts."""
@@ -108,6 +115,17 @@ class VllmEngine:
         """Return where vLLM runs."""
         return {"name": "vllm", "why": None, **self._backend.info()}
 
+    def use_adapter(self, folder: Path) -> None:
+        """Verbalize with the adapter in this folder from now on, on the weights of the base.
+
+        Args:
+            folder: A LoRA adapter as PEFT saves it. It has to stay until the next text is done.
+
+        Raises:
+            VerbalizationError: vLLM runs on a server, which keeps its own.
+        """
+        self._backend.use_adapter(folder)
+
     def unload(self) -> None:
         """Stop vLLM, if it runs in this machine."""
         with self._verbalizer.runtime.lock.held():
@@ -115,11 +133,11 @@ class VllmEngine:
 
     def verbalize(
         self,
-        vectors: Float[Tensor, "rows d_model"],
+        vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
         given: Bool[Tensor, " rows"],
         samples: list[int],
         sampling: Sampling,
-        prompts: Sequence[Prompt] | None = None,  # noqa: ARG002  (An oracle's; it is refused.)
+        prompts: Sequence[Prompt] | None = None,
         *,
         watch: Watch | None = None,  # noqa: ARG002  (Texts come when they are finished.)
     ) -> Iterator[tuple[int, Reply | str]]:
@@ -129,75 +147,109 @@ class VllmEngine:
             VerbalizationError: The reply does not fit in the context.
             HostError: The server stayed away, or refused a request.
         """
-        self._verbalizer.check_length(len(self._verbalizer.prompt.ids), sampling)
-        requests = [
-            self._request(vector if has else None, vector, sample, sampling)
-            for vector, has, sample in zip(vectors, given.tolist(), samples, strict=True)
+        batch = Batch.of(prompts or [self._verbalizer.prompt] * len(vectors), vectors, given)
+        self._verbalizer.check_length(batch.ids.shape[1], sampling)
+        seeds = [
+            None if sampling.greedy else draw_seed(sampling.seed, vector, sample)
+            for vector, sample in zip(vectors, samples, strict=True)
         ]
+        ends = tuple(reply_ends(self._verbalizer.av, self._verbalizer.tokenizer))
+        requests = [
+            replace(each, ends=ends, draw=draws.arguments(sampling, seed))
+            for each, seed in zip(
+                self._requests(batch, sampling.max_new_tokens), seeds, strict=True
+            )
+        ]
+
+        def reply(output: Output, receipt: tuple[float, float, float]) -> Reply:
+            return self._verbalizer.reply(output.ids, receipt, sampling)
+
+        return self._replies(requests, batch, reply)
+
+    def choose(
+        self,
+        vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows slots d_model"],
+        given: Bool[Tensor, " rows"],
+        prompts: Sequence[Prompt],
+        choices: Choices,
+    ) -> Iterator[tuple[int, Reply | str]]:
+        """Yield a row's number and the probabilities of its choices; see `TextEngine`.
+
+        Raises:
+            HostError: The server stayed away, or refused a request.
+        """
+        batch = Batch.of(prompts, vectors, given)
+        requests = [replace(each, compared=choices.ids) for each in self._requests(batch, 1)]
+
+        def reply(output: Output, receipt: tuple[float, float, float]) -> Reply:
+            found = [output.logprobs[each] for each in choices.ids]
+            return chosen(choices, torch.tensor(found, dtype=torch.float32, device="cpu"), receipt)
+
+        return self._replies(requests, batch, reply)
+
+    def _requests(self, batch: Batch, new_tokens: int) -> Iterator[Request]:
+        for ids, vectors, sites, has in zip(
+            batch.ids, batch.vectors, batch.sites, batch.given.tolist(), strict=True
+        ):
+            places, width = sites.tolist(), vectors.shape[-1]
+            embeds = rows.encoded(
+                ids.tolist(), places, vectors if has else None, self._backend.dtype, width
+            )
+            yield Request(embeds, tuple(rows.keys(embeds[places]).tolist()), new_tokens)
+
+    def _replies(
+        self, requests: Sequence[Request], batch: Batch, reply: _Replied
+    ) -> Iterator[tuple[int, Reply | str]]:
+        """Run requests; yield each row's number and its reply, or why it has none."""
+        given, sites = batch.given.tolist(), batch.sites.tolist()
         unmeasured: list[int] = []
-        for row, ids, measured in self._finished(requests):
-            if (receipt := self._receipt(measured)) is None:
+        for row, output, found in self._finished(requests):
+            receipt = _receipt(requests[row], sites[row], found)
+            if receipt is None:
                 unmeasured.append(row)
             else:
-                yield row, self._judged(ids, receipt, sampling, bool(given[row]))
+                yield row, _judged(output, receipt, reply, given[row])
         # Their markers came out of the prefix cache, and the process has forgotten the receipts.
         again = [replace(requests[row], salt=uuid4().hex) for row in unmeasured]
-        for number, ids, measured in self._finished(again):
-            row, receipt = unmeasured[number], self._receipt(measured)
-            found = (
-                LOST if receipt is None else self._judged(ids, receipt, sampling, bool(given[row]))
-            )
-            yield row, found
-
-    def _request(
-        self, written: Tensor | None, vector: Tensor, sample: int, sampling: Sampling
-    ) -> Request:
-        prompt = self._verbalizer.prompt
-        embeds = rows.encoded(
-            prompt.ids, prompt.sites, written, self._backend.dtype, vector.shape[-1]
-        )
-        seed = None if sampling.greedy else draw_seed(sampling.seed, vector, sample)
-        return Request(
-            embeds,
-            int(rows.keys(embeds[prompt.marker_position][None])),
-            sampling.max_new_tokens,
-            tuple(reply_ends(self._verbalizer.av, self._verbalizer.tokenizer)),
-            draws.arguments(sampling, seed),
-        )
+        for number, output, found in self._finished(again):
+            row = unmeasured[number]
+            receipt = _receipt(requests[row], sites[row], found)
+            yield row, LOST if receipt is None else _judged(output, receipt, reply, given[row])
 
     def _finished(
         self, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, list[int], Measured | None]]:
-        """Run requests; yield number, tokens and measurements, in the order in which they end."""
-        done: list[tuple[int, list[int]]] = []
+    ) -> Iterator[tuple[int, Output, dict[int, Measured]]]:
+        """Run requests; yield number, output and measurements, in the order in which they end."""
+        done: list[tuple[int, Output]] = []
         left = len(requests)
         for each in self._backend.run(requests) if requests else ():
             done.append(each)
             left -= 1
             if len(done) < _TOGETHER and left:
                 continue
-            found = self._backend.receipts(sorted({requests[number].key for number, _ in done}))
-            yield from ((number, ids, found.get(requests[number].key)) for number, ids in done)
+            keys = {key for number, _ in done for key in requests[number].keys}
+            found = self._backend.receipts(sorted(keys))
+            yield from ((number, output, found) for number, output in done)
             done.clear()
 
-    def _receipt(self, measured: Measured | None) -> tuple[float, float, float] | None:
-        """Return the receipt of the first marker, if every marker has one."""
-        sites = self._verbalizer.prompt.sites
-        if measured is None or any(site not in measured for site in sites):
-            return None
-        return measured[sites[0]]
 
-    def _judged(
-        self,
-        ids: list[int],
-        receipt: tuple[float, float, float],
-        sampling: Sampling,
-        written: bool,
-    ) -> Reply | str:
-        """Return the reply, or why the vector was not `written` as it had to be."""
-        before, after, angle = receipt
-        if not written:
-            return self._verbalizer.reply(ids, (before, after, math.nan), sampling)
-        if not angle >= _LEAST_COSINE:
-            return BENT.format(cosine=angle)
-        return self._verbalizer.reply(ids, receipt, sampling)
+def _receipt(
+    request: Request, sites: list[int], found: dict[int, Measured]
+) -> tuple[float, float, float] | None:
+    """Return the norms at the first marker and the least cosine, if every marker was measured."""
+    measured = [found.get(key, {}).get(at) for key, at in zip(request.keys, sites, strict=True)]
+    known = [each for each in measured if each is not None]
+    if len(known) < len(measured):
+        return None
+    before, after, _ = known[0]
+    return before, after, min(angle for *_, angle in known)
+
+
+def _judged(
+    output: Output, receipt: tuple[float, float, float], reply: _Replied, written: bool
+) -> Reply | str:
+    """Return the reply, or why the vectors were not `written` as they had to be."""
+    before, after, angle = receipt
+    if not written:
+        return reply(output, (before, after, math.nan))
+    return reply(output, receipt) if angle >= _LEAST_COSINE else BENT.format(cosine=angle)

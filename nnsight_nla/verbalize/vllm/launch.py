@@ -82,7 +82,7 @@ def engine_options(
         **({"tokenizer": name} if (name := _tokenizer(verbalizer)) else {}),
         **({"trust_remote_code": True} if load.get("trust_remote_code") else {}),
         **({"revision": load["revision"]} if load.get("revision") else {}),
-        **_adapter_options(adapter_of(verbalizer)),
+        **({} if (adapter := adapter_of(verbalizer)) is None else lora_options(_rank(adapter))),
     }
     return {
         **own,
@@ -133,6 +133,13 @@ def adapter_of(verbalizer: Verbalizer) -> str | None:
     return None if adapter is None else str(adapter)
 
 
+def lora_options(rank: int) -> dict[str, Any]:
+    """Return the options of vLLM for an adapter of this rank."""
+    # vLLM allows these only, and takes an adapter of a lower rank.
+    allowed = next((each for each in _RANKS if each >= rank), _RANKS[-1])
+    return {"enable_lora": True, "max_lora_rank": allowed, "max_loras": 1}
+
+
 def architecture(verbalizer: Verbalizer) -> str:
     """Return the architecture's name in vLLM: that of the class in transformers."""
     listed = getattr(hosts.config(verbalizer.av), "architectures", None)
@@ -148,14 +155,6 @@ def _source(verbalizer: Verbalizer) -> str:
 
 def _tokenizer(verbalizer: Verbalizer) -> str | None:
     return str(getattr(verbalizer.tokenizer, "name_or_path", "") or "") or None
-
-
-def _adapter_options(adapter: str | None) -> dict[str, Any]:
-    if adapter is None:
-        return {}
-    # vLLM allows these only, and takes an adapter of a lower rank.
-    rank = next((each for each in _RANKS if each >= _rank(adapter)), _RANKS[-1])
-    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
 
 
 def _rank(adapter: str) -> int:

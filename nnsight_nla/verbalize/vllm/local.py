@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import VerbalizationError
 from ...models import hosts
 from . import receipts
 from .launch import ADAPTER, adapter_of, architecture, check_installed, engine_options
+from .requests import Output
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ class LocalEngine:
         self._verbalizer, self._given = verbalizer, dict(given)
         self._options = engine_options(verbalizer, load, given)
         self._llm: Any = None
+        self._adapter, self._adapters = adapter_of(verbalizer), 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,8 +88,8 @@ class LocalEngine:
                 "vLLM's log, above. Its options are NLA(..., engine='vllm', vllm={...})."
             ) from error
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
-        """Yield a request's number and the ids of its reply, in the order in which they finish."""
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
+        """Yield a request's number and its output, in the order in which they finish."""
         from vllm import SamplingParams  # pyright: ignore
 
         prompts = [
@@ -94,9 +97,14 @@ class LocalEngine:
             for each in requests
         ]
         chosen = [
-            SamplingParams(**each.parameters(), extra_args=each.draw or None) for each in requests
+            SamplingParams(
+                **each.parameters(),
+                extra_args=each.draw or None,
+                logprob_token_ids=list(each.compared) or None,
+            )
+            for each in requests
         ]
-        names = self._llm.enqueue(prompts, chosen, lora_request=self._adapter(), use_tqdm=False)
+        names = self._llm.enqueue(prompts, chosen, lora_request=self._lora(), use_tqdm=False)
         # vLLM adds random characters to the name of a request, and leaves them out of its outputs.
         waiting = {name.partition("-")[0]: number for number, name in enumerate(names)}
         engine = self._llm.llm_engine
@@ -104,7 +112,7 @@ class LocalEngine:
             while waiting:
                 for output in engine.step():
                     if output.finished:
-                        yield waiting.pop(output.request_id), list(output.outputs[0].token_ids)
+                        yield waiting.pop(output.request_id), _output(output.outputs[0])
         finally:
             if waiting:
                 engine.abort_request([names[number] for number in waiting.values()], internal=True)
@@ -112,6 +120,11 @@ class LocalEngine:
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
         """Return what was written for each of these vectors, as far as that is known."""
         return receipts.merged(self._llm.collective_rpc(receipts.METHOD, args=(list(keys),)))
+
+    def use_adapter(self, folder: Path) -> None:
+        """Run requests with the adapter in this folder from now on."""
+        # Under a new name, so that nothing is found in vLLM's prefix cache.
+        self._adapter, self._adapters = str(folder), self._adapters + 1
 
     def info(self) -> dict[str, Any]:
         """Return the options that were given."""
@@ -124,10 +137,16 @@ class LocalEngine:
             self._llm = None
             gc.collect()
 
-    def _adapter(self) -> Any:
-        adapter = adapter_of(self._verbalizer)
-        if adapter is None:
+    def _lora(self) -> Any:
+        if self._adapter is None:
             return None
         from vllm.lora.request import LoRARequest  # pyright: ignore
 
-        return LoRARequest(ADAPTER, 1, adapter)
+        return LoRARequest(f"{ADAPTER}-{self._adapters}", self._adapters, self._adapter)
+
+
+def _output(completion: Any) -> Output:
+    first = (completion.logprobs or [{}])[0]
+    return Output(
+        list(completion.token_ids), {token: each.logprob for token, each in first.items()}
+    )

@@ -29,7 +29,17 @@ def _writing(name: str) -> type:
     class Writing(base):
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self.nla_writer = Writer(self, vllm_config)
+            self.nla_writer = Writer(self, vllm_config, super().embed_input_ids)
+
+        def embed_input_ids(self, input_ids: Any, *more: Any, **options: Any) -> Any:
+            """Name the tokens that a request has generated; `forward` embeds all rows at once.
+
+            vLLM calls this for the rows of a pass that are no prompt, and an adapter's embedding
+            takes only all of them (it knows them by their place in the pass).
+            """
+            if more or options:
+                return super().embed_input_ids(input_ids, *more, **options)
+            return self.nla_writer.named(input_ids)
 
         def forward(
             self,

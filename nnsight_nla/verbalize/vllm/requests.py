@@ -7,7 +7,8 @@ what was written for each vector.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...checkpoint.reply import CLOSE
@@ -27,14 +28,16 @@ class Request:
 
     rows: Float[Tensor, "tokens d_model"]
     """The prompt; see `rows`."""
-    key: int
-    """The name of its vector in the receipts."""
+    keys: tuple[int, ...]
+    """The names of its vectors in the receipts, marker by marker."""
     new_tokens: int
     """The longest reply, in tokens."""
-    ends: tuple[int, ...]
+    ends: tuple[int, ...] = ()
     """The ids that end a reply."""
-    draw: dict[str, int | float]
+    draw: dict[str, int | float] = field(default_factory=dict[str, "int | float"])
     """The arguments of its draws; empty if greedy. See `draws`."""
+    compared: tuple[int, ...] = ()
+    """Token ids to compare at the first token of the reply."""
     salt: str | None = None
     """Keeps it apart from all other requests in vLLM's prefix cache."""
 
@@ -43,10 +46,20 @@ class Request:
         return {
             "max_tokens": self.new_tokens,
             "temperature": 0.0,  # `draws` adds the noise, where there is some.
-            "stop": [CLOSE],
+            "stop": [] if self.compared else [CLOSE],
             "include_stop_str_in_output": True,
             "stop_token_ids": list(self.ends),
         }
+
+
+@dataclass(frozen=True)
+class Output:
+    """What vLLM generated for a request."""
+
+    ids: list[int]
+    """The tokens of the reply."""
+    logprobs: dict[int, float] = field(default_factory=dict[int, float])
+    """The log-probabilities of the request's `compared` ids, in nats."""
 
 
 class Backend(Protocol):
@@ -66,12 +79,20 @@ class Backend(Protocol):
         """Start it, or check that it runs what the client expects; again, this does nothing."""
         ...
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
-        """Yield a request's number and the ids of its reply, in the order in which they finish."""
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
+        """Yield a request's number and its output, in the order in which they finish."""
         ...
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
         """Return what was written for each of these vectors, as far as that is known."""
+        ...
+
+    def use_adapter(self, folder: Path) -> None:
+        """Run requests with the adapter in this folder from now on.
+
+        Raises:
+            VerbalizationError: It cannot have another adapter.
+        """
         ...
 
     def info(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Kinds:
 def encoded(
     ids: Sequence[int],
     sites: Sequence[int],
-    vector: Float[Tensor, " d_model"] | None,
+    vectors: Float[Tensor, " d_model"] | Float[Tensor, "sites d_model"] | None,
     dtype: torch.dtype,
     d_model: int = 0,
 ) -> Float[Tensor, "tokens d_model"]:
@@ -69,23 +69,28 @@ def encoded(
     Args:
         ids: The prompt's token ids.
         sites: The positions of its markers.
-        vector: Written at every marker; ``None`` for the null control.
+        vectors: One for every marker, or one for each; ``None`` for the null control.
         dtype: The dtype that the model computes in.
         d_model: The width, for the null control.
     """
-    width = d_model if vector is None else len(vector)
-    rows = torch.zeros(len(ids), width, dtype=torch.float32, device="cpu")
-    rows[:, 0] = TOKEN
-    left = torch.tensor(ids, dtype=torch.int64, device="cpu")
-    for digit in range(1, _DIGITS + 1):
-        rows[:, digit], left = (left % _BASE).float(), left // _BASE
+    width = d_model if vectors is None else vectors.shape[-1]
+    rows = named(torch.tensor(ids, dtype=torch.int64, device="cpu"), width, torch.float32)
     marker = torch.zeros(width, dtype=torch.float32, device="cpu")
     marker[0] = NULL
-    if vector is not None:
-        wide = vector.detach().float().cpu()
-        marker = VECTOR * (wide / wide.abs().amax())
+    if vectors is not None:
+        wide = vectors.detach().float().cpu()
+        marker = VECTOR * (wide / wide.abs().amax(dim=-1, keepdim=True))
     rows[list(sites)] = marker
     return rows.to(dtype)
+
+
+def named(ids: Int[Tensor, " rows"], d_model: int, dtype: torch.dtype) -> Tensor:
+    """Return rows ``[rows, d_model]`` that name tokens, on the device of `ids`."""
+    rows = torch.zeros(len(ids), d_model, dtype=dtype, device=ids.device)
+    rows[:, 0], left = TOKEN, ids
+    for digit in range(1, _DIGITS + 1):
+        rows[:, digit], left = (left % _BASE).to(dtype), left // _BASE
+    return rows
 
 
 def decoded(rows: Float[Tensor, "rows d_model"]) -> Kinds:

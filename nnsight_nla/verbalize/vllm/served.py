@@ -15,6 +15,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ import torch
 from ...errors import CheckpointError, HostError, VerbalizationError, shown
 from ...remote.ndif import ATTEMPTS, retries, transient
 from . import receipts
+from .requests import Output
 from .server import RECEIPTS, VERBALIZER
 from .settings import Settings
 
@@ -98,8 +100,8 @@ class ServedEngine:
             )
         self._dtype = getattr(torch, said["dtype"])
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[int]]]:
-        """Yield a request's number and the ids of its reply, in the order in which they finish."""
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
+        """Yield a request's number and its output, in the order in which they finish."""
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="nnsight-nla-vllm")
         with _client(self._url, self._concurrency) as client:
             futures = {
@@ -119,6 +121,17 @@ class ServedEngine:
         with _client(self._url) as client:
             return receipts.merged(_post(client, RECEIPTS, {"keys": list(keys)})["receipts"])
 
+    def use_adapter(self, folder: Path) -> None:
+        """Refuse: the server keeps the adapter that it was started with.
+
+        Raises:
+            VerbalizationError: Always.
+        """
+        raise VerbalizationError(
+            f"The server at {self._url} keeps the adapter that it was started with, so it cannot "
+            f"use {folder}. Run vLLM in this process: NLA('path or id', engine='vllm')."
+        )
+
     def info(self) -> dict[str, Any]:
         """Return the server's address."""
         return {"url": self._url, "concurrency": self._concurrency}
@@ -127,7 +140,7 @@ class ServedEngine:
         """Forget what the server said; it goes on running."""
         self._name = self._dtype = None
 
-    def _complete(self, client: httpx.Client, request: Request) -> list[int]:
+    def _complete(self, client: httpx.Client, request: Request) -> Output:
         body = {
             **request.parameters(),
             "model": self._name,
@@ -136,8 +149,19 @@ class ServedEngine:
             "vllm_xargs": request.draw or None,
             "cache_salt": request.salt,
         }
+        if request.compared:
+            body |= {
+                "logprobs": 1,
+                "logprob_token_ids": list(request.compared),
+                "return_tokens_as_token_ids": True,
+            }
         body = {name: value for name, value in body.items() if value is not None}
-        return _post(client, "/v1/completions", body)["choices"][0]["token_ids"]
+        said = _post(client, "/v1/completions", body)["choices"][0]
+        first = said["logprobs"]["top_logprobs"][0] if request.compared else {}
+        # The names are those of `return_tokens_as_token_ids`: "token_id:17".
+        return Output(
+            said["token_ids"], {int(k.partition(":")[2]): each for k, each in first.items()}
+        )
 
 
 def source_at(url: str) -> str:

@@ -33,28 +33,24 @@ class Settings:
     """The operation, its site and its scale."""
     marker_id: int
     """The token id of the marker, whose residual is written."""
-    slots: int
-    """The number of markers in a prompt."""
+    slots: int | None
+    """The number of markers in a prompt; ``None`` for an oracle, whose questions differ in it."""
 
     @staticmethod
     def of(checkpoint: Checkpoint, prompt: Prompt) -> Settings:
         """Return the settings of a checkpoint.
 
         Raises:
-            VerbalizationError: vLLM's processes do not know its operation, or it is an oracle's.
+            VerbalizationError: vLLM's processes do not know its operation.
         """
-        if checkpoint.asks or checkpoint.slots > 1:
-            raise VerbalizationError(
-                "engine='vllm' runs verbalizers of one vector, whose prompt is always the same; "
-                "this checkpoint is an oracle, or takes several vectors. Use engine='fast'."
-            )
         injection = checkpoint.injection
         if injection.operation not in _WRITTEN:
             raise VerbalizationError(
                 f"engine='vllm' writes vectors by the operations {' and '.join(_WRITTEN)}, not by "
                 f"{injection.operation!r}, which vLLM's processes do not know. Use engine='fast'."
             )
-        return Settings(injection, prompt.ids[prompt.marker_position], len(prompt.sites))
+        slots = None if checkpoint.asks else len(prompt.sites)
+        return Settings(injection, prompt.ids[prompt.marker_position], slots)
 
     @staticmethod
     def read(text: str) -> Settings:

@@ -11,6 +11,7 @@ vLLM's blocks return either the residual, or a pair (delta, residual) whose *sum
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,29 +28,32 @@ from .settings import FIELD, Settings
 class Writer:
     """The markers of the running pass, and the log of what was written."""
 
-    def __init__(self, model: nn.Module, vllm_config: Any) -> None:
+    def __init__(
+        self, model: nn.Module, vllm_config: Any, embed: Callable[[Tensor], Tensor]
+    ) -> None:
         """Find the block and hook it.
 
         Args:
             model: One of vLLM's language models, just built.
             vllm_config: Its configuration, with the `Settings` in it.
+            embed: The model's own embedding of tokens.
 
         Raises:
             CheckpointError: The model has no such block in this process.
         """
         config, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         self.settings = Settings.read(getattr(config.hf_config, FIELD))
-        self._embed: Any = model.embed_input_ids
-        most = scheduler.max_num_seqs * self.settings.slots
+        self._embed, self._width, self._dtype = embed, config.get_hidden_size(), config.dtype
+        slots, tokens = self.settings.slots, scheduler.max_num_batched_tokens
         device = torch.device(vllm_config.device_config.device)
-        self._room = min(most, scheduler.max_num_batched_tokens)
+        self._room = tokens if slots is None else min(scheduler.max_num_seqs * slots, tokens)
         layer = self.settings.injection.layer
         # Buffers of the module that uses them: so torch.compile sees them.
         self._home: Any = model if layer is None else _block(model, layer, config)
         for name, shape, dtype in (
             ("index", (self._room,), torch.int64),
             ("given", (self._room,), torch.bool),
-            ("vectors", (self._room, config.get_hidden_size()), config.dtype),
+            ("vectors", (self._room, self._width), self._dtype),
             ("measured", (self._room, 3), torch.float32),
         ):
             empty = torch.zeros(shape, dtype=dtype, device=device)
@@ -58,11 +62,16 @@ class Writer:
         if layer is not None:
             self._home.register_forward_hook(self._at_block)
 
+    def named(self, ids: Tensor) -> Tensor:
+        """Return rows that name these tokens; see `rows`."""
+        return rows.named(ids, self._width, self._dtype)
+
     def begin(self, embeds: Tensor, positions: Tensor) -> Tensor:
         """Take the vectors out of the rows of a pass.
 
         Args:
-            embeds: ``[rows, d_model]``, as the requests have them.
+            embeds: ``[rows, d_model]``, as the requests have them; vLLM's own buffer, out of which
+                markers are erased, so that none is found again in the padding of a later pass.
             positions: The position of each row in its request.
 
         Returns:
@@ -84,6 +93,7 @@ class Writer:
         self._passing = (rows.keys(sent), places[index], real)
         read = self._embed(torch.where(marked, self.settings.marker_id, kinds.ids))
         read = torch.where((marked | kinds.token)[:, None], read.to(embeds.dtype), embeds)
+        embeds.masked_fill_(marked[:, None], 0.0)
         if self.settings.injection.layer is None:
             read[index] = self._written(home, read[index])
         return read

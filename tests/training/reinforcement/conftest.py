@@ -31,7 +31,7 @@ def trained(rows):
     def run(out, av=AV, ar=AR, watching=WATCHING, rows=rows, **changes):
         options = {
             name: changes.pop(name)
-            for name in ("rewards", "held_out", "report", "dtype", "save_dtype")
+            for name in ("rewards", "held_out", "report", "dtype", "save_dtype", "vllm")
             if name in changes
         }
         settings = RLSettings(**{**vars(SETTINGS), **changes})

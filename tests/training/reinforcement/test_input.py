@@ -12,7 +12,7 @@ import yaml
 
 from nnsight_nla.checkpoint.sidecar import DATASET_SUFFIX
 from nnsight_nla.errors import CheckpointError
-from nnsight_nla.training import Files, Reward, RLWatching, TrainingError
+from nnsight_nla.training import Files, Lora, Reward, RLWatching, TrainingError
 from tests.training.reinforcement.conftest import AR, AV, WATCHING
 
 
@@ -119,6 +119,22 @@ def test_rows_need_no_labels_and_no_texts(trained, rows, tmp_path):
 
 def test_a_group_of_one_is_refused(trained, tmp_path):
     assert "a group of one has nothing to compare" in refused(trained, tmp_path, draws=1)
+
+
+def test_vllm_draws_for_adapters_of_one_process_only(trained, tmp_path, monkeypatch):
+    message = refused(trained, tmp_path, engine="vllm")
+    assert message == (
+        f"RLSettings(engine='vllm') hands vLLM an adapter before each step, and {AV} is a whole "
+        "model. Train adapters on it: RLSettings(lora=Lora(16)), or --lora 16."
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = refused(trained, tmp_path, engine="vllm", lora=Lora(4))
+    assert message.startswith("RLSettings(engine='vllm') with 2 processes: each would start a vLLM")
+    message = refused(trained, tmp_path, vllm={"max_num_seqs": 4})
+    assert message == (
+        "vllm={'max_num_seqs': 4} is for RLSettings(engine='vllm'), not for engine='fast'. Pass "
+        "that engine too, or leave it out."
+    )
 
 
 def test_a_figure_that_is_not_measured_is_refused(trained, tmp_path):

@@ -32,6 +32,7 @@ def test_the_defaults_are_the_published_ones():
             {"reconstructor": "frozen"},
             "RLSettings(reconstructor='frozen'): expected 'train' or 'freeze'.",
         ),
+        ({"engine": "generate"}, "RLSettings(engine='generate'): expected 'fast' or 'vllm'."),
         ({"seed": True}, "RLSettings(seed=True): expected a whole number."),
     ],
 )

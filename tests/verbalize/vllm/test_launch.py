@@ -56,11 +56,11 @@ def test_an_operation_of_the_callers_own_is_refused_by_name(monkeypatch):
         options(nla=nla)
 
 
-def test_an_oracle_is_refused():
+def test_an_oracles_questions_may_have_any_number_of_markers():
     nla = NLA(AV)
     asking = replace(nla.checkpoint, template="{injection_char}: {question}", calibration=None)
-    with pytest.raises(VerbalizationError, match="engine='vllm' runs verbalizers of one vector"):
-        Settings.of(asking, nla.prompt)
+    assert Settings.of(asking, nla.prompt).slots is None
+    assert Settings.read(Settings.of(asking, nla.prompt).text).slots is None
 
 
 def test_a_model_that_is_already_loaded_is_refused(nla):

@@ -28,6 +28,14 @@ def test_a_prompt_comes_back_token_by_token(dtype):
     assert torch.equal(sent[2], sent[4])
 
 
+def test_each_marker_may_have_a_vector_of_its_own():
+    sent = rows.encoded(IDS, [2, 4], vectors(2), torch.float32)
+    for place, vector in zip((2, 4), vectors(2), strict=True):
+        alone = rows.encoded(IDS, [place], vector, torch.float32)
+        assert torch.equal(sent[place], alone[place])
+    assert not torch.equal(sent[2], sent[4])
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 3e37])
 def test_in_float32_the_direction_arrives_bit_for_bit(scale):
     vector = vectors()[0] / vectors()[0].abs().amax() * scale

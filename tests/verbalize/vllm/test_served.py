@@ -3,15 +3,18 @@
 import base64
 import io
 import json
+import math
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
-from nnsight_nla import NLA, CheckpointError, HostError, VerbalizationError, tiny
+from nnsight_nla import NLA, Checkpoint, CheckpointError, HostError, VerbalizationError, tiny
 from nnsight_nla.bulk.retry import host_is_away
+from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
 from nnsight_nla.remote import ndif
 from nnsight_nla.verbalize.vllm import rows, served
 from nnsight_nla.verbalize.vllm.settings import Settings
@@ -47,11 +50,16 @@ class FakeServer(ThreadingHTTPServer):
             return {"receipts": [[[key, self.places(key)] for key in body["keys"]]]}
         loaded = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
         sent = loaded.to_dense()
-        place = int(rows.decoded(sent).vector.int().argmax())
+        kinds = rows.decoded(sent)
+        places = (kinds.vector | kinds.null).nonzero().flatten().tolist()
         with self.guard:
             self.bodies.append(body)
-            self.seen.add((int(rows.keys(sent[place : place + 1])), place))
-        return {"choices": [{"token_ids": self.encode(str(place), add_special_tokens=False)}]}
+            self.seen |= set(zip(rows.keys(sent[places]).tolist(), places, strict=True))
+        said = {"token_ids": self.encode(str(places[0]), add_special_tokens=False)}
+        if compared := body.get("logprob_token_ids"):
+            shares = {f"token_id:{each}": -1.0 - n for n, each in enumerate(compared)}
+            said["logprobs"] = {"top_logprobs": [{"token_id:7": -9.0, **shares}]}
+        return {"choices": [said]}
 
     def places(self, key):
         return [[place, 1.0, 2.0, 1.0] for name, place in self.seen if name == key]
@@ -116,6 +124,19 @@ def test_vectors_travel_and_texts_come_back(server):
     assert len(body["prompt_embeds"]) < 16_000  # Sparse: not a row of 128 numbers for each token.
     assert nla.checkpoint == NLA(AV).checkpoint
     assert nla.info()["engine"]["url"] == server.url
+
+
+def test_choices_are_compared_by_the_server(server, monkeypatch):
+    asking = replace(Checkpoint.load(AV), template=ORACLE_TEMPLATE, calibration=None)
+    oracle = NLA(AV, checkpoint=asking, url=server.url, engine="vllm", dtype="float32")
+    server.settings = Settings.of(oracle.checkpoint, oracle.prompt).text
+    answers = oracle.ask(VECTORS[:3], "Is it a city?", choices=["Yes", "No"])
+    assert answers.text == "Yes"
+    reply = answers.capture.replies[0, 0]
+    assert reply.probabilities == pytest.approx((0.7311, 0.2689), abs=1e-4)
+    assert reply.mass == pytest.approx(math.exp(-1) + math.exp(-2))
+    body = server.bodies[0]
+    assert (body["max_tokens"], body["stop"], len(body["logprob_token_ids"])) == (1, [], 2)
 
 
 def test_no_more_requests_are_under_way_than_asked_for(server):

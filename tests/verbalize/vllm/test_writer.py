@@ -67,12 +67,12 @@ def built(injection, kind="pair", *, slots=1, sequences=4, tokens=64):
         model_config=config, scheduler_config=scheduler,
         device_config=SimpleNamespace(device="cpu"),
     )  # fmt: skip
-    return model, Writer(model, whole)
+    return model, Writer(model, whole, model.embed_input_ids)
 
 
 @torch.no_grad()
 def run(model, writer, embeds, positions):
-    read = writer.begin(embeds, positions)
+    read = writer.begin(embeds.clone(), positions)
     seen = model(read)
     writer.end()
     return read, seen
@@ -122,6 +122,21 @@ def test_the_embedding_is_replaced_at_every_slot():
     assert [at for at, *_ in writer.receipts([key])[key]] == [0, 2]
 
 
+def test_the_vectors_of_an_oracles_prompt_are_written_each_at_its_own_marker():
+    """There may be more of them than requests."""
+    model, writer = built(ADD, slots=None, sequences=1)
+    plain, _ = built(REPLACE)
+    embeds = rows.encoded([3, MARKER, MARKER, MARKER, 5], [1, 2, 3], drawn(), torch.float32)
+    _, seen = run(model, writer, embeds, torch.arange(5))
+    with torch.no_grad():
+        before = plain(plain.table(torch.tensor([3, MARKER, MARKER, MARKER, 5])))[1]
+    written = OPERATIONS["add"](before[1:4], drawn(), None)
+    torch.testing.assert_close(seen[1][1:4], written)
+    keys = rows.keys(embeds[1:4]).tolist()
+    found = writer.receipts(keys)
+    assert [[at for at, *_ in found[key]] for key in keys] == [[1], [2], [3]]
+
+
 @pytest.mark.parametrize("injection", [ADD, REPLACE])
 def test_the_null_control_changes_nothing_and_is_measured(injection):
     ids = [3, MARKER, 5]
@@ -145,6 +160,24 @@ def test_a_pass_without_markers_changes_nothing():
     with torch.no_grad():
         assert torch.equal(seen[1], built(REPLACE)[0](embeds)[1])
     assert writer.receipts([int(rows.keys(embeds[:1]))]) == {}
+
+
+def test_a_marker_is_not_found_again_in_the_padding_of_a_later_pass():
+    """vLLM pads a pass with what its buffer has from an earlier one."""
+    _, writer = built(ADD)
+    buffer = rows.encoded([3, MARKER, 5], [1], drawn()[0], torch.float32)
+    with torch.no_grad():
+        writer.begin(buffer, torch.arange(3))
+    assert not rows.decoded(buffer).vector.any()
+    assert rows.decoded(buffer).token.tolist() == [True, False, True]
+
+
+def test_a_generated_token_is_embedded_with_all_other_rows():
+    model, writer = built(ADD)
+    named = writer.named(torch.tensor([7, 63]))
+    read, _ = run(model, writer, torch.cat([named, torch.ones(1, D)]), torch.tensor([9, 9, 3]))
+    expected = torch.cat([model.table(torch.tensor([7, 63])), torch.ones(1, D)])
+    assert torch.equal(read, expected)
 
 
 def test_a_marker_too_many_has_no_receipt():
