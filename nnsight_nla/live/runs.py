@@ -31,6 +31,7 @@ from ..models import target as targets
 from ..models.generation import greedy
 from ..models.head import head_envoy
 from ..reading import read as reading
+from ..reading.characters import whole
 from ..reading.records import TokenReading
 
 if TYPE_CHECKING:
@@ -178,14 +179,17 @@ class Runner:
             NLAError: It is no prompt, or longer than the model's context.
         """
         span = self._span(prompt)
+        groups = whole(self.model.tokenizer, span.ids, span.tokens)
         parts = reading._parts(self.model.tokenizer, span.ids, reading._messages(prompt))
         number, following = next(self._prompts), self._following(span.ids, [])
         found: list[Run] = []
         for name, nla, target in self._each:
             residuals, last = self._residuals(target, span.ids, ())
             records = [
-                _unread(TokenReading(position, token, part))
-                for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
+                _unread(TokenReading(position, token, part, whole=group))
+                for position, (token, part, group) in enumerate(
+                    zip(span.tokens, parts, groups, strict=True)
+                )
             ]
             found.append(
                 Run(
@@ -331,7 +335,8 @@ def _unread(token: TokenReading) -> dict[str, Any]:
 
 
 def _bare(record: Mapping[str, Any]) -> TokenReading:
-    return TokenReading(record["position"], record["token"], record["part"])
+    place = record["position"], record["token"], record["part"]
+    return TokenReading(*place, whole=record["whole"])
 
 
 def _short(model: str) -> str:

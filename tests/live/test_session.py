@@ -72,7 +72,7 @@ def test_a_card_has_all_that_is_known_of_its_token(session, page):
     assert [text for text, _ in record["claims"]] == record["explanation"].splitlines()
     assert record["against"].startswith("cosine 0.9")
     assert "the other vectors of this text" in record["against"]
-    assert record["var"].startswith("denominator 0.97")
+    assert record["denominator"].startswith("denominator 0.97")
     assert [name for name, _ in record["receipt"] if name in ("verbalizer", "injection")] == [
         "verbalizer",
         "injection",
