@@ -47,6 +47,7 @@ from .explanation.asked import (
     AskOptions,
     check_asks,
     check_explains,
+    check_question,
     check_single,
     grouped,
 )
@@ -514,6 +515,7 @@ class NLA:
         """
         from .reading import read as _read
 
+        check_question(question, choices)
         if upto is not None:
             sampling = replace(check_sampling(sampling) or self.sampling, upto=upto)
         return _read.read(
@@ -1169,6 +1171,11 @@ class NLA:
                 raise CheckpointError(
                     f"The reconstructor is of layer {self._template.layer}, and this NLA reads "
                     f"layer {self.checkpoint.layer}. Use nla.at_layer({self._template.layer})."
+                )
+            if self.checkpoint.asks:
+                raise CheckpointError(
+                    "An oracle's answers are not reconstructed: nothing turns them back into "
+                    "vectors. handle.trust says what it answers without them."
                 )
             raise CheckpointError(
                 "This NLA has no reconstructor. Pass one: NLA(av, ar='path or id')."

@@ -155,6 +155,19 @@ def check_asks(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
+def check_question(question: object, choices: object) -> None:
+    """Raise if there are answers to choose from, and no question.
+
+    Raises:
+        VerbalizationError: There are.
+    """
+    if question is None and choices is not None:
+        raise VerbalizationError(
+            f"choices={shown(choices)} without a question. Pass both, to an oracle: "
+            "question='Is the tone calm?', choices=['Yes', 'No']."
+        )
+
+
 def check_explains(checkpoint: Checkpoint, name: str) -> None:
     """Raise if a checkpoint answers questions and cannot explain a vector without one.
 
@@ -265,9 +278,10 @@ def _questions(given: Any, shape: tuple[int, ...], rows: int) -> list[str]:
         except VerbalizationError as error:
             count = len(given) if hasattr(given, "__len__") else 1
             raise VerbalizationError(
-                f"{count} questions for vectors of shape {list(shape)} (without slots and "
-                "d_model): expected one question, or one for each in that shape. For several "
-                "questions about the same vectors: vectors.expand(len(questions), -1, -1)."
+                f"{count} question{'' if count == 1 else 's'} for vectors of shape {list(shape)} "
+                "(without slots and d_model): expected one question, or one for each in that "
+                "shape. To ask each about one vector: vectors[:, None]; for several questions "
+                "about the same vectors: vectors.expand(len(questions), -1, -1)."
             ) from error
         listed = checked = [] if found is None else found
         if found is None:
