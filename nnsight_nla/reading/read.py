@@ -12,7 +12,7 @@ last digits; their explanations are generated together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -146,7 +146,7 @@ def read(
 
 
 @contextmanager
-def _numbered(number: int | None) -> Iterator[None]:
+def _numbered(number: int | None) -> Generator[None, None, None]:
     """Let the errors of one of several prompts say which one it is."""
     try:
         yield
@@ -189,7 +189,8 @@ def _captured(
 ) -> tuple[Explanation, list[Next]]:
     """Run the target on one text, and capture the residuals at its wanted positions."""
     span, wanted = text.span, text.wanted
-    placed = {"tokens": [span.tokens[at] for at in wanted], "positions": wanted, **options}
+    tokens = [span.tokens[at] for at in wanted]
+    placed: dict[str, Any] = {"tokens": tokens, "positions": wanted, **options}
     if bridge.is_bridge(model):
         layer = options["layer"]
         read_at = nla.checkpoint.layer if layer is None else layer
