@@ -262,6 +262,7 @@ def test_a_patch_is_a_run_that_can_be_clicked(session, page, pair, capsys, tmp_p
 
 
 def test_a_patch_of_a_patched_run_has_both_writes(session, page, capsys, tmp_path):
+    page.ask("explain", run=0, positions=[3])
     (first,) = of("result", page.ask("patch", source=[0, 2], target=[1, 2], layer=0))
     messages = page.ask("patch", source=[0, 3], target=[first["run"], 3], layer=3)
     (second,) = of("result", messages)
