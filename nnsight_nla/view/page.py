@@ -209,7 +209,7 @@ def token(record: Mapping[str, Any]) -> dict[str, Any]:
         "next": _pairs(get("next"), visible, _TOKEN),
         "claims": _pairs(get("claims"), lambda text: readable(text, _TEXT), _TEXT),
         "against": _text(get("against")),
-        "var": _text(get("denominator") or get("var")),
+        "var": _text(get("denominator")),
         "receipt": _facts(get("receipt")),
         "code": _text(get("code"), _TEXT),
     }
