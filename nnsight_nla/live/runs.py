@@ -132,7 +132,8 @@ class Run:
             "verbalizer": _short(hosts.describe(self.nla.av)),
             "layer": self.layer,
         }
-        return view.side({**about, "records": self.records})
+        patched = {"cell": self.edits[-1].position} if self.edits else {}
+        return {**view.side({**about, "records": self.records}), **patched}
 
     def check(self, position: object) -> int:
         """Return a position of this run.

@@ -1,5 +1,7 @@
 """Show a session in a notebook: the page in a cell, next to the models that are loaded there.
 
+Type::
+
     from nnsight_nla import live
 
     live.view(model, nla, "The Eiffel Tower is in the city of")

@@ -243,6 +243,8 @@ def test_a_patch_is_a_run_that_can_be_clicked(session, page, pair, capsys, tmp_p
     messages = page.ask("patch", source=[0, 2], target=[1, 2], layer=1)
     (run,), (result,) = of("run", messages), of("result", messages)
     assert result["cell"] == [run["run"], 2]
+    assert run["reading"]["cell"] == 2
+    assert "cell" not in session.runs[1].side()
     clean, corrupt = session.runs[0].given, session.runs[1].given
     sweep = patch(
         model, nla, clean, corrupt, layers=[1], positions=[2], metric=kl("corrupt"), explain_at=-1
@@ -260,6 +262,7 @@ def test_a_patch_is_a_run_that_can_be_clicked(session, page, pair, capsys, tmp_p
 
 
 def test_a_patch_of_a_patched_run_has_both_writes(session, page, capsys, tmp_path):
+    page.ask("explain", run=0, positions=[3])
     (first,) = of("result", page.ask("patch", source=[0, 2], target=[1, 2], layer=0))
     messages = page.ask("patch", source=[0, 3], target=[first["run"], 3], layer=3)
     (second,) = of("result", messages)
