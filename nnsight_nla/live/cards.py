@@ -44,8 +44,9 @@ def cards(
     found: dict[int, dict[str, Any]] = {}
     for position, texts in by_position.items():
         known = run.records[position]
-        label = labels.get(position)
-        token = reading._record(position, known["token"], known["part"], texts[0], label)
+        token = reading._record(
+            position, known["token"], known["part"], texts[0], labels.get(position)
+        )
         more: dict[str, Any] = {"next": run.following[position] or None}
         if position in parts:
             said = [each["text"] for each in texts]
@@ -57,9 +58,7 @@ def cards(
                 "code": code(run, position, samples, setup),
             }
         given = {name: value for name, value in more.items() if value is not None}
-        found[position] = {
-            **vars(token), "whole": known["whole"], "read": True, **given
-        }  # fmt: skip
+        found[position] = {**vars(token), "read": True, "whole": known["whole"], **given}
     return found
 
 

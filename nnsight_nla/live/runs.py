@@ -179,17 +179,16 @@ class Runner:
             NLAError: It is no prompt, or longer than the model's context.
         """
         span = self._span(prompt)
-        groups = whole(self.model.tokenizer, span.ids, span.tokens)
         parts = reading._parts(self.model.tokenizer, span.ids, reading._messages(prompt))
+        groups = whole(self.model.tokenizer, span.ids, span.tokens)
         number, following = next(self._prompts), self._following(span.ids, [])
         found: list[Run] = []
         for name, nla, target in self._each:
             residuals, last = self._residuals(target, span.ids, ())
+            tokens = zip(span.tokens, parts, groups, strict=True)
             records = [
                 _unread(TokenReading(position, token, part, whole=group))
-                for position, (token, part, group) in enumerate(
-                    zip(span.tokens, parts, groups, strict=True)
-                )
+                for position, (token, part, group) in enumerate(tokens)
             ]
             found.append(
                 Run(
@@ -335,8 +334,8 @@ def _unread(token: TokenReading) -> dict[str, Any]:
 
 
 def _bare(record: Mapping[str, Any]) -> TokenReading:
-    place = record["position"], record["token"], record["part"]
-    return TokenReading(*place, whole=record["whole"])
+    given = (record["position"], record["token"], record["part"])
+    return TokenReading(*given, whole=record["whole"])
 
 
 def _short(model: str) -> str:

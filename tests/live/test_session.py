@@ -97,6 +97,16 @@ def test_the_code_of_a_card_gives_its_explanation(session, page, capsys, tmp_pat
     assert capsys.readouterr().out.strip() == record["explanation"]
 
 
+def test_the_tokens_of_a_character_are_one_chip_also_when_explained(session, page):
+    (run,) = of("run", page.ask("open", text="I like 🙂"))
+    tokens = run["reading"]["tokens"]
+    first = next(i for i, token in enumerate(tokens) if "w" in token)
+    assert "🙂" in tokens[first]["w"]
+    assert all(token["in"] for token in tokens[first + 1 :])
+    messages = page.ask("explain", run=run["run"], positions=[first])
+    assert of("token", messages)[0]["token"]["w"] == tokens[first]["w"]
+
+
 def test_a_new_prompt_is_a_run_of_every_page(session, page):
     other = Page(session)
     other.now()
