@@ -183,7 +183,7 @@ def token(record: Mapping[str, Any]) -> dict[str, Any]:
         record: The fields of a `TokenReading`, and any of these. ``samples``: the texts.
             ``agree``: what they agree on. ``next``: pairs of a token and its probability.
             ``claims``: pairs of a part of the explanation and the cosine lost without it.
-            ``against``: what the grade was measured against. ``var``: the FVE's denominator.
+            ``against``: what the grade was measured against. ``denominator``: of the FVE.
             ``receipt``: pairs of a name and a value. ``code``: the lines that reproduce it.
     """
     piece, whole, get = record["token"], record.get("whole"), record.get
