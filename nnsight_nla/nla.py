@@ -41,7 +41,16 @@ from .explanation.arguments import (
     check_vectors,
     flat_texts,
 )
-from .explanation.asked import Asked, Asker, AskOptions, check_asks, check_explains, grouped
+from .explanation.asked import (
+    Asked,
+    Asker,
+    AskOptions,
+    check_asks,
+    check_explains,
+    check_question,
+    check_single,
+    grouped,
+)
 from .explanation.capturing import CaptureOptions, captured
 from .explanation.handle import Explanation, check_handle
 from .explanation.padding import check_padding, placed
@@ -443,6 +452,7 @@ class NLA:
         """
         from .models.bridge import Hook, check_bridge
 
+        check_single(self.checkpoint, "hook")
         check_bridge(bridge)
         self.layer(bridge)
         return Hook(self.explain, bridge, self.checkpoint.layer, positions, at)
@@ -505,6 +515,7 @@ class NLA:
         """
         from .reading import read as _read
 
+        check_question(question, choices)
         if upto is not None:
             sampling = replace(check_sampling(sampling) or self.sampling, upto=upto)
         return _read.read(
@@ -1160,6 +1171,11 @@ class NLA:
                 raise CheckpointError(
                     f"The reconstructor is of layer {self._template.layer}, and this NLA reads "
                     f"layer {self.checkpoint.layer}. Use nla.at_layer({self._template.layer})."
+                )
+            if self.checkpoint.asks:
+                raise CheckpointError(
+                    "An oracle's answers are not reconstructed: nothing turns them back into "
+                    "vectors. handle.trust says what it answers without them."
                 )
             raise CheckpointError(
                 "This NLA has no reconstructor. Pass one: NLA(av, ar='path or id')."

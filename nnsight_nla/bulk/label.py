@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,7 +38,7 @@ from ..storage.function_hash import fingerprint_function
 from . import records
 from .chunk_store import ADVICE, ChunkStore
 from .finished_file import earlier_manifest, read_sidecar, sibling
-from .items import VECTOR, Item, Source
+from .items import VECTOR, VECTORS, Item, Source
 from .manifest import VERSION, differences
 from .parquet import open_parquet, parquet_origin, parquet_rows
 from .pipeline import Job, Report, run_job
@@ -69,7 +70,8 @@ def label(
     """Give every row an explanation; resume an earlier call that was interrupted.
 
     Args:
-        source: The output of `extract`, or any Parquet file with ``activation_vector``.
+        source: The output of `extract`, or any Parquet file with ``activation_vector``, or
+            ``activation_vectors`` for explanations of several vectors.
         output: The Parquet file to write.
         by: A function of a row, or a Parquet file with explanations (``api_explanation``,
             ``response`` or ``text``), which are matched by ``doc_id`` and ``n_raw_tokens``.
@@ -110,7 +112,7 @@ def label(
         with ThreadPoolExecutor(workers) as pool:
             labels = list(pool.map(partial(_label, labeller), items))
         made = [
-            {**item.value, LABEL: label, "error": None if label else "it has no label"}
+            {**_stored(item.value), LABEL: label, "error": None if label else "it has no label"}
             for item, label in zip(items, labels, strict=True)
         ]
         return records.to_table(made, columns)
@@ -151,16 +153,23 @@ def _open_rows(path: Path) -> Source:
     """Open all columns of a Parquet file as rows."""
     file = open_parquet(path)
     names = file.schema_arrow.names
-    if VECTOR not in names:
+    vector = next((name for name in (VECTOR, VECTORS) if name in names), None)
+    if vector is None:
         raise NLAError(f"{path} has no column {VECTOR!r}; it has {', '.join(names)}.")
 
     def item(number: int, row: dict[str, Any]) -> Item:
         return Item(number, str(row.get("doc_id", number)), row)
 
-    raw = partial(parquet_rows, path, None, VECTOR)
+    raw = partial(parquet_rows, path, None, vector)
     identity, (origin, _) = fingerprint_file(path), parquet_origin(path)
     rows, check = file.metadata.num_rows, Unchanged(path, identity)
     return Source("vectors", identity, rows, raw, item, origin, check)
+
+
+def _stored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as Arrow takes it: several vectors are a list of arrays."""
+    vectors = row.get(VECTORS)
+    return {**row, **({} if vectors is None else {VECTORS: list(np.atleast_2d(vectors))})}
 
 
 def _labels_of(path: Path) -> Labeller:

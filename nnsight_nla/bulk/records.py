@@ -23,13 +23,14 @@ CONTEXT = 200
 """How many characters of the text, up to the token, a row shows."""
 
 
-def schema(d_model: int, *, vectors: bool, asks: bool = False) -> pa.Schema:
+def schema(d_model: int, *, vectors: bool, asks: bool = False, slots: int = 1) -> pa.Schema:
     """Return the columns that `run` writes.
 
     Args:
         d_model: The residual's width.
         vectors: Whether each row has its vector, as in the published data sets.
         asks: Whether rows are answers: they have their question, and the vectors of its slots.
+        slots: The number of vectors of each explanation.
     """
     fields = [
         pa.field("doc_id", pa.string(), nullable=False),
@@ -55,7 +56,8 @@ def schema(d_model: int, *, vectors: bool, asks: bool = False) -> pa.Schema:
         ]
     if vectors:
         vector = pa.list_(pa.float32(), d_model)
-        fields.append(pa.field(VECTORS, pa.list_(vector)) if asks else pa.field(VECTOR, vector))
+        several = asks or slots > 1
+        fields.append(pa.field(VECTORS, pa.list_(vector)) if several else pa.field(VECTOR, vector))
     return pa.schema(fields)
 
 

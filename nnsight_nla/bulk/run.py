@@ -24,7 +24,7 @@ from ..checkpoint.dates import TODAY
 from ..checkpoint.origin import Claims, Origin
 from ..checkpoint.question import EXAMPLE
 from ..errors import NLAError, NLAWarning, VerbalizationError, shown
-from ..explanation.asked import AskOptions
+from ..explanation.asked import AskOptions, check_single
 from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
@@ -74,7 +74,8 @@ def run(
     """Explain every row of a data set, resuming an earlier call that was interrupted.
 
     Args:
-        nla: The NLA.
+        nla: The NLA. If it has a marker for each of several vectors (``checkpoint.vectors``), each
+            row has that number in ``activation_vectors``; texts are not read for it.
         source: Texts or vectors: a file, a folder, the name of a data set, or the result of
             `open_source`, which also takes the names of columns.
         output: The Parquet file to write; ``OUTPUT.parts`` holds finished chunks until then.
@@ -143,9 +144,11 @@ def run(
     manifest["batch_size"] = _fixed_batch(nla, output, batch_size)
     # Raises on sampling that does not fit, before anything is read; the handle is dropped.
     verbalize = partial(_handle, nla, ask, samples=samples, sampling=chosen)
-    one = torch.ones(1, nla.checkpoint.d_model, dtype=torch.float32, device="cpu")
+    slots, d_model = nla.checkpoint.slots, nla.checkpoint.d_model
+    shape = (1, d_model) if slots == 1 else (1, slots, d_model)
+    one = torch.ones(shape, dtype=torch.float32, device="cpu")
     verbalize(one, question=EXAMPLE if ask is None else ask["questions"] or EXAMPLE)
-    columns = records.schema(nla.checkpoint.d_model, vectors=vectors, asks=ask is not None)
+    columns = records.schema(d_model, vectors=vectors, asks=ask is not None, slots=slots)
     job = Job(
         "explaining",
         rows,
@@ -274,6 +277,7 @@ def _reader(
 ) -> ResidualReader | None:
     if rows.kind == "vectors":
         return None
+    check_single(nla.checkpoint, f"run on the texts of {rows.identity['name']}")
     if model is None:
         raise NLAError(
             f"{rows.identity['name']} holds texts, which the target has to read. Pass the target: "
@@ -298,14 +302,16 @@ def _as_residuals(
 ) -> list[ItemResiduals]:
     """The first step for vectors: treat each as a residual that was read, if it is one.
 
-    The row of an oracle may have several vectors, one for each slot.
+    The row of an oracle may have several vectors, one for each slot; that of a verbalizer with
+    several markers has one for each.
     """
-    d_model, expected = checkpoint.d_model, Origin.of(checkpoint)
+    d_model, expected, slots = checkpoint.d_model, Origin.of(checkpoint), checkpoint.slots
+    axes, shape = ([], "one axis") if slots == 1 else ([slots], f"[{slots}, {d_model}]")
     found: list[ItemResiduals] = []
     for item in items:
         error, value = item.error, item.value
-        if error is None and value.ndim == 2 and not asks:
-            error = f"its vector has shape {list(value.shape)}, expected one axis"
+        if error is None and not asks and list(value.shape[:-1]) != axes:
+            error = f"its vector has shape {list(value.shape)}, expected {shape}"
         elif error is None and value.shape[-1] != d_model:
             error = f"its vector has {value.shape[-1]} numbers, the verbalizer reads {d_model}"
         elif error is None and not len(value):

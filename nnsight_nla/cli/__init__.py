@@ -24,6 +24,7 @@ from . import ask
 from . import info
 from . import doctor
 from . import data
+from . import view
 from . import serve
 from . import training
 from . import reinforcement
@@ -32,7 +33,7 @@ from . import calibration
 
 __all__ = [
     "app", "ask", "calibration", "data", "demo", "doctor", "explain", "info", "main",
-    "reinforcement", "serve", "training",
+    "reinforcement", "serve", "training", "view",
 ]  # fmt: skip
 
 

@@ -181,6 +181,17 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "--ar runs/ar --best fve",
         ),
     ),
+    "view": (
+        Example("A page for the small bundled model", "nnsight-nla view --open"),
+        Example(
+            "A real language model, beginning with a text",
+            'nnsight-nla view "The Eiffel Tower is in" --model smollm2',
+        ),
+        Example(
+            "Your own verbalizer and reconstructor, on another port",
+            "nnsight-nla view --av runs/av --ar runs/ar --port 8020",
+        ),
+    ),
     "serve": (
         Example("Serve a verbalizer to this machine", "nnsight-nla serve runs/av"),
         Example(

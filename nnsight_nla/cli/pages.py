@@ -27,8 +27,14 @@ def check_folder(html: Path | None) -> None:
 
 def open_page(page: Path) -> None:
     """Open a page in the user's browser; if there is none, say so."""
-    if not webbrowser.open(page.resolve().as_uri()):
-        err.print(Text(f"No browser was found. Open {page} in one.", "yellow"), soft_wrap=True)
+    open_address(page.resolve().as_uri(), str(page))
+
+
+def open_address(address: str, name: str | None = None) -> None:
+    """Open an address in the user's browser; if there is none, say what to open, by its name."""
+    if not webbrowser.open(address):
+        said = f"No browser was found. Open {name or address} in one."
+        err.print(Text(said, "yellow"), soft_wrap=True)
 
 
 def try_to_write(reading: Reading, page: Path) -> str | None:

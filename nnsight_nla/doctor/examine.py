@@ -33,6 +33,7 @@ from ..core.sampling import Sampling
 from ..core.similarity import cosine
 from ..errors import CheckpointError, InjectionError, NLAError, TextError, shown
 from ..evaluation.reconstructor import Reconstructor
+from ..explanation.asked import check_single
 from ..models import hosts, weights
 from ..models.adapter import AdapterModel
 from ..models.open import OpenOptions, open_reconstructor
@@ -294,6 +295,7 @@ def diagnose(
         InjectionError: `texts` is not a list of non-empty strings, or the target does not fit.
         CheckpointError: The checkpoint as declared cannot be run.
     """
+    check_single(nla.checkpoint, "doctor")
     chosen = TEXTS if texts is None else texts
     if (
         isinstance(chosen, str)

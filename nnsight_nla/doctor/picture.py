@@ -6,7 +6,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from ..view.escaping import html, readable
-from ..view.figure import TEMPLATE
+from ..view.figure import TEMPLATE, titled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -52,7 +52,7 @@ def bars(diagnosis: Diagnosis) -> go.Figure:
                 xanchor="left",
             )  # fmt: skip
     figure.update_layout(
-        title={"text": html(readable(diagnosis.conclusion, 120))},
+        title=titled(readable(diagnosis.conclusion, 200)),
         template=TEMPLATE,
         barmode="overlay",
         xaxis={"title": {"text": what}},
@@ -62,7 +62,7 @@ def bars(diagnosis: Diagnosis) -> go.Figure:
             "categoryarray": [html(label) for label, _ in rows],
             "autorange": "reversed",
         },
-        height=160 + 30 * max(len(rows), 3),
+        height=190 + 30 * max(len(rows), 3),
     )
     return figure
 

@@ -21,7 +21,7 @@ import numpy as np
 from ..core.baseline import Baseline
 from ..errors import ReconstructionError, shown
 from ..view.escaping import html, readable
-from ..view.figure import INK, TEMPLATE
+from ..view.figure import INK, TEMPLATE, THIN, along, titled
 from .reliability import Reliability
 from .score import Score
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 2000
 _DASHES = (("dash", "dashed"), ("dot", "dotted"), ("dashdot", "dashes and dots"))
+_NARROW, _PHONE = 14, 36
+"""The characters of a line of a column's name, and of all columns next to each other on a phone."""
 _GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread points evenly without a random number."""
 
@@ -85,7 +87,8 @@ def plot_scores(
                 "colorscale": "Viridis",
             }
             if not barred:
-                marker["colorbar"] = {"title": {"text": html(shade)}}
+                title = {**along(shade), "side": "right"}
+                marker["colorbar"] = {"title": title, "thickness": THIN}
                 barred = True
         hover = "cosine %{y:.3f}"
         figure.add_scatter(
@@ -113,22 +116,15 @@ def plot_scores(
     for number, baseline in enumerate(_shown_baselines(scores, baselines)):
         dash, word = _DASHES[number % len(_DASHES)]
         figure.add_hline(1 - baseline.value / 2, line={"dash": dash, "width": 1, "color": INK})
-        below.append(f"{word}: FVE 0 ({html(baseline.in_words())})")
-    title = "<br>".join(["How much of each vector is in the text?", *map(_small, below)])
+        below.append(f"{word}: FVE 0 ({baseline.in_words()})")
     figure.update_layout(
-        title={"text": title, "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 26}},
+        title=titled("How much of each vector is in the text?", *below),
         template=TEMPLATE,
         showlegend=False,
         height=440 + 18 * len(below),
-        margin={"t": 72 + 20 * len(below), "r": 20},
-        xaxis={
-            "tickvals": list(range(len(scores))),
-            "ticktext": ["<br>".join(map(html, wrap(name, 14))) for name in scores],
-            "autotickangles": [0, 90],
-            "showgrid": False,
-            "zeroline": False,
-        },
-        yaxis={"title": {"text": "cosine of vector and reconstruction"}},
+        margin={"r": 20},
+        xaxis={**_labels(list(scores)), "showgrid": False, "zeroline": False},
+        yaxis={"title": along("cosine of vector and reconstruction")},
     )
     return figure
 
@@ -177,17 +173,25 @@ def plot_reliability(
         line={"dash": "dot", "color": INK},
     )  # fmt: skip
     figure.update_layout(
-        title={"text": "Of the statements given this probability, how many are right?"},
+        title=titled("Of the statements given this probability, how many are right?"),
         template=TEMPLATE,
-        height=420,
+        height=460,
         xaxis={"title": {"text": "probability, mean of the bin"}, "range": [0, 1]},
         yaxis={"title": {"text": "share that is right"}, "range": [0, 1.02]},
     )
     return figure
 
 
-def _small(line: str) -> str:
-    return f'<span style="font-size:12px">{line}</span>'
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    """Return the names of the columns for plotly: at an angle where a phone has no room."""
+    wrapped = [wrap(name, _NARROW) for name in names]
+    level = sum(max(map(len, lines), default=0) for lines in wrapped) <= _PHONE
+    lines = wrapped if level else [[name] for name in names]
+    return {
+        "tickvals": list(range(len(names))),
+        "ticktext": ["<br>".join(map(html, some)) for some in lines],
+        "tickangle": 0 if level else -40,
+    }
 
 
 def _shown_baselines(

@@ -1,15 +1,17 @@
-"""Draw a sweep: rows and their differences in, a plotly figure or HTML out."""
+"""Draw a sweep: rows and their differences in, a plotly figure or tables out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExperimentError, shown
 from ..view.escaping import Html, html, readable, visible
-from ..view.figure import INK, TEMPLATE
+from ..view.figure import CHANGES, COLOURS, EFFECTS, MARKS, TEMPLATE, THIN, along, tinted, titled
 from ..view.table import chip, table
+from . import arrange
+from .arrange import Point, Row, Value
 from .records import REACHES, Header, Outcome, Texts
 
 if TYPE_CHECKING:
@@ -17,17 +19,21 @@ if TYPE_CHECKING:
 
     from ..evaluation.compare import Difference
 
-Row = Mapping[str, Any]
-"""A row of the table, as `Sweep.rows` has it."""
 _LONGEST = 2000
-_SYMBOLS = {"●": "circle", "–": "x-thin-open", "○": "circle-open", "?": "diamond-open"}
+_SYMBOLS = {
+    arrange.CHANGED: "circle",
+    arrange.UNREACHED: "x-thin-open",
+    arrange.SAME: "circle-open",
+    arrange.UNKNOWN: "diamond-open",
+}
 _LINE = '<div style="font:14px/1.5 system-ui,sans-serif;margin:.3rem 0">'
+_HOVER = "%{customdata}<extra></extra>"
 
 
 def heat_map(
-    header: Header, rows: Sequence[Row], differences: Sequence[Difference], value: str
+    header: Header, rows: Sequence[Row], differences: Sequence[Difference], value: Value
 ) -> go.Figure:
-    """Draw layers (and heads) upwards, positions (and doses) to the right.
+    """Draw blocks upwards; heads, positions or doses to the right.
 
     Args:
         header: The header of the sweep.
@@ -40,65 +46,60 @@ def heat_map(
     """
     import plotly.graph_objects as go
 
-    _check(value)
-    chosen = _first_of_each_cell(rows, differences)
-    rows = [row for row, _ in chosen]
-    across = list(dict.fromkeys(_across(row) for row in sorted(rows, key=_across_order)))
-    upwards = list(dict.fromkeys(_upwards(row) for row in sorted(rows, key=_upwards_order)))
-    blank: list[list[Any]] = [[None] * len(across) for _ in upwards]
-    z, hover, mark = ([list(line) for line in blank] for _ in range(3))
-    for row, difference in chosen:
-        y, x = upwards.index(_upwards(row)), across.index(_across(row))
-        z[y][x] = row["effect"] if value == "effect" else difference.change
-        hover[y][x] = _hover(row, difference)
-        mark[y][x] = _mark(row)
-    most = max((abs(each) for line in z for each in line if each is not None), default=1.0) or 1.0
+    grid = arrange.arrange(rows, differences, value)
+    lines = [[grid.cells.get((up, right)) for right in grid.across] for up in grid.upwards]
+    signed = value == "effect"
     figure = go.Figure(
         go.Heatmap(
-            z=z,
-            x=across,
-            y=upwards,
+            z=[[None if each is None else each.value for each in line] for line in lines],
+            x=grid.across,
+            y=grid.upwards,
+            # Plotly writes "null" for a mark that is None.
             text=[
-                [text if shade is not None else None for shade, text in zip(*line, strict=True)]
-                for line in zip(z, mark, strict=True)
+                ["" if each is None or each.value is None else each.mark for each in line]
+                for line in lines
             ],
             texttemplate="%{text}",
-            customdata=hover,
-            hovertemplate="%{customdata}<extra></extra>",
-            # Blue and red meet at zero; what has no value stays blank.
-            colorscale="RdBu_r" if value == "effect" else "Oranges",
-            zmid=0 if value == "effect" else None,
-            zmin=-most if value == "effect" else 0,
-            zmax=most if value == "effect" else 1,
+            textfont=MARKS,
+            customdata=[["" if each is None else _hover(each) for each in line] for line in lines],
+            hovertemplate=_HOVER,
+            colorscale=EFFECTS if signed else CHANGES,
+            zmin=-grid.most if signed else 0,
+            zmax=grid.most,
             colorbar={
-                "title": {"text": _unit(header) if value == "effect" else "share of words changed"}
+                "title": {**along(arrange.unit(header, value)), "side": "right"},
+                "tickformat": None if signed else ".0%",
+                "thickness": THIN,
             },
             xgap=1,
             ygap=1,
         )
     )
-    # Plotly picks a mark's colour by its cell's; where there is none, it takes the page for white.
-    for y, line in zip(upwards, zip(z, mark, strict=True), strict=True):
-        for x, shade, text in zip(across, *line, strict=True):
-            if shade is None and text is not None:
-                figure.add_annotation(x=x, y=y, text=text, showarrow=False)
+    # Plotly writes no mark where there is no value.
+    for (up, right), each in grid.cells.items():
+        if each.value is None:
+            figure.add_annotation(x=right, y=up, text=each.mark, showarrow=False)
     figure.update_layout(
-        title={
-            "text": f"{_title(header, rows)}"
-            "<br><sup>● the text changed   – it could not   ○ it did not</sup>"
+        title=titled(
+            arrange.title(header, rows), "● the text changed   – it could not   ○ it did not"
+        ),
+        xaxis={
+            "title": {"text": grid.across_title},
+            "type": "category",
+            "tickangle": -40 if max(map(len, grid.across)) > 3 else 0,
+            "showgrid": False,
         },
-        xaxis={"title": {"text": "position"}, "type": "category", "tickangle": -40},
-        yaxis={"title": {"text": "block"}, "type": "category"},
+        yaxis={"title": {"text": "block"}, "type": "category", "showgrid": False},
         template=TEMPLATE,
-        height=180 + 34 * max(len(upwards), 4),
+        height=180 + 34 * max(len(grid.upwards), 6),
     )
     return figure
 
 
 def curves(
-    header: Header, rows: Sequence[Row], differences: Sequence[Difference], value: str
+    header: Header, rows: Sequence[Row], differences: Sequence[Difference], value: Value
 ) -> go.Figure:
-    """Draw doses to the right, a line for each place; the random directions' in grey.
+    """Draw doses to the right, a line for each place; its random directions are one band.
 
     Args:
         header: The header of the sweep.
@@ -111,44 +112,39 @@ def curves(
     """
     import plotly.graph_objects as go
 
-    _check(value)
-    chosen = [
-        each for each in _first_of_each_cell(rows, differences) if each[0]["dose"] is not None
-    ]
-    if not chosen:
-        raise ExperimentError(
-            f"A sweep of {header.experiment!r} has no doses to draw curves of: plot()."
-        )
-    rows = [row for row, _ in chosen]
-    lines: dict[str, list[tuple[Row, Difference]]] = {}
-    for row, difference in chosen:
-        place = f"block {_upwards(row)}, {_place(row)}"
-        lines.setdefault(f"{place}: {row['kind']}", []).append((row, difference))
     figure = go.Figure()
-    for name, line in lines.items():
-        line.sort(key=lambda each: each[0]["dose"])
-        random = line[0][0]["kind"].startswith("random")
-        symbols = [_SYMBOLS[_mark(row)] for row, _ in line]
+    for number, curve in enumerate(arrange.curves(header, rows, differences, value)):
+        colour = COLOURS[number % len(COLOURS)]
+        edges = [curve.low, curve.high] if curve.controls > 1 else [curve.low]
+        for edge in edges if curve.controls else []:
+            figure.add_scatter(
+                **_points(edge),
+                name=curve.controls_name,
+                legendgroup=curve.controls_name,
+                showlegend=edge is edges[0],
+                mode="lines",
+                line={"color": colour, "width": 1, "dash": "dot"},
+                fill="none" if edge is curve.low else "tonexty",
+                fillcolor=tinted(colour, 0.18),
+            )
         figure.add_scatter(
-            x=[row["dose"] for row, _ in line],
-            y=[row["effect"] if value == "effect" else each.change for row, each in line],
-            name=html(name),
+            **_points(curve.points),
+            name=html(f"{curve.place}: steer"),
             mode="lines+markers",
-            line={"color": INK, "dash": "dot"} if random else {},
-            marker={"size": 9, "symbol": symbols},
-            customdata=[_hover(*each) for each in line],
-            hovertemplate="%{customdata}<extra></extra>",
+            line={"color": colour},
+            marker={"size": 9, "symbol": [_SYMBOLS[each.mark] for each in curve.points]},
         )
-    unit = _unit(header) if value == "effect" else "share of words changed"
     figure.update_layout(
-        title={
-            "text": f"{_title(header, rows)}"
-            "<br><sup>● the text changed   ✕ it could not   ○ it did not</sup>"
-        },
+        title=titled(
+            arrange.title(header, rows), "● the text changed   ✕ it could not   ○ it did not"
+        ),
         xaxis={"title": {"text": "dose"}},
-        yaxis={"title": {"text": unit}},
+        yaxis={
+            "title": along(arrange.unit(header, value)),
+            "tickformat": ".0%" if value == "change" else None,
+        },
         template=TEMPLATE,
-        height=420,
+        height=460,
     )
     return figure
 
@@ -172,8 +168,8 @@ def summary(
         count: How many rows there are.
     """
     lines = [
-        f"{_LINE}<b>{html(header.experiment)}</b> of {html(header.target)}: {html(done)}; metric "
-        f"{html(header.metric)}; explained: the output of block {html(header.k)}</div>",
+        f"{_LINE}<b>{html(header.experiment)}</b> of {html(_model(header.target))}: {html(done)}; "
+        f"metric {html(header.metric)}; explained: the output of block {html(header.k)}</div>",
         table(
             ("run", "metric", "answer", "explanation"),
             [
@@ -185,7 +181,7 @@ def summary(
             ("where", "effect", "answer", "explanation, before to after"),
             [
                 [
-                    _name(row),
+                    arrange.name(row),
                     _number(row["effect"]),
                     chip(row["answer"]),
                     difference.to_html()
@@ -203,77 +199,19 @@ def summary(
     return "".join(lines)
 
 
-def _check(value: str) -> None:
-    if value not in ("effect", "change"):
-        raise ExperimentError(f"plot(value={shown(value)}): expected 'effect' or 'change'.")
+def _points(points: Sequence[Point]) -> dict[str, Any]:
+    return {
+        "x": [each.row["dose"] for each in points],
+        "y": [each.value for each in points],
+        "customdata": [_hover(each) for each in points],
+        "hovertemplate": _HOVER,
+    }
 
 
-def _unit(header: Header) -> str:
-    patch = header.experiment == "patch"
-    return html("effect (corrupt 0, clean 1)" if patch else f"change of {header.metric}")
-
-
-def _title(header: Header, rows: Sequence[Row]) -> str:
-    at = ", ".join(dict.fromkeys(visible(row["explained_token"]) for row in rows))
-    where = f"explained at block {header.k}" + (f", {at}" if len(at) < 40 else "")
-    return html(f"{header.experiment}: {header.metric}; {where}")
-
-
-def _first_of_each_cell(
-    rows: Sequence[Row], differences: Sequence[Difference]
-) -> list[tuple[Row, Difference]]:
-    """Choose a row per cell: the first explained position that it can reach, or its first."""
-    chosen: dict[tuple[str, str], tuple[Row, Difference]] = {}
-    for row, difference in zip(rows, differences, strict=True):
-        key = (_upwards(row), _across(row))
-        old = chosen.get(key)
-        if old is None or (old[0]["reach"] != REACHES and row["reach"] == REACHES):
-            chosen[key] = (row, difference)
-    return list(chosen.values())
-
-
-def _mark(row: Row) -> str:
-    if row["reach"] != REACHES:
-        return "–"
-    return {True: "●", False: "○", None: "?"}[row["text_changed"]]
-
-
-def _upwards(row: Row) -> str:
-    head = "" if row["head"] is None else f".{row['head']}"
-    return html(f"{row['layer']}{head}")
-
-
-def _upwards_order(row: Row) -> tuple[int, int]:
-    return row["layer"], -1 if row["head"] is None else row["head"]
-
-
-def _across(row: Row) -> str:
-    place = "every" if row["position"] is None else f"{row['position']} {visible(row['token'])}"
-    dose = "" if row["dose"] is None else f" × {row['dose']:g}"
-    control = f" ({row['kind']})" if row["kind"].startswith("random") else ""
-    return html(f"{place}{dose}{control}")
-
-
-def _across_order(row: Row) -> tuple[Any, ...]:
-    position = -1 if row["position"] is None else row["position"]
-    control = row["kind"] if row["kind"].startswith("random") else ""
-    return position, control, row["dose"] or 0.0
-
-
-def _name(row: Row) -> str:
-    dose = "" if row["dose"] is None else f", {row['kind']} × {row['dose']:g}"
-    return f"{row['site']}, block {_upwards(row)}, {_place(row)}{dose}"
-
-
-def _place(row: Row) -> str:
-    if row["position"] is None:
-        return "every position"
-    return f"{visible(row['token'])}@{row['position']}"
-
-
-def _hover(row: Row, difference: Difference) -> str:
+def _hover(point: Point) -> str:
+    row, difference = point.row, point.difference
     lines = [
-        f"<b>{html(_name(row))}</b>",
+        f"<b>{html(arrange.name(row))}</b>",
         f"effect {_number(row['effect'])}, predicts {html(visible(row['answer']))}",
     ]
     if row["reach"] != REACHES:
@@ -287,6 +225,12 @@ def _hover(row: Row, difference: Difference) -> str:
     if difference.cosine is not None:
         lines.append(f"cosine {difference.cosine:.3f}, words changed {difference.change:.0%}")
     return "<br>".join(lines)
+
+
+def _model(name: str) -> str:
+    """Return a model's name; of a local folder, its last part, since pages are sent to others."""
+    path = Path(name)
+    return path.name if path.is_absolute() else name
 
 
 def _texts(texts: Texts, run: Outcome) -> Html:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 from torch import Tensor
 
 from ..errors import ExperimentError, shown
+from ..explanation.asked import check_question, check_single
 from .forward import Action, Found, Site, Target, find_sites
 from .metrics import Measure, Metric, bind
 from .model_interface import SiteName
@@ -172,8 +173,10 @@ class Setup:
         size = given["batch_size"]
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ExperimentError(f"batch_size={shown(size)}: expected a whole number from 1.")
+        check_question(given["question"], given["choices"])
         if given["question"] is not None:
             nla = nla.asking(given["question"], choices=given["choices"])
+        check_single(nla.checkpoint, experiment.__name__)
         target = Target.of(model, nla, remote=given["remote"])
         text = target.model.positions(prompt)
         return Setup(

@@ -4,6 +4,7 @@ Use it as a table, a plot or a file::
 
     sweep.to_pandas()                       # a row per cell and explained position
     sweep.plot()                            # layers × positions, the explanations on hover
+    sweep.to_html("sweep.html")             # the same as a page, to send or publish
     sweep.differences()                     # what was added and removed, cosines, effects
     sweep.differences("text, not output")   # where the state changed and the answer did not
     sweep.to_parquet("sweep.parquet")       # with the vectors; Sweep.from_parquet, resume=
@@ -28,7 +29,8 @@ from ..checkpoint.origin import Claims, Origin
 from ..core.similarity import cosine
 from ..errors import ExperimentError, shown
 from ..evaluation.compare import Difference, difference, text_distances
-from . import picture, records, storage
+from ..storage.atomic import atomic_file
+from . import page, picture, records, storage
 from .records import REACHES, Cell, Header, Outcome, Texts, reach
 
 if TYPE_CHECKING:
@@ -235,9 +237,10 @@ class Sweep:
         Args:
             value: What the colour shows: the effect on the metric, or the share of words that
                 changed in the explanation. A dot marks a text that changed, a dash one that could
-                not change.
-            form: ``"grid"``, or ``"curves"`` for the value over the doses of a `steer`, with a line
-                for each place and direction.
+                not change. The scale ends at the largest value.
+            form: ``"grid"`` (of heads: layers × heads), or ``"curves"`` for the value over the
+                doses of a `steer`: a line for each place, and a band from the smallest to the
+                largest value of its random directions.
 
         Raises:
             ExperimentError: An option is none of these, or the sweep has no doses for curves.
@@ -246,6 +249,34 @@ class Sweep:
             raise ExperimentError(f"plot(form={shown(form)}): expected 'grid' or 'curves'.")
         draw, rows = picture.curves if form == "curves" else picture.heat_map, self.rows()
         return draw(self.header, rows, self.compared(rows, distances=False), value)
+
+    def to_html(
+        self, path: str | Path, *, value: Literal["effect", "change"] = "effect", title: str = ""
+    ) -> Path:
+        """Write a page with the heat map, the curves over doses, and the largest effects.
+
+        It is one file for any browser, without scripts, and below 1 MB. It fits a phone, and
+        follows its light or dark mode. The texts of a cell are shown while the pointer is on it, or
+        after a tap.
+
+        Args:
+            path: The file; a file that is there is replaced when the new one is complete.
+            value: What the colour shows, as for `plot`.
+            title: The page's title; by default what the sweep measures.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            ExperimentError: `value` is something else, or the file cannot be written.
+            VerbalizationError: Verbalizing failed; what had settled is kept.
+        """
+        rows = self.rows()
+        compared = self.compared(rows, distances=False)
+        made = page.page(self.header, rows, compared, value, self._summary(rows), title)
+        with atomic_file(Path(path), error=ExperimentError) as file:
+            file.write(made.encode())
+        return Path(path)
 
     def _row(self, cell: Cell, at: int, angle: float | None) -> dict[str, Any]:
         header, outcome = self.header, self.outcomes[cell]
@@ -293,7 +324,9 @@ class Sweep:
         return f"<Sweep {self.header.experiment} of {self.header.target!r}: {done}>"
 
     def _repr_html_(self) -> str:
-        rows = self.rows()
+        return self._summary(self.rows())
+
+    def _summary(self, rows: Sequence[Mapping[str, Any]]) -> str:
         top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
         largest = list(zip(top, self.compared(top, distances=False), strict=True))
         done = f"{len(self.outcomes)} of {len(self.cells)} cells"

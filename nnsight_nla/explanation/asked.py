@@ -155,6 +155,19 @@ def check_asks(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
+def check_question(question: object, choices: object) -> None:
+    """Raise if there are answers to choose from, and no question.
+
+    Raises:
+        VerbalizationError: There are.
+    """
+    if question is None and choices is not None:
+        raise VerbalizationError(
+            f"choices={shown(choices)} without a question. Pass both, to an oracle: "
+            "question='Is the tone calm?', choices=['Yes', 'No']."
+        )
+
+
 def check_explains(checkpoint: Checkpoint, name: str) -> None:
     """Raise if a checkpoint answers questions and cannot explain a vector without one.
 
@@ -166,6 +179,21 @@ def check_explains(checkpoint: Checkpoint, name: str) -> None:
             f"{name} is an activation oracle, which answers a question about vectors, and got "
             "none. Type nla.ask(vectors, 'What is the text about?'); for many tokens or "
             "experiments, use nla.asking('What is the text about?') in place of nla."
+        )
+
+
+def check_single(checkpoint: Checkpoint, what: str) -> None:
+    """Raise if each explanation is of several vectors, and `what` has one for each.
+
+    Raises:
+        CheckpointError: The verbalizer has a marker for each of several vectors.
+    """
+    if checkpoint.slots > 1:
+        raise CheckpointError(
+            f"{what}: it explains one vector at a time, and this verbalizer reads "
+            f"{checkpoint.slots} at once, one at each marker. Type nla.explain(torch.stack([a, b], "
+            "dim=-2)); for many, bulk.run(nla, 'rows.parquet', 'out.parquet') with a column "
+            "activation_vectors."
         )
 
 
@@ -250,9 +278,10 @@ def _questions(given: Any, shape: tuple[int, ...], rows: int) -> list[str]:
         except VerbalizationError as error:
             count = len(given) if hasattr(given, "__len__") else 1
             raise VerbalizationError(
-                f"{count} questions for vectors of shape {list(shape)} (without slots and "
-                "d_model): expected one question, or one for each in that shape. For several "
-                "questions about the same vectors: vectors.expand(len(questions), -1, -1)."
+                f"{count} question{'' if count == 1 else 's'} for vectors of shape {list(shape)} "
+                "(without slots and d_model): expected one question, or one for each in that "
+                "shape. To ask each about one vector: vectors[:, None]; for several questions "
+                "about the same vectors: vectors.expand(len(questions), -1, -1)."
             ) from error
         listed = checked = [] if found is None else found
         if found is None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import InjectionError
 from .arguments import check_vectors
+from .asked import check_single
 from .handle import Explanation, keep
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Ends:
 
 def explain_ends(explains: Explains, a: object, b: object, **options: Any) -> Ends:
     """Explain two residuals and their differences; see `NLA.explain_difference`."""
+    check_single(explains.checkpoint, "explain_difference")
     for each in (a, b):
         check_vectors(each, explains.checkpoint.d_model)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:

@@ -163,8 +163,12 @@ class Runner:
         if not nlas:
             raise NLAError("There is no NLA: pass one, or a list with one for each layer.")
         self.model, self.remote = model, remote
-        self._each = [(nla, Target.of(model, nla, remote=remote)) for nla in nlas]
-        self._each.sort(key=lambda each: each[1].k)
+        several = len(nlas) > 1
+        self._each = [
+            (f"nlas[{index}]" if several else "nla", nla, Target.of(model, nla, remote=remote))
+            for index, nla in enumerate(nlas)
+        ]
+        self._each.sort(key=lambda each: each[2].k)
         self._runs, self._prompts = count(), count()
 
     def open(self, prompt: Any) -> list[Run]:
@@ -177,8 +181,7 @@ class Runner:
         parts = reading._parts(self.model.tokenizer, span.ids, reading._messages(prompt))
         number, following = next(self._prompts), self._following(span.ids, [])
         found: list[Run] = []
-        for index, (nla, target) in enumerate(self._each):
-            several = len(self._each) > 1
+        for name, nla, target in self._each:
             residuals, last = self._residuals(target, span.ids, ())
             records = [
                 _unread(TokenReading(position, token, part))
@@ -186,9 +189,9 @@ class Runner:
             ]
             found.append(
                 Run(
-                    next(self._runs), number, prompt, f"layer {target.k}" if several else "prompt",
-                    nla, f"nlas[{index}]" if several else "nla", target, span, residuals, last,
-                    following, records,
+                    next(self._runs), number, prompt,
+                    f"layer {target.k}" if len(self._each) > 1 else f"text {number + 1}",
+                    nla, name, target, span, residuals, last, following, records,
                 )
             )  # fmt: skip
         return found

@@ -24,6 +24,7 @@ import torch
 from ..checkpoint.origin import Claims
 from ..core.numeric import has_values, is_int
 from ..errors import InjectionError, NLAError, shown
+from ..explanation.asked import check_single
 from ..models import bridge, hosts, weights
 from ..models import target as targets
 from ..models.generation import greedy
@@ -64,6 +65,7 @@ class ReadOptions(TypedDict, total=False):
     claims: Claims
     remote: bool
     sampling: Sampling | None
+    upto: Literal["line"] | int | None
     question: str | None
     choices: Sequence[str] | None
 
@@ -94,6 +96,7 @@ def read(
     sampling: Sampling | None = None,
 ) -> Reading | list[Reading]:
     """Explain every token of a prompt, or of each of a list, and of the replies: `NLA.read`."""
+    check_single(nla.checkpoint, "read")
     envoy = nla.layer(model, layer, claims=claims)  # Refuses a model that does not fit.
     block = None if layer is None else envoy
     if bridge.is_bridge(model):

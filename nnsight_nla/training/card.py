@@ -19,6 +19,7 @@ CARD = "README.md"
 _TITLES = {
     "av": "activation verbalizer",
     "ar": "activation reconstructor",
+    "several": "activation verbalizer",
     "oracle": "activation oracle",
 }
 _WHAT = {
@@ -26,6 +27,12 @@ _WHAT = {
         "It explains a residual-stream vector of {target} in words. The vector is the output of "
         "block {layer} (counted from 0, `hidden_states[{next}]`, {width} entries), and is written "
         "into the prompt at one marker token. The text is between `<explanation>` tags."
+    ),
+    "several": (
+        "It explains {vectors} residual-stream vectors of {target} together, such as both ends of "
+        "a difference. They are outputs of block {layer} (counted from 0, `hidden_states[{next}]`, "
+        "{width} entries), and each is written into the prompt at a marker token of its own. The "
+        "text is between `<explanation>` tags."
     ),
     "oracle": (
         "It answers questions about residual-stream vectors of {target}. The vectors are the "
@@ -40,6 +47,7 @@ _WHAT = {
 }
 _USE = {
     "av": 'nla = NLA("{name}")  # add ar="..." for scores and trust labels',
+    "several": 'nla = NLA("{name}")  # nla.explain(torch.stack([a, b], dim=-2)).text',
     "ar": 'nla = NLA("the verbalizer", ar="{name}")',
     "oracle": 'nla = NLA.on(model, av="{name}")  # nla.ask(vectors, "What is it about?").text',
 }
@@ -62,6 +70,11 @@ _LIMITS = {
 - It says what its training labels say. A text is no evidence of what the target "thinks": compare
   it with controls (`nla.controls`), with its reconstruction (`nla.score`), and with interventions.
 - Texts of the first positions of a prompt, and of vectors of an unusual norm, are unreliable.""",
+    "several": """\
+- It was trained on the model and the block above. Vectors of another model or block get a fluent
+  text too, which means nothing.
+- It says what its training labels say. Nothing measures how much of the vectors a text carries:
+  compare it with the text of the vectors in another order, and with interventions.""",
     "oracle": """\
 - It was trained on the model and the blocks above. A vector of another model or block gets a fluent
   answer too, which means nothing.
@@ -88,6 +101,9 @@ def model_card(name: str, sidecar: Mapping[str, Any]) -> str:
     role, target = sidecar["role"], sidecar["extraction"]["base_model"]
     if role == "av" and QUESTION_SLOT in sidecar["prompt_templates"]["av"]:
         role = "oracle"
+    vectors = sidecar["tokens"].get("injection_vectors", 1)
+    if role == "av" and vectors > 1:
+        role = "several"
     layer, width = sidecar["extraction"]["layer_index"], sidecar["d_model"]
     words = {
         "target": target or "a model that is not named",
@@ -95,6 +111,7 @@ def model_card(name: str, sidecar: Mapping[str, Any]) -> str:
         "next": layer + 1,
         "width": width,
         "name": name,
+        "vectors": vectors,
     }
     about = ModelCardData(
         base_model=hub_id(target) if target else None,

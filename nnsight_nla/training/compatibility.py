@@ -105,6 +105,14 @@ def compatible_checkpoint(
             f"has {'no' if rows.asks else 'a'} place for one ({QUESTION_SLOT}). Correct the "
             "sidecar's prompt, or take the rows that it is for."
         )
+    if rows.several != (meta.get("vectors") not in (None, 1)):
+        held = "several vectors" if rows.several else "one vector"
+        raise TrainingError(
+            f"{file} has {held} in each row, and its sidecar ({file.name}{DATASET_SUFFIX}) says "
+            f"that tokens.injection_vectors is {meta.get('vectors', 1)}. Write there how many "
+            "vectors each row has, and a prompt with a marker for each: "
+            "describe(..., vectors=2, template=...).to_sidecar('av')."
+        )
     if "marker" in meta:
         _check_ids(rows, base, "marker_id", tokenizer.encode(marker, add_special_tokens=False))
     live = describe(
@@ -117,8 +125,9 @@ def compatible_checkpoint(
         injection=injection or meta.get("injection") or Injection(),
         template=template,
         system=meta.get("system"),
-        ar_template=None if rows.asks else meta.get("ar_template", AR_TEMPLATE),
+        ar_template=None if rows.asks or rows.several else meta.get("ar_template", AR_TEMPLATE),
         date=meta.get("date", date),
+        vectors=meta.get("vectors"),
     )
     for field in ("left_id", "right_id", "ar_suffix_ids"):
         _check_ids(rows, base, field, getattr(live, field))

@@ -83,8 +83,9 @@ def plot_log(source: Any, *, only: Sequence[str] | None = None) -> go.Figure:
                 col=column,
             )
         if kept:
-            text = "kept" if column == 1 else None
-            figure.add_vline(x=kept[-1], line_dash="dot", annotation_text=text, row=1, col=column)  # pyright: ignore
+            # Plotly writes "new text" for a text that is None.
+            said = {"annotation_text": "kept"} if column == 1 else {}
+            figure.add_vline(x=kept[-1], line_dash="dot", row=1, col=column, **said)  # pyright: ignore
     figure.update_xaxes(title="step")
     figure.update_layout(template=TEMPLATE, height=400)
     return figure

@@ -4,8 +4,9 @@ Columns: ``activation_vector``; the label as ``response`` (in its tags) or as ``
 ``prompt`` where the rows have one; ``doc_id``, ``activation_layer`` and others as provenance. The
 sidecar ``{file}.nla_meta.yaml``, in the same folder, names base model and layer.
 
-The rows of an oracle have other columns: ``activation_vectors``, a list of vectors, one for each
-slot; ``question`` and ``answer``; and ``layer`` where the vectors are of several::
+A verbalizer with a marker for each of several vectors has rows with ``activation_vectors``, a list
+of vectors, one for each marker. The rows of an oracle have ``activation_vectors`` too, one for each
+slot; ``question`` and ``answer``; and ``layer`` where the vectors are of several layers::
 
     rows = Published("rows.parquet", part="train")
     for batch in rows.batches(d_model): ...
@@ -31,7 +32,7 @@ from ..checkpoint.checkpoint import AR_TEMPLATE, EXPLANATION_SLOT
 from ..checkpoint.origin import Origin
 from ..checkpoint.reply import wrap
 from .question_rows import Question
-from .rows import Batch, TrainingError, check_width
+from .rows import Batch, TrainingError, check_count, check_width
 
 Part = Literal["all", "train", "held out"]
 HELD_OUT = 0.05
@@ -83,20 +84,23 @@ class Published:
                 f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}"
             ) from error
         self._columns = schema.names
-        self.asks = VECTORS in self._columns and VECTOR not in self._columns
+        self._label = next((name for name in _LABELS if name in self._columns), None)
+        listed = VECTORS in self._columns and VECTOR not in self._columns
+        self.several = listed and self._label is not None and QUESTION not in self._columns
+        """Whether each explanation is of several vectors."""
+        self.asks = listed and not self.several
         """Whether these are the rows of an oracle."""
         missing = [name for name in (QUESTION, ANSWER) if name not in self._columns]
-        if VECTOR not in self._columns and (not self.asks or missing):
+        if VECTOR not in self._columns and not self.several and (not self.asks or missing):
             lacking = ", ".join(map(repr, missing if self.asks else [VECTOR]))
             raise TrainingError(
                 f"{file} has no column {lacking}; it has {', '.join(self._columns)}."
             )
-        if self.asks and not _holds_lists(schema.field(VECTORS).type):
+        if listed and not _holds_lists(schema.field(VECTORS).type):
             raise TrainingError(
                 f"{file}: column {VECTORS!r} holds {schema.field(VECTORS).type}, expected a list "
                 "of vectors in each row, one for each slot."
             )
-        self._label = next((name for name in _LABELS if name in self._columns), None)
         if part != "all" and DOCUMENT not in self._columns:
             raise TrainingError(
                 f"{file} has no column {DOCUMENT!r}, so no documents can be held out of it, and "
@@ -128,24 +132,34 @@ class Published:
         """What the file says about its vectors, in its sidecar, its metadata and its columns."""
         return parquet_origin(self.file)[0]
 
-    def batches(self, d_model: int) -> Iterator[Batch]:
+    def batches(self, d_model: int, slots: int = 1) -> Iterator[Batch]:
         """Read the rows, checking each vector's width and each row's layer.
 
+        Args:
+            d_model: The width of a vector.
+            slots: The number of vectors of each explanation.
+
         Raises:
-            TrainingError: A row has a vector of another width, or one of another layer than the
-                sidecar's; or the file has no labels.
+            TrainingError: A row has a vector of another width or layer than the sidecar's, or
+                another number of them; or the file has no labels.
         """
-        self._check_role(asks=False)
+        self._check_rows("several" if slots > 1 else "one")
         if not self.has_labels:
             raise TrainingError(
                 f"{self.file} has no labels: a column {' or '.join(map(repr, _LABELS))} with an "
                 f"explanation for each row. It has {', '.join(self._columns)}."
             )
-        wanted = [VECTOR, DOCUMENT, "prompt", *_LABELS, *_LAYERS]
+        wanted = [VECTORS if self.several else VECTOR, DOCUMENT, "prompt", *_LABELS, *_LAYERS]
         for table, numbers in self._tables(wanted):
             names = [f"{self.file}, row {number}" for number in numbers]
             self._check_layer(table, names)
-            vectors = _vectors(table.column(VECTOR), names, d_model)
+            if self.several:
+                vectors, counts = _lists(table.column(VECTORS), names, d_model)
+                for name, count in zip(names, counts, strict=True):
+                    check_count(name, count, slots)
+                vectors = vectors.reshape(-1, slots, d_model)
+            else:
+                vectors = _vectors(table.column(VECTOR), names, d_model)
             prompts, responses = self._texts(table)
             yield Batch(names, prompts, responses, vectors)
 
@@ -155,14 +169,11 @@ class Published:
         Raises:
             TrainingError: A row has a vector of another width; or the rows are explanations.
         """
-        self._check_role(asks=True)
+        self._check_rows("questions")
         for table, numbers in self._tables([VECTORS, DOCUMENT, QUESTION, ANSWER, *_LAYERS]):
             names = [f"{self.file}, row {number}" for number in numbers]
-            counts = [len(each) if each.is_valid else 0 for each in table.column(VECTORS)]
-            each_name = [
-                name for name, count in zip(names, counts, strict=True) for _ in range(count)
-            ]
-            vectors = _vectors(table.column(VECTORS).flatten(), each_name, d_model).split(counts)
+            flat, counts = _lists(table.column(VECTORS), names, d_model)
+            vectors = flat.split(counts)
             texts = (table.column(name).to_pylist() for name in (QUESTION, ANSWER))
             column = _layer_column(table.schema.names)
             layers = [None] * len(names) if column is None else table.column(column).to_pylist()
@@ -181,7 +192,7 @@ class Published:
 
     def vectors(self, d_model: int) -> Iterator[torch.Tensor]:
         """Read the vectors alone, one batch at a time; the file needs no labels."""
-        self._check_role(asks=False)
+        self._check_rows("one")
         for table, numbers in self._tables([VECTOR, DOCUMENT]):
             names = [f"{self.file}, row {number}" for number in numbers]
             yield _vectors(table.column(VECTOR), names, d_model)
@@ -266,12 +277,15 @@ class Published:
             labels = [each.removeprefix(before).removesuffix(after) for each in filled or []]
         return prompts, [wrap((each or "").strip()) for each in labels]
 
-    def _check_role(self, *, asks: bool) -> None:
-        if self.asks != asks:
-            oracle = f"an oracle's rows ({VECTORS}, {QUESTION}, {ANSWER})"
-            verbalizer = f"rows with an explanation of one vector each ({VECTOR})"
-            found, expected = (oracle, verbalizer) if self.asks else (verbalizer, oracle)
-            raise TrainingError(f"{self.file} has {found}, expected {expected}.")
+    def _check_rows(self, expected: str) -> None:
+        found = "questions" if self.asks else "several" if self.several else "one"
+        if found != expected:
+            said = {
+                "questions": f"an oracle's rows ({VECTORS}, {QUESTION}, {ANSWER})",
+                "several": f"rows with an explanation of several vectors each ({VECTORS})",
+                "one": f"rows with an explanation of one vector each ({VECTOR})",
+            }
+            raise TrainingError(f"{self.file} has {said[found]}, expected {said[expected]}.")
 
     def _check_layer(self, table: Any, names: list[str]) -> None:
         layer = self.meta.get("layer")
@@ -306,6 +320,13 @@ def _holds_lists(kind: Any) -> bool:
 
 def _hash(value: object) -> int:
     return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "big")
+
+
+def _lists(column: Any, names: list[str], d_model: int) -> tuple[torch.Tensor, list[int]]:
+    """Return the vectors of all rows of a column of lists, and the number of each row's."""
+    counts = [len(each) if each.is_valid else 0 for each in column]
+    each_name = [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+    return _vectors(column.flatten(), each_name, d_model), counts
 
 
 def _vectors(column: Any, names: list[str], d_model: int) -> torch.Tensor:

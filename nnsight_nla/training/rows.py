@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, Required, TypedDict, cast
 
 import numpy as np
 import torch
@@ -43,15 +43,17 @@ class TrainingError(NLAError):
     """Rows, model and checkpoint of a training do not fit each other, or the disk is full."""
 
 
-class Row(TypedDict):
+class Row(TypedDict, total=False):
     """One training example."""
 
-    prompt: Sequence[Mapping[str, str]]
-    """Chat messages: one user message with one ``<INJECT>``."""
-    response: str
+    prompt: Required[Sequence[Mapping[str, str]]]
+    """Chat messages: one user message with one ``<INJECT>`` for each vector."""
+    response: Required[str]
     """``<explanation>``, the text, ``</explanation>``, each on a line."""
     activation_vector: Sequence[float] | Tensor
     """The output of block K of the target at one token, ``[d_model]``."""
+    activation_vectors: Sequence[Sequence[float]] | Tensor
+    """Instead, for a verbalizer that reads several: one for each marker, ``[vectors, d_model]``."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Batch:
     """Chat messages; ``None`` where the rows have none and get those of the checkpoint."""
     responses: list[str]
     """The explanations, in their tags."""
-    vectors: Float[Tensor, "rows d_model"]
+    vectors: Float[Tensor, "rows d_model"] | Float[Tensor, "rows vectors d_model"]
     """The vectors, float32."""
 
 
@@ -78,8 +80,12 @@ class Source(Protocol):
         """Return the number of rows."""
         ...
 
-    def batches(self, d_model: int) -> Iterator[Batch]:
-        """Read the rows; raise on a vector of another width, with the name of its row."""
+    def batches(self, d_model: int, slots: int = 1) -> Iterator[Batch]:
+        """Read the rows, each with `slots` vectors.
+
+        Raises:
+            TrainingError: A row has a vector of another width, or another number of them.
+        """
         ...
 
 
@@ -107,7 +113,11 @@ class Rows(Dataset[Item]):
     """Tokenized rows, as a data set for `transformers.Trainer`."""
 
     def __init__(
-        self, prompt: Sequence[int], tails: list[list[int]], vectors: Tensor | SlotVectors
+        self,
+        prompt: Sequence[int],
+        tails: list[list[int]],
+        vectors: Tensor | SlotVectors,
+        sites: Sequence[int] = (),
     ) -> None:
         """Keep rows that begin with `prompt` and continue with their own ids.
 
@@ -116,8 +126,10 @@ class Rows(Dataset[Item]):
             tails: The ids that follow in each row.
             vectors: The vector of each row, in memory or mapped into it; for an oracle, those of
                 the row's slots.
+            sites: The position of each marker, if each gets a vector of its own.
         """
         self.prompt, self.vectors = list(prompt), cast("Any", vectors)
+        self.sites = list(sites)
         self._ends = np.cumsum([len(tail) for tail in tails])
         self._ids = np.concatenate([np.asarray(tail, dtype=np.int32) for tail in tails])
 
@@ -132,6 +144,7 @@ class Rows(Dataset[Item]):
             "input_ids": self.prompt + tail,
             "labels": labels,
             "vector": self.vectors[index],
+            **({"sites": self.sites} if self.sites else {}),
         }
 
     def lengths(self) -> list[int]:
@@ -160,7 +173,8 @@ def verbalizer_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> t
         tails.extend([*ids, tokenizer.eos_token_id] for ids in encoded)
 
     vectors = _read(rows, checkpoint, tokenize, prompts=True)
-    return Rows(rendered[0].ids, tails, vectors), rendered[0]
+    sites = rendered[0].sites if checkpoint.slots > 1 else ()
+    return Rows(rendered[0].ids, tails, vectors, sites), rendered[0]
 
 
 def reconstructor_rows(rows: RowsLike, tokenizer: Any, checkpoint: Checkpoint) -> Rows:
@@ -192,8 +206,9 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
 
     Returns:
         ``input_ids`` and ``labels`` of ``[batch, seq]``, ``vectors`` of ``[batch, d_model]`` and
-        ``last``, each row's last real position. For an oracle, ``vectors`` of ``[batch, slots,
-        d_model]`` and ``sites`` of ``[batch, slots]``, negative where a row has fewer slots.
+        ``last``, each row's last real position. For rows with several vectors, ``vectors`` of
+        ``[batch, slots, d_model]`` and ``sites`` of ``[batch, slots]``, negative where a row has
+        fewer slots.
     """
     width = max(len(item["input_ids"]) for item in items)
     slots = max(len(item.get("sites", ())) for item in items)
@@ -225,18 +240,19 @@ def checked_batches(rows: RowsLike, checkpoint: Checkpoint, *, prompts: bool) ->
     """
     if len(rows) == 0:
         raise TrainingError("There are no rows to train on.")
-    d_model = checkpoint.d_model
+    d_model, slots = checkpoint.d_model, checkpoint.slots
     listed = isinstance(rows, Sequence)
-    for batch in [_listed(rows, d_model)] if listed else rows.batches(d_model):
+    for batch in [_listed(rows, d_model, slots)] if listed else rows.batches(d_model, slots):
         if prompts:
             for name, messages in zip(batch.names, batch.prompts, strict=True):
                 if messages is not None:
                     _check_prompt(name, messages, checkpoint)
         for name, response in zip(batch.names, batch.responses, strict=True):
             _check_response(name, response)
-        for number, reason in unusable(batch.vectors).items():
-            name = batch.names[number]
-            raise TrainingError(f"{name}: activation_vector {reason}. Remove the row.")
+        for number, reason in unusable(batch.vectors.reshape(-1, d_model)).items():
+            name, which = batch.names[number // slots], number % slots
+            what = "activation_vector" if slots == 1 else f"vector {which} of activation_vectors"
+            raise TrainingError(f"{name}: {what} {reason}. Remove the row.")
         yield batch
 
 
@@ -246,6 +262,15 @@ def check_width(name: str, width: int, d_model: int) -> None:
         raise TrainingError(
             f"{name}: activation_vector has shape [{width}], expected [{d_model}] (the "
             "checkpoint's d_model). Train from the model that the rows were read from."
+        )
+
+
+def check_count(name: str, count: int, slots: int) -> None:
+    """Raise on a row with another number of vectors than the prompt has markers."""
+    if count != slots:
+        raise TrainingError(
+            f"{name}: activation_vectors has {count} vectors, expected {slots}, one for each "
+            "marker of the checkpoint's prompt (Checkpoint.vectors)."
         )
 
 
@@ -268,14 +293,25 @@ def _read(
 
     if isinstance(rows, Sequence):
         return torch.cat(list(vectors()))
-    return mapped(vectors(), checkpoint.d_model, rows.scratch)
+    flat = mapped(vectors(), checkpoint.d_model, rows.scratch)
+    return flat if checkpoint.slots == 1 else flat.reshape(-1, checkpoint.slots, flat.shape[-1])
 
 
-def _listed(rows: Sequence[Mapping[str, Any]], d_model: int) -> Batch:
+def _listed(rows: Sequence[Mapping[str, Any]], d_model: int, slots: int) -> Batch:
     names = [f"Row {number}" for number in range(len(rows))]
-    vectors = [torch.as_tensor(row["activation_vector"], dtype=torch.float32) for row in rows]
+    column = "activation_vector" if slots == 1 else "activation_vectors"
+    for name, row in zip(names, rows, strict=True):
+        if column not in row:
+            raise TrainingError(
+                f"{name} has no {column}; the checkpoint's prompt has a marker for "
+                f"{'one vector' if slots == 1 else f'each of {slots} vectors'}. "
+                f"It has {', '.join(row)}."
+            )
+    vectors = [torch.as_tensor(row[column], dtype=torch.float32, device="cpu") for row in rows]
     for name, vector in zip(names, vectors, strict=True):
-        check_width(name, len(vector), d_model)
+        if slots > 1:
+            check_count(name, len(vector), slots)
+        check_width(name, vector.shape[-1], d_model)
     prompts, responses = ([row[key] for row in rows] for key in ("prompt", "response"))
     return Batch(names, prompts, responses, torch.stack(vectors))
 
@@ -317,11 +353,12 @@ def _check_response(name: str, response: Any) -> None:
 
 def _check_prompt(name: str, prompt: Sequence[Mapping[str, str]], checkpoint: Checkpoint) -> None:
     content = "".join(message["content"] for message in prompt)
-    found = content.count(INJECT)
-    if found != 1:
+    found, slots = content.count(INJECT), checkpoint.slots
+    if found != slots:
+        expected = "exactly once, where the" if slots == 1 else f"{slots} times, where each"
         raise TrainingError(
-            f"{name}: the prompt contains {INJECT} {found} times, expected exactly once, where the "
-            f"marker goes: {content[:80]!r}."
+            f"{name}: the prompt contains {INJECT} {found} times, expected {expected} marker goes: "
+            f"{content[:80]!r}."
         )
     if [message["role"] for message in prompt] != ["user"]:
         roles = ", ".join(message["role"] for message in prompt)

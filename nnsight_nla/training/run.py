@@ -94,7 +94,8 @@ def train(
 
     Args:
         role: ``"av"``, the verbalizer, or ``"ar"``, the reconstructor. The verbalizer of rows with
-            the columns ``question``, ``answer`` and ``activation_vectors`` is an oracle.
+            the columns ``question``, ``answer`` and ``activation_vectors`` is an oracle; that of
+            explanations of ``activation_vectors`` has a marker for each.
         rows: The file, with its sidecar; `Published` says which columns it has.
         base: The model to start from, usually the target: a folder or a Hub id.
         out: The folder of the checkpoint, with its model card, ``README.md``. Nothing of that name
@@ -203,13 +204,18 @@ def _baseline(source: Published, checkpoint: Checkpoint, role: Role) -> Baseline
     """Check every row, and measure the FVE's denominator over the training rows.
 
     Returns:
-        ``None`` if it cannot be measured: one row, or all rows of one direction; or the rows are an
-        oracle's, which has no reconstructor.
+        ``None`` if it cannot be measured: one row, or all rows of one direction; or the rows have
+        several vectors, of which there is no reconstructor.
     """
     if checkpoint.asks:
         with progress("reading rows", total=len(source), unit="row") as bar:
             for batch in checked_questions(source, checkpoint):
                 bar.advance(len(batch))
+        return None
+    if checkpoint.slots > 1:
+        with progress("reading rows", total=len(source), unit="row") as bar:
+            for rows in checked_batches(source, checkpoint, prompts=True):
+                bar.advance(len(rows.names))
         return None
     name = f"block {checkpoint.layer} in {source.name}"
     with progress("reading rows", total=len(source), unit="row") as bar:

@@ -50,6 +50,7 @@ def describe(
     system: str | None = None,
     ar_template: str | None = AR_TEMPLATE,
     date: Date | None = None,
+    vectors: int | None = None,
 ) -> Checkpoint:
     """Describe the checkpoint that a training will make; token ids come from the live tokenizer.
 
@@ -69,6 +70,8 @@ def describe(
         ar_template: The reconstructor's prompt.
         date: The date that the prompt has, if the chat template prints one; default: today. The
             checkpoint keeps it, and every NLA that is loaded from it has the same prompt.
+        vectors: How many vectors one explanation is of, if several: the template has a marker for
+            each, and there is no reconstructor.
 
     Raises:
         TrainingError: The tokenizer splits the marker, or all of `MARKERS`.
@@ -103,6 +106,7 @@ def describe(
         ar_suffix_ids=None if ar_template is None else _suffix(tokenizer, ar_template),
         base_model=base_model,
         date=None if date is None else to_iso(date),
+        vectors=vectors,
     )
     prompt = first_prompt(checkpoint, tokenizer)
     if checkpoint.asks:

@@ -53,10 +53,10 @@ class InjectionHook:
             return output
         # Blocks return their residual alone, or in some families first in a tuple.
         hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] <= self._last:
+            return output  # A generation step, after the prompt.
         if self.sites is not None:
             written = write_slots(hidden, self.vectors, self.sites, self.injection)
-        elif hidden.shape[1] <= self._last:
-            return output  # A generation step, after the prompt.
         else:
             written = write(hidden, self.vectors, self.position, self.injection)
         return (written, *output[1:]) if isinstance(output, tuple) else written

@@ -131,6 +131,12 @@ def read_held_out(
             f"{source.file} has questions and answers. They train an oracle (av), which has no "
             "reconstructor and no explanations: leave ar and grounded out."
         )
+    if source.several and (role == "ar" or watching.ar is not None or watching.grounded):
+        raise TrainingError(
+            f"{source.file} has explanations of several vectors each. They train a verbalizer (av) "
+            "with a marker for each, which has no reconstructor, and whose texts are not compared "
+            "with those that the vectors were read in: leave ar and grounded out."
+        )
     if not watching.rows or source.part == "all":
         return None
     rows = Published(
@@ -147,7 +153,7 @@ def read_held_out(
         documents = rows.documents()
         documents = documents if can_match(documents) else None
     compare, names = None, ()
-    explains = role == "av" and not source.asks
+    explains = role == "av" and not source.asks and not source.several
     if explains and watching.grounded is not False and has_texts(rows.file):
         compare, names = _texts(rows, checkpoint, watching, report)
     found = HeldOutRows(rows, documents, compare, names)

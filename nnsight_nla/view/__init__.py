@@ -10,6 +10,7 @@
 * `document(title, *parts)`: a page of such tables, which runs no script.
 * `frame(page, height)`: such a page inside a notebook's output, in a sandbox of its own.
 * `fallback(readings)`: the same as a plain table, for code hosts, which take frames out.
+* `chart`: heat maps and curves of such a page, as HTML and SVG.
 * `TEMPLATE`: the look of a plotly figure, on light and dark pages.
 
 The text is untrusted: a model wrote it, about a text that somebody else wrote. So every value is

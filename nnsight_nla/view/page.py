@@ -142,7 +142,12 @@ def document(title: str, *parts: str) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{name}</title>"
         "<style>body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;"
-        "padding:0 1rem}h1{font-size:1.3rem}table{margin-bottom:1.5rem}</style></head>\n"
+        "padding:0 1rem}h1{font-size:1.3rem}h1,div,td{overflow-wrap:anywhere}"
+        "table{margin-bottom:1.5rem}@media(max-width:40rem){body{margin:1rem auto}"
+        "body>table thead{display:none}body>table tr,body>table td{display:block}"
+        "body>table tr{border-top:1px solid #8884;padding:.4rem 0}"
+        "body>table td{border:0!important;padding:.1rem 0!important}"
+        "body>table td:not(:last-child){display:inline-block;margin-right:1rem}}</style></head>\n"
         f"<body><h1>{name}</h1>\n{body}\n</body></html>\n"
     )
 

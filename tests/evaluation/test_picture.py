@@ -1,6 +1,7 @@
 """Scores by source, and reliability curves, as figures."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -42,10 +43,21 @@ def test_the_line_is_where_the_fve_is_0():
     (line,) = figure.layout.shapes
     assert line.y0 == line.y1 == pytest.approx(0.6)
     assert BASELINE.fve(torch.tensor(2 * (1 - line.y0))).item() == pytest.approx(0, abs=1e-6)
-    assert f"dashed: FVE 0 ({BASELINE.in_words()})" in figure.layout.title.text
+    title = " ".join(re.sub("<.*?>", " ", figure.layout.title.text).split())
+    assert f"dashed: FVE 0 ({BASELINE.in_words()})" in title
     assert not plot_scores({"a": by_hand([0.5])}, baselines=[]).layout.shapes
     assert not plot_scores({"a": by_hand([0.5], None)}).layout.shapes
     assert len(plot_scores({"a": by_hand([0.5]), "b": by_hand([0.1])}).layout.shapes) == 1
+
+
+def test_names_of_columns_are_level_only_where_a_phone_has_room():
+    few = plot_scores({"its own text, at length": by_hand([0.5]), "b": by_hand([0.5])})
+    assert list(few.layout.xaxis.ticktext) == ["its own text,<br>at length", "b"]
+    assert few.layout.xaxis.tickangle == 0
+    names = [f"the text of {each}" for each in ("itself", "<nothing>", "another", "noise")]
+    many = plot_scores({name: by_hand([0.5]) for name in names})
+    assert list(many.layout.xaxis.ticktext)[1] == "the text of &lt;nothing&gt;"
+    assert many.layout.xaxis.tickangle == -40
 
 
 def test_shades_share_a_scale_and_the_others_are_grey():

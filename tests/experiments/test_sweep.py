@@ -80,6 +80,37 @@ def by_hand(nla=None, known=None):
     return Sweep(header(), list(outcomes), runs, outcomes, nla or Recites(), known)
 
 
+def dosed():
+    """A vector in two doses, and three random directions; what they say is by hand."""
+    effects = {
+        "steer": (1.0, 2.0), "random 0": (0.25, 1.0), "random 1": (-0.5, -3.0),
+        "random 2": (0.0, 4.0),
+    }  # fmt: skip
+    outcomes = {
+        Cell("residual", 1, None, 2, kind=kind, dose=dose): Outcome(
+            effect, " b", {3: vector(1 + (dose > 0))}
+        )
+        for kind, both in effects.items()
+        for dose, effect in zip((-1.0, 2.0), both, strict=True)
+    }
+    runs = {"clean": Outcome(0.0, " a", {3: vector(1)})}
+    return Sweep(header("steer"), list(outcomes), runs, outcomes, Recites())
+
+
+def heads(positions):
+    """Two blocks of three heads, ablated at these positions; the effect is 10 × block + head."""
+    outcomes = {
+        Cell("head", layer, head, at, kind="zero"): Outcome(
+            10.0 * layer + head, " b", {3: vector(1 + head % 2)}
+        )
+        for layer in (0, 1)
+        for head in range(3)
+        for at in positions
+    }
+    runs = {"clean": Outcome(0.0, " a", {3: vector(1)})}
+    return Sweep(header("ablate"), list(outcomes), runs, outcomes, Recites())
+
+
 def test_it_is_what_the_package_exports():
     assert nnsight_nla.Sweep is nnsight_nla.experiments.Sweep
     assert nnsight_nla.experiments.patch is patch

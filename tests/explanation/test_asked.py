@@ -9,6 +9,7 @@ from nnsight import TransformersModel
 from nnsight_nla import NLA, Checkpoint, Sampling, tiny
 from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
 from nnsight_nla.errors import CheckpointError, InjectionError, VerbalizationError
+from nnsight_nla.experiments import patch
 
 D = 128
 QUESTION = "What is the tone?"
@@ -43,6 +44,10 @@ def test_more_questions_than_rows_or_fewer(oracle):
         oracle.ask(torch.ones(2, 1, D), ["a", "b", "c"])
     with refused(VerbalizationError, "vectors.expand(len(questions), -1, -1)"):
         oracle.ask(torch.ones(1, D), ["a", "b"])
+    with refused(VerbalizationError, "1 question for vectors of shape [2] (without slots"):
+        oracle.ask([torch.ones(2, D), torch.ones(1, D)], ["a"])
+    with refused(VerbalizationError, "To ask each about one vector: vectors[:, None]"):
+        oracle.ask(torch.ones(2, D), ["a", "b"])
 
 
 def test_a_question_that_is_longer_than_the_context(oracle):
@@ -68,6 +73,16 @@ def test_choices_that_cannot_be_compared(oracle, choices, message):
         oracle.ask(torch.ones(1, D), QUESTION, choices=choices)
 
 
+def test_choices_without_a_question(nla, model):
+    with refused(VerbalizationError, "choices=['Yes', 'No'] without a question. Pass both"):
+        nla.read(model, "The cow", choices=["Yes", "No"])
+    with refused(VerbalizationError, "choices=['Yes', 'No'] without a question. Pass both"):
+        patch(
+            model, nla, "The cow", "The sun", metric=torch.sum, layers=[1], positions=-1,
+            choices=["Yes", "No"],
+        )  # fmt: skip
+
+
 def test_choices_are_not_sampled(oracle):
     with refused(VerbalizationError, "nothing is sampled"):
         oracle.ask(
@@ -90,6 +105,8 @@ def test_who_cannot_be_asked_and_who_cannot_explain(oracle, nla):
         oracle.explain(torch.ones(D))
     with refused(CheckpointError, "is an activation oracle, which answers a question"):
         oracle.explain_nothing()
+    with refused(CheckpointError, "handle.trust says what it answers without them"):
+        oracle.score("Paris", torch.ones(D))
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,8 @@ class NdifServer:
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # By default 15: on a busy machine the model's process then gets no time at all.
+            "RAY_worker_niceness": "0",
             # Its name says little: "0" is what makes Ray take 127.0.0.1 for its own address.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "AUTOSCALER_METRIC_PORT": str(ports["ray_autoscaler_metrics"]),

@@ -29,6 +29,7 @@ def test_losses_and_figures_have_a_panel_each():
     }
     assert [trace.xaxis for trace in figure.data] == ["x", "x", "x2"]
     assert [line.x0 for line in figure.layout.shapes] == [4, 4]
+    assert [each.text for each in figure.layout.annotations] == ["loss", "held-out rows", "kept"]
     assert figure.layout.template.layout.font.color == TEMPLATE["layout"]["font"]["color"]
     json.loads(figure.to_json())
 

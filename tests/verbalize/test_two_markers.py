@@ -14,6 +14,8 @@ from nnsight_nla import (
     Explanation,
     InjectionError,
     Sampling,
+    bulk,
+    experiments,
     tiny,
 )
 from nnsight_nla.checkpoint.checkpoint import parse_sidecar
@@ -113,6 +115,27 @@ def test_what_is_not_two_vectors_is_refused(both, residuals):
         replace(described(), vectors=3)
     with pytest.raises(CheckpointError, match="vectors is 0, expected a number of vectors from 1"):
         replace(described(), vectors=0)
+
+
+def test_what_explains_one_vector_at_a_time_is_refused(both, model, residuals, tmp_path):
+    """Two rows are as many as one explanation takes, so each of these would read them as one."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "People in Paris speak"}\n', "utf-8")
+    calls = {
+        "read": lambda: both.read(model, "The cow", positions=[0, 1]),
+        "controls": lambda: both.controls(2),
+        "explain_difference": lambda: both.explain_difference(residuals[0], residuals[1]),
+        "doctor": lambda: both.doctor(model),
+        "patch": lambda: experiments.patch(
+            model, both, "The cow", "The sun", metric=torch.sum, layers=[1], positions=-1
+        ),
+        "run on the texts of": lambda: bulk.run(both, source, tmp_path / "out.parquet"),
+    }
+    for what, call in calls.items():
+        with pytest.raises(CheckpointError, match=f"^{what}.*: it explains one vector at a time"):
+            call()
+    with pytest.raises(CheckpointError, match="gives one vector for a text"):
+        both.label(residuals[:2])
 
 
 def test_the_sidecar_says_it():

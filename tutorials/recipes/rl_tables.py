@@ -18,9 +18,10 @@ from .rl_figures import read
 PAGE = Path(__file__).parents[1] / "reference" / "reinforcement_figures.txt"
 _STARTS = {
     "tiny noisy": "noisy, the AR frozen",
-    "tiny noisy-both": "noisy, the AR trained along",
+    "tiny noisy-both": "noisy, the AR trained along at 1e-5",
+    "tiny noisy-both-fast": "noisy, the AR trained along at 8e-5",
     "tiny short": "short, the AR frozen",
-    "tiny short-both": "short, the AR trained along",
+    "tiny short-both": "short, the AR trained along at 8e-5",
 }
 _SLOTS = ("subject", "attribute", "tone", "stage", "current", "next", "all slots")
 _TINY = {

@@ -28,6 +28,7 @@ from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.identity import same_model
 from ...checkpoint.sidecar import SIDECARS, stored
 from ...evaluation.reconstructor import Reconstructor as Judge
+from ...explanation.asked import check_single
 from ...models import hosts
 from ...models.adapter import is_adapter
 from ...models.loading import load_config
@@ -163,6 +164,7 @@ def open_pair(
     )
     own = dtype or _dtype(av, whole=settings.lora is None)
     nla = NLA(av, dtype=own, **nla_options(settings, vllm), **place)
+    check_single(nla.checkpoint, "rl")
     check_one_target(av, nla.checkpoint, ar)
     freeze = settings.reconstructor == "freeze"
     load = {"dtype": dtype or _dtype(ar, whole=not freeze), **place}

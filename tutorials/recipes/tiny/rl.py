@@ -3,10 +3,10 @@
     python -m tutorials.recipes.tiny.rl WORK [RUN ...]
 
 The runs: ``noisy`` and ``short`` (see `warm_starts`) with the reconstructor frozen, the same with
-it trained along (``noisy-both``, ``short-both``) and judged by the frozen one, and two rewards that
-can be hacked: ``length``, and ``blind``, a reconstructor that does not read the first line. All by
-default; what is finished in the folder WORK is not done again. The figures of each go into
-``tutorials/numbers/reinforcement.json``.
+it trained along (``noisy-both``, ``noisy-both-fast`` at a higher rate, ``short-both``) and judged
+by the frozen one, and two rewards that can be hacked: ``length``, and ``blind``, a reconstructor
+that does not read the first line. All by default; what is finished in the folder WORK is not done
+again. The figures of each go into ``tutorials/numbers/reinforcement.json``.
 
 A run has stages, each the warm start of the next. The noisy verbalizer is first drawn from at
 temperature 1.3: it is sure of wrong subjects, and one that is never drawn is never learned; at 1 it
@@ -59,10 +59,14 @@ GENTLE = replace(SETTLE, steps=200, av_rate=1.5e-4, warmup=10, final_rate=0.1)
 STAGES = {
     "noisy": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
     "noisy-both": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
+    "noisy-both-fast": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
     "short": ((GENTLE, 200),),
     "short-both": ((GENTLE, 100),),
 }
 """The stages of each run, and their steps."""
+AR_RATES = {"noisy-both": 1e-5, "noisy-both-fast": 8e-5, "short-both": 8e-5}
+"""The reconstructor's rate where it is trained. At the published one, 8e-5, it and the noisy
+verbalizer agree on words of their own: FVE rises as high, and truth less (``noisy-both-fast``)."""
 HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=2e-4, final_rate=1.0, reconstruction=0.0)
 """From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
@@ -72,18 +76,17 @@ AR = tiny.paths()["ar"]
 Report = Callable[[str], None]
 
 
-def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -> dict[str, Any]:
+def improve(start: Path, work: Path, name: str, report: Report) -> dict[str, Any]:
     """Run the stages from a verbalizer; return its figures before and after, and the log."""
     began, cpu = time.monotonic(), time.process_time()
     av, ar, log = start, AR, []
-    how = "train" if both else "freeze"
     for number, (stage, steps) in enumerate(STAGES[name]):
         found = rl(
             av,
             work / "rows.parquet",
             ar=ar,
             out=work / f"{name}.{number + 1}",
-            settings=replace(stage, steps=steps, reconstructor=how),
+            settings=replace(stage, steps=steps, **_reconstructor(name)),
             watching=RLWatching(every=10, rows=200, judges={"exact": _exact}),
             held_out=HELD_OUT,
             report=report,
@@ -97,6 +100,12 @@ def improve(start: Path, work: Path, name: str, *, both: bool, report: Report) -
     report(f"{took:.1f} minutes on the clock, {used:.1f} of a processor")
     figures = _measured(start, av, ar)
     return {**figures, "steps": len(log) - 1, "minutes": took, "processor": used, "log": curve(log)}
+
+
+def _reconstructor(name: str) -> dict[str, Any]:
+    if name not in AR_RATES:
+        return {"reconstructor": "freeze"}
+    return {"reconstructor": "train", "ar_rate": AR_RATES[name]}
 
 
 def measure_again(start: Path, work: Path, name: str) -> dict[str, Any]:
@@ -149,7 +158,7 @@ def _null_rewards(nla: NLA, vectors: torch.Tensor) -> torch.Tensor:
         nla.sampling = Sampling(max_new_tokens=EXPLORE.max_new_tokens, temperature=1.0, seed=seed)
         drawn.append(nla.explain_nothing())
     nla.resolve()
-    texts = [each.text.replace("<explanation>", "").strip() for each in drawn]
+    texts = [str(each.text).replace("<explanation>", "").strip() for each in drawn]
     each = [-direction_mse(row[None], vectors).mean() for row in nla.reconstruct(texts)]
     return torch.stack(each)
 
@@ -205,7 +214,7 @@ def _held_out() -> Examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line names, and write the figures."""
-    runs = ("noisy", "short", "noisy-both", "short-both", "length", "blind")
+    runs = (*STAGES, "length", "blind")
     parser = argparse.ArgumentParser(prog="python -m tutorials.recipes.tiny.rl")
     parser.add_argument("work", type=Path, help="the folder for what is made")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"{', '.join(runs)}; default: all")
@@ -224,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (work / "rows.parquet").exists():
         write_rows(model, work / "rows.parquet", documents=3000)
     for name in options.runs or runs:
-        kind, _, both = name.partition("-")
+        kind = name.partition("-")[0]
         report(f"run: {name}")
         hacked = kind in ("length", "blind")
         start = work / ("noisy" if hacked else kind)
@@ -236,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.measure:
             figures = measure_again(start, work, name)
         else:
-            figures = improve(start, work, name, both=bool(both), report=report)
+            figures = improve(start, work, name, report)
         record(f"tiny {name}", figures)
         report(f"{name}: {figures['before']} -> {figures['after']}")
 
