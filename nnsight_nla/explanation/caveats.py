@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 from .records import Capture
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROUNDING = 0.001
 """How far, as a share, a norm may lie outside the usual range: bfloat16 and other processors."""
 OUTLIER = 5.0
 """A norm is unusual if it is this many times larger or smaller than the usual one."""
+UNIT = 0.005
+"""How far from 1 the norm of a unit vector may be: bfloat16."""
 _FEWEST_ROWS = 8  # For a meaningful median.
 # Compiled at the first use (`re` caches it), because compiling so wide a class slows the import.
 _CJK = "[\u3040-\u30ff\u3200-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"
@@ -124,11 +130,14 @@ def atypical(capture: Capture) -> dict[int, str]:
     """Return why vectors are unlike the residuals that the verbalizer was trained on.
 
     Returns:
-        Row to reason; empty without a calibration that has statistics of those residuals.
+        Row to reason. Without a calibration that has statistics of those residuals, only vectors of
+        norm 1 are found.
     """
     look = None if capture.calibration is None else capture.calibration.residuals
-    if look is None or capture.vectors is None or capture.asked is not None:
+    if capture.vectors is None or capture.asked is not None:
         return {}
+    if look is None:
+        return _units(capture, capture.vectors)
     found: dict[int, str] = {}
     norms = capture.vectors.float().norm(dim=-1).tolist()
     for row, (near, norm) in enumerate(
@@ -139,6 +148,24 @@ def atypical(capture: Capture) -> dict[int, str]:
         elif not look.shortest * (1 - ROUNDING) <= norm <= look.longest * (1 + ROUNDING):
             found[row] = f"norm {norm:.4g}, usual {look.shortest:.4g} to {look.longest:.4g}"
     return found
+
+
+def _units(capture: Capture, vectors: Tensor) -> dict[int, str]:
+    """Return why vectors seem to be directions: all have norm 1, which residuals do not have.
+
+    Returns:
+        Row to reason; empty if the training vectors' norm is unknown or of this order, or if the
+        caller said that they are no residuals.
+    """
+    usual = capture.usual_norm
+    if usual is None or usual / OUTLIER <= 1 <= usual * OUTLIER:
+        return {}
+    norms = vectors.float().norm(dim=-1)
+    known = norms.isfinite() & (norms > 0)
+    if not bool(((norms[known] - 1).abs() < UNIT).all()):
+        return {}
+    why = f"norm 1, as directions have, usual {usual:.4g}. Say so: explain(..., kind='direction')"
+    return {row: why for row, one in enumerate(known.tolist()) if one}
 
 
 def _unlike(capture: Capture) -> dict[int, list[str]]:

@@ -1,5 +1,7 @@
 """Serve a session to browsers: one page and one WebSocket, at an address with a random token.
 
+Write::
+
     session = Session(model, nla)
     serve(session, port=8010, started=print)      # http://127.0.0.1:8010/uPq.../
 

@@ -113,11 +113,12 @@ def test_a_click_streams_into_a_card(tab, served, slow, screenshots):
     said = page.locator("#details .said")
     expect(said).to_contain_text("About")
     early = said.inner_text()
-    expect(page.locator("#details")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#details")).to_have_attribute("aria-busy", "false", timeout=20_000)
     whole = said.inner_text()
     assert len(early) < len(whole)
     assert whole.startswith(early.split("\n")[0][:5])
     assert "Next: French" in whole
+    expect(page.locator("#details")).to_contain_text("random directions", timeout=20_000)
     page.screenshot(path=screenshots / "live-card.png")
     text = page.locator("#details").inner_text()
     for part in ("French", "FVE", "denominator", "strong", "random directions"):

@@ -1,5 +1,7 @@
 """Word diffs by hand."""
 
+import re
+
 import pytest
 
 from nnsight_nla.evaluation.difference import difference
@@ -72,3 +74,16 @@ def test_the_page_of_a_missing_text():
 
 def test_a_long_run_is_cut():
     assert "(1,000 more characters)" in difference("", "x" * 5000).to_html()
+
+
+def test_the_diff_is_spaced_as_the_texts_are():
+    def shown(before, after):
+        marked = difference(before, after).to_html()
+        return re.sub(r' style="[^"]*"', "", marked)
+
+    assert shown("About Rome, in Italy; warm.", "About Paris, in France; warm.") == (
+        "About <del>Rome</del> <ins>Paris</ins>, in <del>Italy</del> <ins>France</ins>; warm."
+    )
+    assert shown("A, b", "A") == "A<del>, b</del>"
+    assert shown("one", "one\ntwo") == "one<br><ins>two</ins>"
+    assert shown("One.", "One one.") == "One <ins>one</ins>."

@@ -1,16 +1,20 @@
 """What is not a residual of layer K says so: on the handle, and in every view of it."""
 
 import json
+from dataclasses import replace
 from io import StringIO
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnsight_nla import CheckpointError, Explanation, Origin, Sampling
+from nnsight_nla import NLA, Checkpoint, CheckpointError, Explanation, Origin, Sampling, tiny
 from nnsight_nla.checkpoint.origin import Kind
 from nnsight_nla.cli.tables import explanation_table
+from nnsight_nla.explanation.caveats import atypical
+from nnsight_nla.explanation.records import Capture
 from nnsight_nla.remote.wire import RemoteNLA
 
 SHORT = Sampling(max_new_tokens=12)
@@ -83,6 +87,42 @@ def test_no_such_vector_gets_a_grade_whatever_its_size(nla, kind, size, seed):
     drawn = torch.randn(1, 128, generator=torch.Generator().manual_seed(seed))
     thought = nla.explain(size * drawn, kind=kind, sampling=SHORT)
     assert [str(each.grade) for each in thought.trust] == ["none"]
+
+
+@pytest.fixture(scope="module")
+def uncalibrated() -> Any:
+    """The tiny pair as a verbalizer that ships no statistics of its training vectors."""
+    folders = tiny.paths()
+    bare = replace(Checkpoint.load(folders["av"]), calibration=None)
+    return NLA(folders["av"], ar=folders["ar"], checkpoint=bare, dtype=torch.float32)
+
+
+def test_unit_vectors_that_are_not_declared_get_no_grade_without_a_calibration(
+    uncalibrated, residuals
+):
+    """A direction of a residual gets its text back: its cosine alone would be graded strong."""
+    directions = torch.nn.functional.normalize(residuals[:4], dim=-1)
+    assert {str(each.grade) for each in uncalibrated.explain(residuals[:4]).trust} == {"strong"}
+    said = "norm 1, as directions have, usual 15.31. Say so: explain(..., kind='direction')"
+    for vectors in (directions, directions.bfloat16()):
+        thought = uncalibrated.explain(vectors)
+        for label in thought.trust:
+            assert (str(label.grade), label.cosine > 0.9) == ("none", True)
+            assert said in label.line
+    declared = uncalibrated.explain(directions, kind="direction")
+    assert not any(said in each for row in declared.warnings for each in row)
+    mixed = torch.cat([directions[:1], residuals[:1]])  # One of norm 1 among others proves nothing.
+    assert not any(said in each.line for each in uncalibrated.explain(mixed).trust)
+
+
+def test_a_norm_of_1_is_usual_where_the_training_vectors_have_it():
+    def found(usual, vectors=torch.eye(4)):  # noqa: B008
+        queue: Any = None
+        return atypical(Capture(queue, vectors, 4, 1, Sampling(), usual_norm=usual))
+
+    assert found(1.6) == found(None) == {}
+    assert found(15.0)[3].startswith("norm 1, as directions have, usual 15. Say so")
+    assert set(found(15.0, torch.diag(torch.tensor([0.0, 1, 1, 1])))) == {1, 2, 3}
 
 
 def test_a_residual_says_nothing_of_the_kind(nla, residuals):

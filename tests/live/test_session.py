@@ -72,7 +72,7 @@ def test_a_card_has_all_that_is_known_of_its_token(session, page):
     assert [text for text, _ in record["claims"]] == record["explanation"].splitlines()
     assert record["against"].startswith("cosine 0.9")
     assert "the other vectors of this text" in record["against"]
-    assert record["var"].startswith("denominator 0.97")
+    assert record["denominator"].startswith("denominator 0.97")
     assert [name for name, _ in record["receipt"] if name in ("verbalizer", "injection")] == [
         "verbalizer",
         "injection",
@@ -95,6 +95,16 @@ def test_the_code_of_a_card_gives_its_explanation(session, page, capsys, tmp_pat
     assert record["code"].startswith("from nnsight_nla import tiny\n")
     run_code(record["code"], tmp_path)
     assert capsys.readouterr().out.strip() == record["explanation"]
+
+
+def test_the_tokens_of_a_character_are_one_chip_also_when_explained(session, page):
+    (run,) = of("run", page.ask("open", text="I like 🙂"))
+    tokens = run["reading"]["tokens"]
+    first = next(i for i, token in enumerate(tokens) if "w" in token)
+    assert "🙂" in tokens[first]["w"]
+    assert all(token["in"] for token in tokens[first + 1 :])
+    messages = page.ask("explain", run=run["run"], positions=[first])
+    assert of("token", messages)[0]["token"]["w"] == tokens[first]["w"]
 
 
 def test_a_new_prompt_is_a_run_of_every_page(session, page):
@@ -233,6 +243,8 @@ def test_a_patch_is_a_run_that_can_be_clicked(session, page, pair, capsys, tmp_p
     messages = page.ask("patch", source=[0, 2], target=[1, 2], layer=1)
     (run,), (result,) = of("run", messages), of("result", messages)
     assert result["cell"] == [run["run"], 2]
+    assert run["reading"]["cell"] == 2
+    assert "cell" not in session.runs[1].side()
     clean, corrupt = session.runs[0].given, session.runs[1].given
     sweep = patch(
         model, nla, clean, corrupt, layers=[1], positions=[2], metric=kl("corrupt"), explain_at=-1
@@ -250,6 +262,7 @@ def test_a_patch_is_a_run_that_can_be_clicked(session, page, pair, capsys, tmp_p
 
 
 def test_a_patch_of_a_patched_run_has_both_writes(session, page, capsys, tmp_path):
+    page.ask("explain", run=0, positions=[3])
     (first,) = of("result", page.ask("patch", source=[0, 2], target=[1, 2], layer=0))
     messages = page.ask("patch", source=[0, 3], target=[first["run"], 3], layer=3)
     (second,) = of("result", messages)
