@@ -346,10 +346,11 @@ def test_rows_can_be_grouped_by_length():
     assert sorted(get_length_grouped_indices([3, 1, 2, 5], batch_size=2)) == [0, 1, 2, 3]
 
 
-def test_a_server_in_the_process_can_use_anyio_after_nnsight():
+@pytest.mark.parametrize("first", ["", "import nnsight\n"])
+def test_a_server_in_the_process_can_use_anyio_after_nnsight(first):
     """nnsight 0.8.1 mounts ``.save`` on `object`, which anyio 4.16 refuses later on."""
     code = (
-        "import nnsight_nla, anyio, anyio.to_thread\n"
+        f"{first}import nnsight_nla, anyio, anyio.to_thread\n"
         "async def main(): return await anyio.to_thread.run_sync(lambda: 'a thread')\n"
         "print(hasattr(object, 'save'), anyio.run(main))"
     )
