@@ -1,9 +1,9 @@
 """Import what cannot be imported while ``.save`` is on `object`, where nnsight mounts it.
 
-anyio's sets of typed attributes refuse to be defined with it. nnsight imports anyio first, but anyio
-4.16 imports most of itself at its first use: a server in this process (FastAPI's, so vLLM's) then
-answers some requests with "Attribute 'save' is missing its type annotation". If nnsight was imported
-before this package, its ``.save`` is taken off for the time of the import.
+anyio's sets of typed attributes refuse to be defined with it. nnsight imports anyio first, but
+anyio 4.16 imports most of itself at its first use: a server in this process (FastAPI's, so
+vLLM's) then answers some requests with "Attribute 'save' is missing its type annotation". If
+nnsight was imported before this package, its ``.save`` is taken off for the time of the import.
 """
 
 from __future__ import annotations
