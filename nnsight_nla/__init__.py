@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .models import anyio_first  # noqa: F401  (Before nnsight.)
+
+# isort: split
 from . import _moved, pairs, smollm2, tiny
 from ._version import __version__
 from .checkpoint.checkpoint import Checkpoint

@@ -3,6 +3,8 @@
 import datetime
 import logging
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import nnsight
@@ -342,3 +344,14 @@ def test_rows_can_be_grouped_by_length():
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     assert sorted(get_length_grouped_indices([3, 1, 2, 5], batch_size=2)) == [0, 1, 2, 3]
+
+
+def test_a_server_in_the_process_can_use_anyio_after_nnsight():
+    """nnsight 0.8.1 mounts ``.save`` on `object`, which anyio 4.16 refuses later on."""
+    code = (
+        "import nnsight_nla, anyio, anyio.to_thread\n"
+        "async def main(): return await anyio.to_thread.run_sync(lambda: 'a thread')\n"
+        "print(hasattr(object, 'save'), anyio.run(main))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True a thread\n"

@@ -111,16 +111,16 @@ def train_rl(
     engine: Annotated[
         str,
         Option(
-            metavar="ENGINE",
+            metavar="NAME",
             help="What draws the texts: fast, or vllm, which trains adapters only.",
         ),
     ] = "fast",
     vllm: Annotated[
         str | None,
         Option(
-            metavar="JSON",
-            help="For --engine vllm: options of vLLM. Leave the GPU room for the training: "
-            '{"gpu_memory_utilization": 0.4}.',
+            metavar="TEXT",
+            help="For --engine vllm: options of vLLM, as JSON. The training is on the same GPU, so "
+            "leave it room.",
         ),
     ] = None,
     recompute: Annotated[

@@ -189,6 +189,26 @@ class Trust:
         return f"reconstruction: {self.grade} ({'; '.join(parts)})"
 
     @property
+    def against(self) -> str | None:
+        """What the cosine was compared with, in words; ``None`` if there is nothing to grade."""
+        if self.cosine is None:
+            return None
+        controls = {
+            "the other vectors of this text": self.others,
+            "the text for no vector": self.null,
+            "the texts for random directions": self.random,
+        }
+        named = [f"{name} {value:.2f}" for name, value in controls.items() if value is not None]
+        return f"cosine {self.cosine:.2f}, against {', '.join(named) or 'nothing'}"
+
+    @property
+    def denominator(self) -> str | None:
+        """The denominator of the FVE, in words; ``None`` without an FVE."""
+        if self.fve is None or self.baseline is None:
+            return None
+        return self.baseline.in_words(digits=3)
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """The label in up to three lines: reconstruction, probabilities, grounded."""
         found = [self.line]

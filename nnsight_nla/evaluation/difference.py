@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
@@ -23,7 +24,8 @@ _MARKS = {
     "added": '<ins style="background:#3fb95033;text-decoration:none">{}</ins>',
 }
 
-Span = tuple[Literal["same", "removed", "added"], str]
+Kind = Literal["same", "removed", "added"]
+Span = tuple[Kind, str]
 """A run of words, and whether it is in both texts, only before, or only after."""
 
 
@@ -53,18 +55,20 @@ class Difference:
     @property
     def spans(self) -> tuple[Span, ...]:
         """The diff in reading order; a removed run comes before the run that was added for it."""
-        return _spans(self.before or "", self.after or "")
+        return tuple((kind, text) for kind, text, _ in _spans(self.before or "", self.after or ""))
 
     def to_html(self) -> Html:
         """Return the diff as HTML: removed words struck, added words marked, all text escaped."""
         if self.before is None or self.after is None:
             return Html(f"<em>{html(self.error or 'no text')}</em>")
-        return Html(
-            " ".join(
-                _MARKS[kind].format(html(readable(text, _LONGEST)).replace("\n", "<br>"))
-                for kind, text in self.spans
-            )
-        )
+        shown, last = "", None
+        for kind, text, gap in _spans(self.before, self.after):
+            if (last, kind) == ("removed", "added"):
+                gap = gap or " "
+            lines = html(readable(text, _LONGEST)).replace("\n", "<br>")
+            shown += ("<br>" if "\n" in gap else " " if gap else "") + _MARKS[kind].format(lines)
+            last = kind
+        return Html(shown)
 
     _repr_html_ = to_html
 
@@ -92,23 +96,34 @@ def difference(
     if before is None or after is None:
         return Difference(before, after, (), (), None, *known)
     spans = _spans(before, after)
-    removed = tuple(text for kind, text in spans if kind == "removed")
-    added = tuple(text for kind, text in spans if kind == "added")
+    removed = tuple(text for kind, text, _ in spans if kind == "removed")
+    added = tuple(text for kind, text, _ in spans if kind == "added")
     words = [_WORDS.findall(text) for text in (before, after)]
     change = 1 - SequenceMatcher(None, *words, autojunk=False).ratio()
     return Difference(before, after, removed, added, change, *known)
 
 
-def _spans(before: str, after: str) -> tuple[Span, ...]:
-    """Return the word-level diff of two texts, each span as it is written in its text."""
+def _spans(before: str, after: str) -> tuple[tuple[Kind, str, str], ...]:
+    """Return the word-level diff of two texts: each span as its text has it, and the gap before it.
+
+    The reading page's `diff.js` finds the same words.
+    """
     a, b = list(_WORDS.finditer(before)), list(_WORDS.finditer(after))
     words = ([each.group() for each in a], [each.group() for each in b])
     matcher = SequenceMatcher(None, *words, autojunk=False)
-    found: list[Span] = []
+    found: list[tuple[Kind, str, str]] = []
     for operation, start, stop, first, last in matcher.get_opcodes():
         if stop > start:
-            kind = "same" if operation == "equal" else "removed"
-            found.append((kind, before[a[start].start() : a[stop - 1].end()]))
+            kind: Kind = "same" if operation == "equal" else "removed"
+            found.append(
+                (kind, before[a[start].start() : a[stop - 1].end()], _gap(before, a, start))
+            )
         if last > first and operation != "equal":
-            found.append(("added", after[b[first].start() : b[last - 1].end()]))
+            text = after[b[first].start() : b[last - 1].end()]
+            found.append(("added", text, _gap(after, b, first)))
     return tuple(found)
+
+
+def _gap(text: str, words: Sequence[re.Match[str]], place: int) -> str:
+    """Return the white space before a word."""
+    return text[words[place - 1].end() : words[place].start()] if place else ""

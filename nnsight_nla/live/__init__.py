@@ -1,10 +1,11 @@
 """Live pages: click a token, and its explanation streams in.
 
+* ``nnsight-nla view`` serves one to a browser (`server`).
+* `view(model, nla, prompt)` shows one in a notebook (`widget`).
 * `Session` takes messages and sends messages; it knows no transport.
-* ``nnsight-nla view`` serves it to a browser (`server`).
-* `view(model, nla, prompt)` shows it in a notebook (`widget`).
 """
 
 from .session import Client, Session
+from .widget import view
 
-__all__ = ["Client", "Session"]
+__all__ = ["Client", "Session", "view"]

@@ -15,9 +15,6 @@ from ..errors import NLAError
 from ..reading import read as reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..core.trust import Trust
     from .runs import Run
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -47,7 +44,9 @@ def cards(
     found: dict[int, dict[str, Any]] = {}
     for position, texts in by_position.items():
         known = run.records[position]
-        token = reading._record(position, known["token"], known["part"], texts[0])
+        token = reading._record(
+            position, known["token"], known["part"], texts[0], labels.get(position)
+        )
         more: dict[str, Any] = {"next": run.following[position] or None}
         if position in parts:
             said = [each["text"] for each in texts]
@@ -57,10 +56,9 @@ def cards(
                 "claims": parts[position],
                 "receipt": list(run.handle([position], samples).receipt.facts().items()),
                 "code": code(run, position, samples, setup),
-                **_measured(labels.get(position)),
             }
         given = {name: value for name, value in more.items() if value is not None}
-        found[position] = {**vars(token), "read": True, **given}
+        found[position] = {**vars(token), "read": True, "whole": known["whole"], **given}
     return found
 
 
@@ -115,20 +113,3 @@ def _claims(run: Run, positions: Sequence[int], samples: int) -> dict[int, list[
         position: [(part.text, part.carries) for part in each.parts]
         for position, each in zip(positions, found, strict=True)
     }
-
-
-def _measured(label: Trust | None) -> Mapping[str, str]:
-    """Return what a label's grade was measured against, and the denominator of its FVE."""
-    if label is None or label.cosine is None:
-        return {}
-    controls = {
-        "the other vectors of this text": label.others,
-        "the text for no vector": label.null,
-        "the texts for random directions": label.random,
-    }
-    named = [f"{name} {value:.2f}" for name, value in controls.items() if value is not None]
-    against = f"cosine {label.cosine:.2f}, against {', '.join(named) or 'nothing'}"
-    found = {"against": against}
-    if label.baseline is not None and label.fve is not None:
-        found["var"] = label.baseline.in_words(digits=3)
-    return found

@@ -31,6 +31,7 @@ from ..models import target as targets
 from ..models.generation import greedy
 from ..models.head import head_envoy
 from ..reading import read as reading
+from ..reading.characters import whole
 from ..reading.records import TokenReading
 
 if TYPE_CHECKING:
@@ -179,13 +180,15 @@ class Runner:
         """
         span = self._span(prompt)
         parts = reading._parts(self.model.tokenizer, span.ids, reading._messages(prompt))
+        groups = whole(self.model.tokenizer, span.ids, span.tokens)
         number, following = next(self._prompts), self._following(span.ids, [])
         found: list[Run] = []
         for name, nla, target in self._each:
             residuals, last = self._residuals(target, span.ids, ())
+            tokens = zip(span.tokens, parts, groups, strict=True)
             records = [
-                _unread(TokenReading(position, token, part))
-                for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
+                _unread(TokenReading(position, token, part, whole=group))
+                for position, (token, part, group) in enumerate(tokens)
             ]
             found.append(
                 Run(
@@ -331,7 +334,8 @@ def _unread(token: TokenReading) -> dict[str, Any]:
 
 
 def _bare(record: Mapping[str, Any]) -> TokenReading:
-    return TokenReading(record["position"], record["token"], record["part"])
+    given = (record["position"], record["token"], record["part"])
+    return TokenReading(*given, whole=record["whole"])
 
 
 def _short(model: str) -> str:

@@ -1,5 +1,5 @@
 """Read a text: one forward pass of the target, and an explanation for every token."""
 
-from .records import Reading, SideBySide, TokenReading
+from .records import Depths, Reading, SideBySide, TokenReading
 
-__all__ = ["Reading", "SideBySide", "TokenReading"]
+__all__ = ["Depths", "Reading", "SideBySide", "TokenReading"]

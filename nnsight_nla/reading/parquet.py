@@ -15,6 +15,7 @@ from ..storage.rows import Format
 
 FORMAT = Format("nnsight_nla.reading", 2, "a reading", "nla.read(model, prompt).to_parquet(path)")
 _FORMER = {"cosine": "reconstruction_cosine"}  # Version 1 of the file called it so.
+_LATER = ("whole", "next_tokens", "next_probabilities", "against", "denominator")
 _OVER = re.compile(r"(FVE \S+) over ([\d.]+)")
 
 
@@ -37,16 +38,33 @@ def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
     table, header = FORMAT.read(path)
     table = table.rename_columns([_FORMER.get(name, name) for name in table.column_names])
-    if "grounded" not in table.column_names:  # Version 0.1 wrote none.
-        table = table.append_column("grounded", pa.nulls(table.num_rows, pa.string()))
+    for name in ("grounded", *_LATER):  # Earlier files have none.
+        if name not in table.column_names:
+            kind = _schema().field(name).type
+            table = table.append_column(name, pa.nulls(table.num_rows, kind))
     rows = FORMAT.select(path, table, _schema()).to_pylist()
     for name, kind in {"target": str, "verbalizer": str, "layer": int}.items():
         if not isinstance(header.get(name), kind):
             raise FORMAT.damaged(path, f"its {name} is {repr(header.get(name))[:60]}.")
+    header["receipt"] = _facts(path, header.get("receipt") or [])
+    if not isinstance(header.setdefault("code", None), str | None):
+        raise FORMAT.damaged(path, f"its code is {repr(header['code'])[:60]}.")
     for row in rows:
-        row["warnings"] = row["warnings"] or []
+        for name in ("warnings", "next_tokens", "next_probabilities"):
+            row[name] = row[name] or []
         _read_grade(row)
     return rows, header
+
+
+def _facts(path: Path, given: Any) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of a receipt."""
+    try:
+        found = tuple((name, value) for name, value in given)
+    except (TypeError, ValueError):
+        found = ((None, None),)
+    if not all(isinstance(each, str) for pair in found for each in pair):
+        raise FORMAT.damaged(path, f"its receipt is {repr(given)[:60]}.")
+    return found
 
 
 def _read_grade(row: dict[str, Any]) -> None:
@@ -68,6 +86,8 @@ def _schema() -> Any:
         "explanation": text, "norm": number, "reconstruction_cosine": number,
         "fve": number, "grade": text,
         "trust": text, "warnings": pa.list_(text), "error": text, "grounded": text,
+        "whole": text, "next_tokens": pa.list_(text), "next_probabilities": pa.list_(number),
+        "against": text, "denominator": text,
     }  # fmt: skip
     columns = [pa.field(name, kind, nullable=False) for name, kind in always.items()]
     return pa.schema([*columns, *sometimes.items()])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -30,6 +30,8 @@ from ..models import target as targets
 from ..models.generation import greedy
 from ..models.head import head_envoy
 from ..models.prompts import several
+from .characters import whole
+from .code import call
 from .records import Reading, TokenReading
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
     from ..explanation.protocols import Explains, Target
     from ..models.hosts import Positions
 
-_NEXT, _MOST_LOGITS = 3, 512
-"""How many of the target's next tokens are read, and at how many positions at most."""
+_NEXT, _SHOWN_NEXT, _MOST_LOGITS = 3, 5, 512
+"""How many of the target's next tokens a label checks, how many a record has, and at how many
+positions at most they are read."""
 Which = Literal["all", "reply"] | int | slice | Sequence[int]
 """The positions to read; negative ones count from the end."""
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | torch.Tensor
@@ -54,6 +57,13 @@ _PLACES = (
     "expected 'all', 'reply' (with generate=N, if the model writes at least one token), an index, "
     "several ([0, 3, -1]), or a slice."
 )
+
+
+class Next(TypedDict):
+    """The target's likeliest next tokens after a position."""
+
+    next_tokens: tuple[str, ...]
+    next_probabilities: tuple[float, ...]
 
 
 class ReadOptions(TypedDict, total=False):
@@ -115,13 +125,22 @@ def read(
         with _numbered(None if listed is None else number):
             texts.append(_text(model, each, span, positions, new_tokens, remote))
     options: dict[str, Any] = {"sampling": sampling, "layer": layer, "claims": claims}
-    handles = [_captured(nla, model, block, text, options, remote) for text in texts]
-    nla.resolve(handles)
+    captured = [_captured(nla, model, block, text, options, remote) for text in texts]
+    nla.resolve([handle for handle, _ in captured])
     read_at = nla.checkpoint.layer if layer is None else layer
+    asked = getattr(nla, "question", None) or {}
+    made = {"positions": positions, "generate": generate, "layer": layer, "claims": claims}
+    made |= {"question": asked.get("questions"), "choices": asked.get("choices")}
     names = _name(targets.describe(model)), _name(hosts.describe(nla.av))
     readings = [
-        Reading(_records(model, text, handle), *names, read_at)
-        for text, handle in zip(texts, handles, strict=True)
+        Reading(
+            _records(model, text, handle, following),
+            *names,
+            read_at,
+            _receipt(handle),
+            call(text.prompt, made, handle.capture.sampling),
+        )
+        for text, (handle, following) in zip(texts, captured, strict=True)
     ]
     return readings[0] if listed is None else readings
 
@@ -167,19 +186,23 @@ def _captured(
     text: _Text,
     options: Mapping[str, Any],
     remote: bool,
-) -> Explanation:
+) -> tuple[Explanation, list[Next]]:
     """Run the target on one text, and capture the residuals at its wanted positions."""
     span, wanted = text.span, text.wanted
     placed = {"tokens": [span.tokens[at] for at in wanted], "positions": wanted, **options}
     if bridge.is_bridge(model):
         layer = options["layer"]
         read_at = nla.checkpoint.layer if layer is None else layer
-        return nla.explain(bridge.residual(model, span.ids, read_at)[wanted], **placed)
+        return nla.explain(bridge.residual(model, span.ids, read_at)[wanted], **placed), []
     return _traced(nla, model, block, span, wanted, placed, remote)
 
 
-def _records(model: Target, text: _Text, handle: Explanation) -> tuple[TokenReading, ...]:
-    _ = handle.trust  # A record keeps its label, so a label that cannot be measured is an error.
+def _records(
+    model: Target, text: _Text, handle: Explanation, following: list[Next]
+) -> tuple[TokenReading, ...]:
+    # A record keeps its label, so a label that cannot be measured is an error.
+    labels = dict(zip(text.wanted, handle.trust or [], strict=False))
+    after = dict(zip(text.wanted, following, strict=False))
     span, count = text.span, text.prompt_length
     tokenizer: Any = model.tokenizer
     parts = _parts(tokenizer, span.ids[:count], _messages(text.prompt))
@@ -191,9 +214,16 @@ def _records(model: Target, text: _Text, handle: Explanation) -> tuple[TokenRead
             if position >= text.context:
                 said = f"position {position}: the target was built for {text.context} tokens"
                 explained[position]["warnings"].append(said)
+    groups = whole(tokenizer, span.ids, span.tokens)
     return tuple(
-        _record(position, token, part, explained.get(position))
-        for position, (token, part) in enumerate(zip(span.tokens, parts, strict=True))
+        replace(
+            _record(position, token, part, explained.get(position), labels.get(position)),
+            whole=group,
+            **after.get(position, {}),
+        )
+        for position, (token, part, group) in enumerate(
+            zip(span.tokens, parts, groups, strict=True)
+        )
     )
 
 
@@ -205,7 +235,7 @@ def _traced(
     wanted: list[int],
     options: dict[str, Any],
     remote: bool,
-) -> Explanation:
+) -> tuple[Explanation, list[Next]]:
     ids = torch.tensor([span.ids], device="cpu")
     head = _head(model) if len(wanted) <= _MOST_LOGITS else None
     if head is None:
@@ -213,16 +243,24 @@ def _traced(
             residual = (nla.layer(model) if block is None else block).output[0]
             handle = nla.explain(residual[wanted], **options)
             tracer.stop()
-        return handle
+        return handle, []
     with torch.no_grad(), model.trace(ids, remote=remote):
         residual = (nla.layer(model) if block is None else block).output[0]
         handle = nla.explain(residual[wanted], **options)
         head.input = head.input[:, wanted]
-        likeliest = model.output.logits[0].float().topk(_NEXT).indices.cpu().save()
-    handle.capture.next_tokens = [
-        tuple(hosts.spelled(model.tokenizer, row).tokens) for row in likeliest.tolist()
+        logits = model.output.logits[0].float()
+        likeliest = logits.topk(_SHOWN_NEXT)
+        found = likeliest.indices.cpu().save()
+        shares = (likeliest.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().save()
+    following: list[Next] = [
+        {
+            "next_tokens": tuple(hosts.spelled(model.tokenizer, row).tokens),
+            "next_probabilities": tuple(share),
+        }
+        for row, share in zip(found.tolist(), shares.tolist(), strict=True)
     ]
-    return handle
+    handle.capture.next_tokens = [each["next_tokens"][:_NEXT] for each in following]
+    return handle, following
 
 
 def _head(model: TransformersModel) -> Any:
@@ -336,7 +374,14 @@ def _token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[in
     return "".join(pieces), list(zip([0, *ends], ends, strict=False))
 
 
-def _record(position: int, token: str, part: str, explained: dict[str, Any] | None) -> TokenReading:
+def _receipt(handle: Explanation) -> tuple[tuple[str, str], ...]:
+    """Return what is the same for every position: it holds where a vector has no text, too."""
+    return tuple(handle.capture.queue.receipt(handle.capture).facts().items())
+
+
+def _record(
+    position: int, token: str, part: str, explained: dict[str, Any] | None, label: Any = None
+) -> TokenReading:
     if explained is None:
         return TokenReading(position, token, part)
     line = explained["trust"]
@@ -353,6 +398,8 @@ def _record(position: int, token: str, part: str, explained: dict[str, Any] | No
         warnings=tuple(explained["warnings"]),
         error=explained["error"],
         grounded=explained["grounded"],
+        against=getattr(label, "against", None),
+        denominator=getattr(label, "denominator", None),
     )
 
 

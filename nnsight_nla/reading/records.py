@@ -15,14 +15,15 @@ was not read has a record without an explanation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from .. import view
 from ..core import former
 from ..core.former import Former, HasFormer
+from ..errors import NLAError
 from ..storage.atomic import atomic_file
 from . import parquet
 
@@ -64,6 +65,17 @@ class TokenReading(HasFormer):
     """Why this position cannot have an explanation."""
     grounded: str | None = None
     """What the text shows of the explanation, in one line; ``None`` if nothing can be checked."""
+    whole: str | None = None
+    """The character that this token begins, where several tokens are one (most emoji); ``""`` for
+    the others of the character, ``None`` for a token that is text by itself."""
+    next_tokens: tuple[str, ...] = ()
+    """The target's likeliest next tokens, the likeliest first; none where they were not read."""
+    next_probabilities: tuple[float, ...] = ()
+    """Their probabilities."""
+    against: str | None = None
+    """What the grade was measured against, in words."""
+    denominator: str | None = None
+    """The denominator of `fve`, in words."""
     cosine = Former("reconstruction_cosine")
 
     @property
@@ -84,6 +96,10 @@ class Reading:
     """The model that wrote the explanations."""
     layer: int
     """The residual is the output of this block, counted from 0."""
+    receipt: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """How the explanations were made, as pairs of a name and a few words."""
+    code: str | None = field(default=None, compare=False)
+    """The call that gives this reading again, with ``model`` and ``nla`` as they were."""
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -117,7 +133,11 @@ class Reading:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with a row per token and a column per field of `TokenReading`."""
-        rows = [{**asdict(record), "warnings": list(record.warnings)} for record in self.records]
+        lists = ("warnings", "next_tokens", "next_probabilities")
+        rows = [
+            {**asdict(record), **{name: list(getattr(record, name)) for name in lists}}
+            for record in self.records
+        ]
         names = [field.name for field in fields(TokenReading)]
         return former.table(rows, {"cosine": "reconstruction_cosine"}, names)
 
@@ -130,7 +150,7 @@ class Reading:
         Raises:
             NLAError: The disk is full, or the file cannot be written.
         """
-        header = {"target": self.target, "verbalizer": self.verbalizer, "layer": self.layer}
+        header = {name: value for name, value in vars(self).items() if name != "records"}
         parquet.write(Path(path), [asdict(record) for record in self.records], header)
 
     @staticmethod
@@ -145,7 +165,8 @@ class Reading:
         """
         rows, header = parquet.read(Path(path))
         for row in rows:
-            row["warnings"] = tuple(row["warnings"])
+            for name in ("warnings", "next_tokens", "next_probabilities"):
+                row[name] = tuple(row[name])
         return Reading(tuple(TokenReading(**row) for row in rows), **header)
 
     def to_html(
@@ -186,6 +207,28 @@ class Reading:
             labels: The names of the two.
         """
         return SideBySide(self, other, labels)
+
+    @staticmethod
+    def by_depth(readings: Sequence[Reading]) -> Depths:
+        """Show readings of one text at several layers on one page, a column for each layer.
+
+        Args:
+            readings: Each by the NLA of another layer, or by one with ``read(layer=...)``.
+
+        Raises:
+            NLAError: They are fewer than two, or of different texts, or two are of one layer.
+        """
+        found = sorted(readings, key=lambda reading: reading.layer)
+        layers = [reading.layer for reading in found]
+        if len(found) < 2 or len(set(layers)) < len(layers):
+            raise NLAError(f"by_depth: got layers {layers}; expected two or more, each once.")
+        for reading in found[1:]:
+            if reading.tokens != found[0].tokens:
+                raise NLAError(
+                    f"by_depth: the readings of layers {layers[0]} and {reading.layer} have other "
+                    f"tokens ({len(found[0])} and {len(reading)}). Read one text with each NLA."
+                )
+        return Depths(tuple(found))
 
     def _repr_html_(self) -> str:
         """Return the page in a frame, and a plain table for code hosts, which take frames out."""
@@ -237,10 +280,50 @@ class SideBySide:
         return _shown(*sides, height=260 + _height(2 * len(self.left)))
 
 
-def _shown(*sides: tuple[Reading, str], height: int) -> str:
+@dataclass(frozen=True)
+class Depths:
+    """Readings of one text at several layers, on one page with a column for each layer."""
+
+    readings: tuple[Reading, ...]
+    """One per layer, the lowest first."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a table with a row per token and a column of explanations per layer."""
+        import pandas as pd
+
+        columns = {reading.layer: list(reading.explanations) for reading in self.readings}
+        return pd.DataFrame({"token": list(self.readings[0].tokens), **columns})
+
+    def to_html(self, path: str | Path, *, title: str = "") -> Path:
+        """Write the page: one file for any browser, which needs no network.
+
+        Args:
+            path: The file; a file that is there is replaced when the new one is complete.
+            title: The page's title; by default the beginning of the text.
+
+        Returns:
+            The path of the page.
+
+        Raises:
+            NLAError: The disk is full, or the file cannot be written.
+        """
+        page = view.reading(_named(*self._sides()), title=title, depth=True)
+        with atomic_file(Path(path)) as file:
+            file.write(page.encode())
+        return Path(path)
+
+    def _sides(self) -> list[tuple[Reading, str]]:
+        return [(reading, f"block {reading.layer}") for reading in self.readings]
+
+    def _repr_html_(self) -> str:
+        return _shown(*self._sides(), height=_height(len(self.readings[0])) + 120, depth=True)
+
+
+def _shown(*sides: tuple[Reading, str], height: int, depth: bool = False) -> str:
     """Return what a notebook shows: the page in a frame, and the same as a plain table."""
     named = _named(*sides)
-    return view.frame(view.reading(named, table=False), height=height) + view.fallback(named)
+    page = view.reading(named, table=False, depth=depth)
+    return view.frame(page, height=height) + view.fallback(named, depth=depth)
 
 
 def _named(*sides: tuple[Reading, str]) -> list[dict[str, Any]]:
@@ -249,10 +332,15 @@ def _named(*sides: tuple[Reading, str]) -> list[dict[str, Any]]:
         {
             **vars(reading),
             "label": label,
-            "records": [{**asdict(record), "read": record.read} for record in reading.records],
+            "records": [_plain(record) for record in reading.records],
         }
         for reading, label in sides
     ]
+
+
+def _plain(record: TokenReading) -> dict[str, Any]:
+    following = list(zip(record.next_tokens, record.next_probabilities, strict=True))
+    return {**asdict(record), "read": record.read, "next": following}
 
 
 def _height(tokens: int) -> int:

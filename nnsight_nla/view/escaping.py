@@ -27,13 +27,17 @@ def html(value: object) -> Html:
     return Html("" if value is None else escape(str(value)))
 
 
-def visible(token: str) -> str:
+def visible(token: str, *, joined: bool = False) -> str:
     r"""Return a token with signs for its white space, and invisible characters escaped.
+
+    Args:
+        token: The token, or several that are one character together.
+        joined: Whether to keep the joiners that make one emoji of several.
 
     >>> visible(" Paris\n"), visible("a\u202eb")
     ('␣Paris↵', 'a\\u202eb')
     """
-    return _escaped(token.translate(_SPACES))
+    return _escaped(token.translate(_SPACES), keep=_JOINERS if joined else "")
 
 
 def readable(text: str, longest: int) -> str:

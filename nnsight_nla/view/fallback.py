@@ -21,15 +21,24 @@ _ROWS, _TOKEN, _TEXT = 400, 60, 1000
 """The most rows, and the most characters of a token and of a text."""
 
 
-def fallback(readings: Sequence[Mapping[str, Any]]) -> Html:
-    """Return a folded table of one reading or two, without styles.
+def fallback(readings: Sequence[Mapping[str, Any]], *, depth: bool = False) -> Html:
+    """Return a folded table of one reading or two, or of several layers, without styles.
 
     Args:
         readings: As for `page.reading`.
+        depth: As for `page.reading`.
     """
     one, *others = readings
     tokens = one["records"]
-    if not others:
+    if depth:
+        head = ["position", "token", *(f"block {each['layer']}" for each in readings)]
+        rows = zip(*(each["records"] for each in readings), strict=True)
+        found = [
+            [_place(row[0]), _token(row[0]), *map(_said, row)]
+            for row in rows
+            if any(each["read"] for each in row)
+        ]
+    elif not others:
         head = ["position", "token", "explanation"]
         found = [[_place(each), _token(each), _said(each)] for each in tokens if each["read"]]
     else:
@@ -40,14 +49,15 @@ def fallback(readings: Sequence[Mapping[str, Any]]) -> Html:
             for i, j in pairs(readings) or []
             if tokens[i]["read"] or second[j]["read"]
         ]
-    about = f"{readable(str(one['target']), 200)}, block {one['layer']}"
+    layers = ", ".join(str(each["layer"]) for each in (readings if depth else [one]))
+    about = f"{readable(str(one['target']), 200)}, block {layers}"
     title = f"If no page is shown above: {about}, {len(found)} tokens as a table"
-    rows = "".join(_row("td", each) for each in found[:_ROWS])
+    body = "".join(_row("td", each) for each in found[:_ROWS])
     more = len(found) - _ROWS
     left = f"<p>{more:,} more tokens are left out here.</p>" if more > 0 else ""
     return Html(
         f"<details><summary>{html(title)}</summary><table><thead>{_row('th', head)}</thead>"
-        f"<tbody>{rows}</tbody></table>{left}</details>"
+        f"<tbody>{body}</tbody></table>{left}</details>"
     )
 
 

@@ -190,7 +190,7 @@ def token(record: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         "p": record["position"],
         "t": visible(piece[:_TOKEN]),
-        "w": visible(whole[:_TOKEN]) if whole else None,
+        "w": visible(whole[:_TOKEN], joined=True) if whole else None,
         "in": whole == "" or None,
         "more": max(0, len(piece) - _TOKEN) or None,
         "br": "\n" in piece[:_TOKEN] or None,
@@ -209,7 +209,7 @@ def token(record: Mapping[str, Any]) -> dict[str, Any]:
         "next": _pairs(get("next"), visible, _TOKEN),
         "claims": _pairs(get("claims"), lambda text: readable(text, _TEXT), _TEXT),
         "against": _text(get("against")),
-        "var": _text(get("var")),
+        "var": _text(get("denominator") or get("var")),
         "receipt": _facts(get("receipt")),
         "code": _text(get("code"), _TEXT),
     }

@@ -5,8 +5,9 @@
 
 FOLDER is what `python tests/vllm/install.py` prints. The three run one after the other in each
 round, on one thread each and on the same 256 vectors; the best round counts. CPU seconds are those
-of all processes. Weights are random, so that greedy replies wander, and some token ids end a reply:
-the vectors are those whose replies have 40 to 150 tokens.
+of all processes; on a busy machine they say more than texts a second. Weights are random, so that
+greedy replies wander, and some token ids end a reply: the vectors are those whose replies have 40
+to 150 tokens.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def measure(size: str, rounds: int) -> list[str]:
     ]
     share = receipts / best["vllm"][0]
     lines.append(f"vllm: {started:.0f} s to start and say the first text; receipts {share:.1%}")
+    lines.append(f"load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores, these included")
     return lines
 
 

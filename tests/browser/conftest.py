@@ -9,6 +9,7 @@ go to the folder that `SCREENSHOTS` names, a temporary one otherwise.
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from nnsight_nla.reading.records import Reading, TokenReading
+from nnsight_nla.storage.cache import cache_folder
+
+AXE = "4.10.3"
 
 
 @dataclass
@@ -82,6 +86,33 @@ def show(context: BrowserContext, tmp_path: Path) -> Iterator[Callable[..., Page
     for watched in seen:
         assert watched.outside == []
         assert watched.complaints == []
+
+
+@pytest.fixture(scope="session")
+def axe() -> Callable[[Page], list[str]]:
+    """What axe-core, of the npm registry, finds on a page: one line for each violation."""
+    folder = cache_folder() / f"axe-core-{AXE}"
+    script = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("no npm, which axe-core comes from")
+        command = [npm, "install", "--silent", "--prefix", str(folder), f"axe-core@{AXE}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        if not script.exists():
+            pytest.skip(f"axe-core was not installed: {done.stderr.strip()[-200:]}")
+    source = script.read_text("utf-8")
+
+    def violations(page: Page) -> list[str]:
+        # The browser's own evaluate is not bound by the page's content security policy.
+        page.evaluate("source => { new Function(source)(); }", source)
+        found = page.evaluate("async () => (await axe.run()).violations")
+        return [
+            f"{each['id']}: {each['help']}: {[node['html'][:120] for node in each['nodes'][:3]]}"
+            for each in found
+        ]
+
+    return violations
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,17 @@ def hostile() -> Reading:
             grade=text[:30],
             trust=text,
             warnings=(text,),
+            whole=text if place % 3 else None,
+            next_tokens=(text, "a"),
+            next_probabilities=(0.5, 0.25),
+            against=text,
+            fve=0.5,
+            denominator=text,
         )
         for place, text in enumerate(HOSTILE)
     )
-    return Reading(records, HOSTILE[0], HOSTILE[1], 3)
+    receipt = tuple((text, text) for text in HOSTILE)
+    return Reading(records, HOSTILE[0], HOSTILE[1], 3, receipt, HOSTILE[7])
 
 
 def test_nothing_runs_and_nothing_leaves(show):
@@ -52,7 +59,9 @@ def test_nothing_runs_and_nothing_leaves(show):
     for text in ("<", "script", "\u202e", "pwned", "{{", "["):
         page.fill("#query", text)
         page.keyboard.press("Enter")
-    page.click("summary")
+    for opened in page.locator("#details summary").all():
+        opened.click()
+    assert page.locator("#table table").count() == 2
     assert page.evaluate("window.pwned") is None
     assert page.locator("img, iframe, svg, script:not([id]):nth-of-type(3)").count() == 0
     assert page.locator("script").count() == 2

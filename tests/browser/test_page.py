@@ -115,7 +115,7 @@ def test_what_a_screen_reader_is_told(show, reading):
     expect(page.get_by_role("listbox", name="Tokens of reading")).to_have_count(1)
     expect(page.get_by_role("option", name="1: is", exact=True)).to_have_count(1)
     expect(page.get_by_role("option", name="3: newline newline", exact=True)).to_have_count(1)
-    live = page.get_by_role("complementary", name="Explanation")
+    live = page.get_by_role("region", name="Explanation")
     expect(live).to_have_attribute("aria-live", "polite")
     expect(page.get_by_role("radio")).to_have_count(3)
     page.keyboard.press("Tab")  # one stop for the whole text, not one per token
@@ -258,12 +258,17 @@ def test_the_templates_tokens_stand_apart_and_turns_have_their_names(show):
 
 
 def test_the_table_behind_the_picture(show, reading):
-    page = show(reading)
-    assert page.locator("table").count() == 0
-    page.click("summary")
-    rows = page.locator("tbody tr")
+    page = show(reading)  # A short text's table is open from the first.
+    rows = page.locator("#table tbody tr")
     expect(rows).to_have_count(8)
     expect(rows.nth(6)).to_contain_text("About number 6.")
+    page = show(long(100))
+    assert page.locator("table").count() == 0
+    page.click("#table > summary")
+    expect(page.locator("#table tbody tr")).to_have_count(100)
+    page.set_viewport_size({"width": 420, "height": 760})
+    number = page.locator("#table td.number").nth(3)
+    assert number.evaluate("e => getComputedStyle(e).whiteSpace") == "nowrap"
 
 
 def test_without_scripts_there_is_a_table(browser, reading, tmp_path):

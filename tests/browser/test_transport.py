@@ -252,3 +252,125 @@ def test_several_layers_of_one_text_are_columns(live):
     said = shown.details.locator(".said")
     expect(said.first).to_have_text("About a farm.")
     assert said.all_inner_texts() == ["About a farm.", "Waiting for the verbalizer."]
+
+
+READ = run(says="About the cow.\nA farm.")
+
+
+def card(title: str, live: Live):
+    return live.details.locator(".card.result").filter(has_text=title)
+
+
+def test_two_tokens_are_compared(live):
+    shown = live(READ)
+    shown.page.click("#t0-1")
+    shown.page.get_by_role("button", name="compare with").click()
+    expect(shown.page.locator("#state")).to_contain_text("Click the token to compare it with.")
+    shown.page.click("#t0-5")
+    assert shown.sent == [{"type": "compare", "a": [0, 1], "b": [0, 5], "id": 1}]
+    texts = ["About Rome, in Italy;", "About Paris, in France;"]
+    shown.say(type="result", kind="compare", id=1, texts=texts, cosine=0.123456)
+    found = card("compare", shown)
+    assert found.locator("del").all_inner_texts() == ["Rome", "Italy"]
+    assert found.locator("ins").all_inner_texts() == ["Paris", "France"]
+    expect(found).to_contain_text("cosine of the two residuals0.123")
+    found.get_by_role("button", name="close").click()
+    expect(found).to_have_count(0)
+
+
+def test_escape_gives_up_an_experiment(live):
+    shown = live(READ)
+    shown.page.click("#t0-1")
+    shown.page.get_by_role("button", name="patch into").click()
+    shown.page.keyboard.press("Escape")
+    expect(shown.page.locator("#state")).to_be_hidden()
+    shown.page.click("#t0-5")
+    assert shown.sent == []
+
+
+def test_a_residual_is_patched_and_the_cell_is_marked_beside_the_run_as_it_was(live):
+    shown = live(READ)
+    shown.page.click("#t0-1")
+    shown.page.get_by_role("button", name="patch into").click()
+    shown.page.click("#t0-5")
+    assert shown.sent == [{"type": "patch", "source": [0, 1], "target": [0, 5], "id": 1}]
+    changed = view.side(run(label="patched", says="About the barn."))
+    shown.say(type="run", id=1, run=1, reading=changed)
+    rows = [[" lives", 0.8, 0.1], ["<b>", 0.001, 0.6]]
+    shown.say(type="result", kind="patch", id=1, run=1, cell=[1, 5], kl=1.25, next=rows)
+    shown.say(type="done", id=1)
+    assert shown.page.locator("h2").all_inner_texts() == ["text 1", "patched"]
+    expect(shown.page.locator(".t.cell")).to_have_id("t1-5")
+    expect(shown.page.locator("#t1-5")).to_have_attribute("aria-description", "patched here")
+    found = card("patch", shown)
+    expect(found).to_contain_text("KL of the output, in nats1.25")
+    cells = found.locator("tbody tr").all_inner_texts()
+    assert cells == ["␣lives\t80%\t10%", "<b>\t0.1%\t60%"]
+    expect(shown.details.locator(".card del").first).to_be_visible()  # The text's change beside it.
+
+
+def test_an_explanation_is_edited_and_steers(live):
+    shown = live(READ)
+    shown.page.click("#t0-1")
+    shown.page.get_by_role("button", name="edit, steer").click()
+    shown.page.fill("#edited", "About a dog.")
+    shown.page.get_by_role("button", name="steer", exact=True).click()
+    asked = {"type": "steer", "run": 0, "position": 1, "text": "About a dog."}
+    assert shown.sent == [{**asked, "dose": 1, "id": 1}]
+    going = [{"dose": 0, "text": " lives <i>here</i>"}, {"dose": 1, "text": " barks"}]
+    shown.say(type="result", kind="steer", id=1, continuations=going, next=[["a", 0.5, 0.25]],
+              explanation="About the dog.\nA farm.")  # fmt: skip
+    found = card("steer", shown)
+    for text in ("dose 0", " lives <i>here</i>", "dose 1", " barks", "50%"):
+        expect(found).to_contain_text(text)
+    assert found.locator("ins").all_inner_texts() == ["dog"]
+    shown.say(type="done", id=1)
+    found.locator("#dose").focus()
+    shown.page.keyboard.press("ArrowRight")
+    assert shown.sent[-1] == {**asked, "dose": 1.25, "id": 2}
+    assert found.locator("#edited").input_value() == "About a dog."
+
+
+def test_samples_are_drawn_and_what_they_agree_on_is_said(live):
+    shown = live(READ)
+    shown.page.click("#t0-1")
+    shown.page.get_by_role("button", name="3 samples").click()
+    assert shown.sent == [{"type": "explain", "run": 0, "positions": [1], "samples": 3, "id": 1}]
+    samples = ["About a cow.", "A cow.", "Cows."]
+    shown.read(1, samples[0], samples=samples, agree="2 of 3: cow", claims=[("About a cow.", 0.3)])
+    expect(shown.details).to_contain_text("They agree: 2 of 3: cow")
+    expect(shown.details).to_contain_text("About a cow.−0.30")
+    shown.details.locator("summary", has_text="3 samples").click()
+    assert shown.details.locator("ol li").all_inner_texts() == samples
+
+
+EVIL = "<img src=x onerror=window.pwned=1></script><script>window.pwned=1</script>\u202e"
+
+
+def test_no_field_of_any_message_is_markup(live):
+    shown = live(run(label=EVIL))
+    for message in (
+        {"type": "queued", "id": 1, "position": 1, "before": EVIL},
+        {"type": "text", "id": 1, "run": 0, "position": 1, "text": EVIL},
+        {"type": "error", "message": EVIL}, {"type": EVIL}, {"type": "__proto__"},
+        {"type": "run", "run": 1, "reading": view.side(run([EVIL] * 2, EVIL, EVIL))},
+    ):  # fmt: skip
+        shown.page.click("#t0-1", force=True)
+        shown.say(**message)
+    names = ("samples", "agree", "next", "claims", "against", "denominator", "receipt", "code")
+    values = ([EVIL, EVIL], EVIL, [(EVIL, 0.5)], [(EVIL, 0.5)], EVIL, EVIL, [(EVIL, EVIL)], EVIL)
+    more = dict(zip(names, values, strict=True))
+    shown.read(1, EVIL, grade=EVIL, warnings=[EVIL], grounded=EVIL, fve=1.0, whole=EVIL, **more)
+    shown.page.wait_for_timeout(50)
+    for opened in shown.details.locator("summary").all():
+        opened.click()
+    shown.page.get_by_role("button", name="compare with").click()
+    shown.page.click("#t0-2")
+    asked = shown.sent[-1]["id"]
+    shown.say(type="result", kind="compare", id=asked, texts=[EVIL, EVIL], cosine=1)
+    shown.say(type="result", kind="__proto__", id=asked)
+    shown.page.wait_for_timeout(50)
+    assert "\u202e" not in shown.page.locator("body").inner_text()
+    assert shown.page.evaluate("window.pwned") is None
+    assert shown.page.locator("img").count() == 0
+    assert shown.page.locator("script").count() == 3

@@ -96,3 +96,16 @@ def test_messages_name_flags(rows, tmp_path):
 def test_one_text_per_vector_is_refused(rows, tmp_path):
     with pytest.raises(TrainingError, match="a group of one has nothing to compare"):
         run("train", "rl", rows, "--av", AV, "--ar", AR, "--out", tmp_path / "rl", "--draws", "1")
+
+
+def test_options_of_vllm_are_a_json_object(rows, tmp_path):
+    command = ["train", "rl", rows, "--av", AV, "--ar", AR, "--out", tmp_path / "rl", *FEW]
+    for given in ("4", "{gpu: 1}"):
+        with pytest.raises(NLAError) as caught:
+            run(*command, "--engine", "vllm", "--lora", "4", "--vllm", given)
+        assert str(caught.value) == (
+            f"--vllm {given!r}: expected a JSON object, such as "
+            "'{\"gpu_memory_utilization\": 0.4}'."
+        )
+    with pytest.raises(TrainingError, match="hands vLLM an adapter before each step"):
+        run(*command, "--engine", "vllm")

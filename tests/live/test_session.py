@@ -72,7 +72,7 @@ def test_a_card_has_all_that_is_known_of_its_token(session, page):
     assert [text for text, _ in record["claims"]] == record["explanation"].splitlines()
     assert record["against"].startswith("cosine 0.9")
     assert "the other vectors of this text" in record["against"]
-    assert record["var"].startswith("denominator 0.97")
+    assert record["denominator"].startswith("denominator 0.97")
     assert [name for name, _ in record["receipt"] if name in ("verbalizer", "injection")] == [
         "verbalizer",
         "injection",
@@ -95,6 +95,16 @@ def test_the_code_of_a_card_gives_its_explanation(session, page, capsys, tmp_pat
     assert record["code"].startswith("from nnsight_nla import tiny\n")
     run_code(record["code"], tmp_path)
     assert capsys.readouterr().out.strip() == record["explanation"]
+
+
+def test_the_tokens_of_a_character_are_one_chip_also_when_explained(session, page):
+    (run,) = of("run", page.ask("open", text="I like 🙂"))
+    tokens = run["reading"]["tokens"]
+    first = next(i for i, token in enumerate(tokens) if "w" in token)
+    assert "🙂" in tokens[first]["w"]
+    assert all(token["in"] for token in tokens[first + 1 :])
+    messages = page.ask("explain", run=run["run"], positions=[first])
+    assert of("token", messages)[0]["token"]["w"] == tokens[first]["w"]
 
 
 def test_a_new_prompt_is_a_run_of_every_page(session, page):

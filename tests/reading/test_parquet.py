@@ -13,9 +13,16 @@ from nnsight_nla.reading import parquet
 ROW = {
     "position": 0, "token": "a", "part": "prompt", "explanation": None, "norm": None,
     "reconstruction_cosine": None, "fve": None, "grade": None, "trust": None, "warnings": ("w",),
-    "error": None, "grounded": None,
+    "error": None, "grounded": None, "whole": "界", "next_tokens": ["b"],
+    "next_probabilities": [0.5], "against": "cosine 0.5", "denominator": None,
 }  # fmt: skip
-HEADER = {"target": "t", "verbalizer": "v", "layer": 3}
+HEADER = {
+    "target": "t",
+    "verbalizer": "v",
+    "layer": 3,
+    "receipt": (("site", "block 1"),),
+    "code": "nla.read()",
+}
 
 
 @pytest.fixture
@@ -35,11 +42,13 @@ def test_the_columns_are_the_published_ones(path):
         "position": pa.int64(), "token": text, "part": text, "explanation": text, "norm": number,
         "reconstruction_cosine": number, "fve": number, "grade": text, "trust": text,
         "warnings": pa.list_(text), "error": text, "grounded": text,
+        "whole": text, "next_tokens": pa.list_(text), "next_probabilities": pa.list_(number),
+        "against": text, "denominator": text,
     }  # fmt: skip
     assert schema.names == list(ROW)
     assert [field.name for field in schema if not field.nullable] == ["position", "token", "part"]
     assert json.loads(schema.metadata[b"nnsight_nla.reading"]) == {
-        "format": "nnsight_nla.reading", "version": 2, **HEADER,
+        "format": "nnsight_nla.reading", "version": 2, **HEADER, "receipt": [["site", "block 1"]],
     }  # fmt: skip
 
 
@@ -73,4 +82,13 @@ def test_a_later_version(path):
 def test_a_file_of_another_format(path):
     path.write_text("words")
     with pytest.raises(NLAError, match="is not a parquet file"):
+        parquet.read(path)
+
+
+@pytest.mark.parametrize("changed", [{"receipt": 3}, {"receipt": [["a"]]}, {"code": [1]}])
+def test_a_header_of_another_form(path, changed):
+    table = pq.read_table(path)
+    note = json.loads(table.schema.metadata[b"nnsight_nla.reading"]) | changed
+    pq.write_table(table.replace_schema_metadata({b"nnsight_nla.reading": json.dumps(note)}), path)
+    with pytest.raises(NLAError, match=f"its {next(iter(changed))} is"):
         parquet.read(path)

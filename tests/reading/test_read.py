@@ -392,3 +392,26 @@ def test_a_layer_that_is_not_there_or_another_is_refused(model, nla, options, me
     with pytest.raises(NLAError) as caught:
         nla.read(model, PARIS, **options)
     assert message in str(caught.value)
+
+
+def test_the_targets_next_tokens_are_in_the_records(model, nla, paris):
+    with torch.no_grad(), model.trace(PARIS):
+        logits = model.output.logits[0].float().save()
+    expected = logits.softmax(-1).topk(5)
+    np.testing.assert_allclose(
+        [record.next_probabilities for record in paris], expected.values, rtol=1e-4, atol=1e-6
+    )
+    assert paris[-1].next_tokens[0] == " French"
+    assert paris[0].next_tokens == tuple(
+        model.tokenizer.decode([token]) for token in expected.indices[0].tolist()
+    )
+
+
+def test_what_a_grade_was_measured_against_is_in_the_record(paris):
+    assert re.fullmatch(
+        r"cosine 0\.9\d, against the other vectors of this text -?0\.\d\d, the text for no vector "
+        r"-?0\.\d\d, the texts for random directions -?0\.\d\d",
+        paris[-1].against,
+    )
+    assert paris[-1].denominator.startswith("denominator ")
+    assert dict(paris.receipt)["sampling"].startswith("greedy")

@@ -43,7 +43,8 @@ def test_the_table():
     table = PARIS.to_pandas()
     assert list(table.columns) == [
         "position", "token", "part", "explanation", "norm", "reconstruction_cosine", "fve",
-        "grade", "trust", "warnings", "error", "grounded",
+        "grade", "trust", "warnings", "error", "grounded", "whole", "next_tokens",
+        "next_probabilities", "against", "denominator",
     ]  # fmt: skip
     assert list(table["token"]) == list(PARIS.tokens)
     assert table["warnings"][1] == ["position 1: noisy"]
@@ -218,3 +219,21 @@ def test_a_failed_write_leaves_the_old_file(write, problem, error, message, tmp_
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(NLAError, match=r"lost/a.html cannot be written \(No such file"):
         PARIS.to_html(tmp_path / "lost" / "a.html")
+
+
+def test_layers_of_one_text_are_columns(tmp_path):
+    deep = replace(PARIS, layer=9)
+    depths = Reading.by_depth([deep, PARIS])
+    assert [each.layer for each in depths.readings] == [3, 9]
+    assert list(depths.to_pandas().columns) == ["token", 3, 9]
+    page = depths.to_html(tmp_path / "depth.html").read_text("utf-8")
+    assert '"depth":true' in page
+    plain = depths._repr_html_().partition("</iframe>")[2]
+    assert "<th>block 3</th><th>block 9</th>" in plain
+
+
+def test_what_is_no_depth():
+    with pytest.raises(NLAError, match=r"by_depth: got layers \[3, 3\]; expected two or more"):
+        Reading.by_depth([PARIS, PARIS])
+    with pytest.raises(NLAError, match=r"by_depth: the readings of layers 3 and 9 have other"):
+        Reading.by_depth([PARIS, replace(PARIS, records=PARIS.records[:2], layer=9)])

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 
@@ -49,6 +50,47 @@ def test_all_fields_of_a_token():
     }  # fmt: skip
 
 
+def test_what_a_card_shows_beyond_the_record():
+    shown = token(
+        samples=["one", "two\x00"], agree="2 of 2: tone", next=[(" a", 0.5), ("b", float("nan"))],
+        claims=[("About.", 0.25)], against="null 0.1", denominator="of 9 vectors",
+        receipt=[("site", "block 1")], code="nla.read()", whole="👩\u200d👧",
+    )  # fmt: skip
+    assert shown == {
+        "p": 0, "t": "a", "part": "prompt", "w": "👩\u200d👧", "samples": ["one", "two\\u0000"],
+        "agree": "2 of 2: tone", "next": [["␣a", 0.5]], "claims": [["About.", 0.25]],
+        "against": "null 0.1", "var": "of 9 vectors", "receipt": [["site", "block 1"]],
+        "code": "nla.read()",
+    }  # fmt: skip
+    assert token(whole="")["in"] is True
+
+
+def test_a_side_has_its_receipt_and_its_code_once():
+    shown = view.side(side(record(), receipt=[("site", "block 1")], code="nla.read()"))
+    assert shown["receipt"] == [("site", "block 1")]
+    assert shown["code"] == "nla.read()"
+
+
+def test_a_live_page_has_its_transport_and_what_that_connects_to():
+    page = view.live("window.x = 1", connect="ws://127.0.0.1:9")
+    policy = re.search('Content-Security-Policy" content="(.*?)"', page).group(1)
+    for text in ("window.x = 1", view.script()):
+        assert (
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            in policy
+        )
+    assert "connect-src ws://127.0.0.1:9;" in policy
+    assert page.index("window.x = 1") < page.index("function mount(")
+    assert embedded(page)["readings"] == []
+    assert "connect-src 'none';" in html.unescape(view.reading([side(record())]))
+
+
+def test_a_page_without_a_transport_has_no_code_for_one():
+    page = view.reading([side(record())])
+    assert "function connect(" not in page
+    assert "function connect(" in view.script()
+
+
 def test_absent_values_are_left_out():
     assert token() == {"p": 0, "t": "a", "part": "prompt"}
     assert "norm" not in token(norm=float("inf"))
@@ -85,6 +127,8 @@ def test_the_title_is_the_beginning_of_the_text():
     assert title(*words, title="A <b>") == "A &lt;b&gt;"
     assert title(words[0]) == "Reading"
     assert title(record("x" * 100)) == "x" * 80 + "…"
+    halves = [record("\ufffd", whole="巴"), record("\ufffd", whole=""), record("黎")]
+    assert title(*halves) == "巴黎"
 
 
 def test_readers_without_scripts_have_a_table():

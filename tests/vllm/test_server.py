@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nnsight_nla import NLA, CheckpointError, Injection, Sampling, VerbalizationError, bulk, tiny
+from nnsight_nla import NLA, CheckpointError, HostError, Injection, Sampling, bulk, tiny
 from nnsight_nla.verbalize.vllm.served import CONCURRENCY
 
 from .conftest import OPTIONS
@@ -23,6 +23,7 @@ from .conftest import OPTIONS
 AV = str(tiny.paths()["av"])
 STARTS = 400
 """Seconds that a start may take."""
+LONG = 400
 WARM = Sampling(temperature=1.0, seed=3, max_new_tokens=60)
 
 
@@ -69,7 +70,9 @@ class Server:
             self.process = None
 
     def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics", trust_env=False).text.splitlines()
+        answer = httpx.get(f"{self.url}/metrics", trust_env=False)
+        assert answer.status_code == 200, answer.text
+        lines = answer.text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
@@ -106,26 +109,32 @@ def test_a_server_of_another_injection_is_refused(server):
 def test_a_client_that_goes_away_leaves_nothing_running(server, nla, vectors, tmp_path):
     save_file({"v": vectors.repeat(4, 1)}, tmp_path / "vectors.safetensors")
     script = (
-        "from nnsight_nla import NLA; from safetensors.torch import load_file; "
-        f"nla = NLA(url={server.url!r}, engine='vllm'); "
+        "from nnsight_nla import NLA, Sampling; from safetensors.torch import load_file; "
+        f"hot = Sampling(temperature=5.0, max_new_tokens={LONG}); "  # Seldom the closing tag.
+        f"nla = NLA(url={server.url!r}, engine='vllm', sampling=hot); "
         f"nla.resolve(nla.explain(load_file({str(tmp_path / 'vectors.safetensors')!r})['v']))"
     )
-    client = subprocess.Popen([sys.executable, "-c", script])
+    log = tmp_path / "client.log"
+    with log.open("wb") as file:
+        client = subprocess.Popen([sys.executable, "-c", script], stdout=file, stderr=file)
     under_way: list[float] = []
 
     def busy() -> bool:
+        assert client.poll() is None, log.read_text("utf-8")
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
         under_way.append(sum(map(server.metric, names)))
         return under_way[-1] > 4
 
     _wait_for(busy)
-    for _ in range(10):
-        busy()
+    busy()
+    generated = server.metric("vllm:generation_tokens_total{")
     client.kill()
     client.wait()
-    assert max(under_way) <= CONCURRENCY < 4 * len(vectors)
+    assert max(under_way) <= CONCURRENCY < len(vectors)
     _wait_for(lambda: server.metric("vllm:num_requests_running{") == 0)
     assert server.metric("vllm:num_requests_waiting{") == 0
+    generated = server.metric("vllm:generation_tokens_total{") - generated
+    assert generated < CONCURRENCY * LONG / 2, "they were generated to their end"
     served = NLA(url=server.url, engine="vllm")
     assert served.explain(vectors[70]).raw == nla.explain(vectors[70]).raw
 
@@ -161,7 +170,7 @@ def test_without_a_server_the_rows_stay_pending(server, nla, vectors):
     served = NLA(url=server.url, engine="vllm")
     handle = served.explain(vectors[:2])
     server.kill()
-    with pytest.raises(VerbalizationError, match="did not answer"):
+    with pytest.raises(HostError, match="did not answer"):
         served.resolve(handle)
     assert not handle.resolved
 

@@ -27,14 +27,15 @@ function paragraphs(page, text, other, side) {
 
 /** Return the card of token `i` of `side`; `other` is the token opposite, on the other side. */
 function card(page, side, r, i, other) {
-  const token = side.tokens[i], made = el("div", "card"), sum = page.sides.length === 2;
-  if (sum) made.style.setProperty("--side", COLORS[r]);
+  const token = side.tokens[i], made = el("div", "card"), two = page.sides.length === 2;
+  if (two) made.style.setProperty("--side", COLORS[r]);
   made.append(head(page, side, r, i), said(page, token, other, r));
-  const more = [
-    samples(token), figures(token, r === 1 ? other : undefined), claims(token), next(token), notes(token),
-    receipt(side, token), wasRead(token) ? actions(page, side, r, i) : null,
-  ];
-  made.append(...more.filter(Boolean));
+  const more = [samples(token), claims(token), next(token), receipt(side, token)].filter(Boolean);
+  const first = [figures(token, r === 1 ? other : undefined), notes(token)].filter(Boolean);
+  // Of two cards both texts are to be seen at once.
+  if (two && more.length) made.append(...first, el("div", "rows", folded("more", () => el("div", "", ...more))));
+  else made.append(...more.splice(0, token.samples ? 1 : 0), ...first, ...more);
+  if (wasRead(token)) made.append(actions(page, side, r, i));
   return made;
 }
 

@@ -60,7 +60,8 @@ const nameOf = (page, [run, position]) => {
 };
 
 const OUTCOMES = {
-  compare(page, { texts: [a, b], cosine }, { a: first, b: second }) {
+  compare(page, { texts, cosine }, { a: first, b: second }) {
+    const [a, b] = texts.map(prose);
     return [
       el("p", "title", nameOf(page, first)), el("div", "said", ...paragraphs(page, a, b, 0)),
       el("p", "title", nameOf(page, second)), el("div", "said", ...paragraphs(page, b, a, 1)),
@@ -71,9 +72,9 @@ const OUTCOMES = {
     const [run, position] = cell, r = page.sides.findIndex((side) => side.run === run);
     const i = r < 0 ? -1 : page.sides[r].tokens.findIndex((token) => token.p === position);
     if (i >= 0) {
-      page.chips[r][i].classList.add("cell");
-      page.chips[r][i].setAttribute("aria-description", "patched here");
-      page.runs.find((side) => side.run === run).cell = i;
+      page.sides[r].cell = i;
+      again(page, page.sides.map((side) => side.run));
+      pin(page, { r, i }, true);
     }
     return [
       paragraph("against", `The residual of ${nameOf(page, source)} is now at ${nameOf(page, cell)}.`),
@@ -82,12 +83,12 @@ const OUTCOMES = {
     ];
   },
   steer(page, { continuations, next: rows, explanation }, { text, dose }) {
-    const list = el("dl", "facts", ...continuations.map((each) => el("div", "", el("dt", "", `dose ${short(each.dose)}`), el("dd", "", each.text))));
+    const list = el("dl", "facts", ...continuations.map((each) => el("div", "", el("dt", "", `dose ${short(each.dose)}`), el("dd", "", prose(each.text)))));
     const before = page.steered || text;
     return [
       el("p", "title", "the target goes on"), list, rows && rows.length ? beforeAfter(rows) : null,
       explanation === undefined || explanation === null ? null : el("p", "title", `the explanation at dose ${short(dose)}`),
-      explanation === undefined || explanation === null ? null : el("div", "said", ...paragraphs(page, explanation, before, 1)),
+      explanation === undefined || explanation === null ? null : el("div", "said", ...paragraphs(page, prose(explanation), before, 1)),
     ].filter(Boolean);
   },
 };
@@ -104,7 +105,7 @@ function outcome(page, message) {
 
 /** Return a table of the likeliest next tokens, before and after. */
 function beforeAfter(rows) {
-  const shown = rows.map(([token, before, after]) => [token, percent(before), percent(after)]);
+  const shown = rows.map(([token, before, after]) => [signs(token), percent(before), percent(after)]);
   return tabulated("the target's next token", ["token", "before", "after"], shown);
 }
 

@@ -1,3 +1,10 @@
+// ---- texts of messages: what is invisible is escaped, as escaping.py does it -------------------------------------------
+
+const escaped = (text, kept) => text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu, (char) => (
+  kept.includes(char) ? char : `\\u${char.codePointAt(0).toString(16).padStart(4, "0")}`));
+const prose = (text) => escaped(String(text), "\n\t\u200c\u200d");
+const signs = (token) => escaped(String(token).replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥"), "");
+
 // ---- live: a transport carries messages to what reads the tokens ---------------------------------------------------
 // {send(message), receive(callback), state(callback)}; see `Session` for the messages.
 
@@ -114,7 +121,7 @@ const RECEIVED = {
     if (sent) update(page, sent.run, position, (token) => { if (token.live) token.live = { id, state: "waiting", before }; });
   },
   text(page, { id, run, position, text }) {
-    if (page.asked.has(id)) update(page, run, position, (token) => { token.live = { id, state: "text", text: String(text) }; });
+    if (page.asked.has(id)) update(page, run, position, (token) => { token.live = { id, state: "text", text: prose(text) }; });
   },
   token(page, { run, position, token: fields }) {
     update(page, run, position, (token) => {
@@ -129,8 +136,8 @@ const RECEIVED = {
   error(page, { id, message }) {
     const sent = page.asked.get(id);
     if (id !== undefined && !sent) return;  // It was cancelled.
-    if (sent) release(page, id, String(message));
-    if (!sent || sent.type !== "explain") tell(page, String(message));
+    if (sent) release(page, id, prose(message));
+    if (!sent || sent.type !== "explain") tell(page, prose(message));
   },
 };
 

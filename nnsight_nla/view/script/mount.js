@@ -1,5 +1,6 @@
 // ---- a page in an element of a document: a file's body, a server's, or a notebook's cell ----------------------------
 
+const SHORT = 60;  // Up to this many tokens, the table below the text is open from the first.
 let mounted = 0;
 
 /**
@@ -22,6 +23,7 @@ function mount(root, data, transport = null, own = false) {
   pointers(page);
   const quiet = keys(page);
   if (transport) connect(page);
+  page.at.table.open = !transport && page.runs.every((side) => side.tokens.length <= SHORT);
   page.followed = follow(page);
   draw(page);
   return { destroy() { quiet(); page.transport = null; root.replaceChildren(); } };

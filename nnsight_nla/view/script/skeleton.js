@@ -20,9 +20,10 @@ function skeleton(page, title) {
   const runs = named(el("nav"), "runs"), form = named(el("form"), "open");
   runs.setAttribute("aria-label", "Texts");
   runs.hidden = form.hidden = true;
-  const texts = named(el("div"), "texts"), details = named(el("aside"), "details");
+  const texts = named(el("div"), "texts"), details = named(el("section"), "details");
   details.setAttribute("aria-label", "Explanation");
   details.setAttribute("aria-live", "polite");
+  details.tabIndex = 0;
   const key = (name) => el("kbd", "", name);
   const keys = named(el("p", "", key("←"), key("→"), key("↑"), key("↓"), " move ", key("Enter"),
     page.transport ? " read, pin " : " pin ", key("/"), " search ", key("Esc"), page.transport ? " cancel, clear" : " clear"), "keys");

@@ -120,6 +120,11 @@ function chip(page, r, i) {
   const positions = last === i ? token.p : `${token.p} to ${tokens[last].p}`;
   made.setAttribute("aria-label", `${positions}: ${spoken(token)}`);
   page.where.set(made, { r, i: last });
+  const { cell } = page.sides[r];
+  if (cell !== undefined && cell >= i && cell <= last) {
+    made.classList.add("cell");
+    made.setAttribute("aria-description", "patched here");
+  }
   dress(page, r, last, made);
   return made;
 }
