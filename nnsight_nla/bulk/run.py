@@ -24,7 +24,7 @@ from ..checkpoint.dates import TODAY
 from ..checkpoint.origin import Claims, Origin
 from ..checkpoint.question import EXAMPLE
 from ..errors import NLAError, NLAWarning, VerbalizationError, shown
-from ..explanation.asked import AskOptions, check_single
+from ..explanation.asked import AskOptions, check_question, check_single
 from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
@@ -56,6 +56,7 @@ def run(
     *,
     model: TransformersModel | None = None,
     question: str | None = None,
+    choices: Sequence[str] | None = None,
     positions: str | int = "all",
     skip: int = 0,
     max_tokens: int | None = None,
@@ -81,7 +82,10 @@ def run(
         output: The Parquet file to write; ``OUTPUT.parts`` holds finished chunks until then.
         model: The target, for texts.
         question: What an oracle is asked about every row. For a question in each row, name their
-            column: ``open_source(file, question="NAME")``. A row has one vector or several.
+            column: ``open_source(file, question="NAME")``. A row has one vector or several. For
+            vectors of another layer, pass ``oracle.at_layer(layer)``.
+        choices: The answers to choose from; their probabilities are in the columns
+            ``probabilities`` and ``mass``.
         positions: Which tokens of a text are explained; see `token_selection`. An integer N means
             every N-th token.
         skip: Leave out positions below this.
@@ -113,7 +117,7 @@ def run(
     output = Path(output).expanduser()
     nla = _on_first_date(nla, output)
     rows = source if isinstance(source, Source) else open_source(source)
-    ask = _ask(nla, rows, question)
+    ask = _ask(nla, rows, question, choices)
     reader = _reader(nla, rows, model, positions, skip, max_tokens, remote)
     if reader is None:
         origin, name = rows.origin, rows.identity["name"]
@@ -133,6 +137,7 @@ def run(
         "chunk": size,
         "verbalizer": _verbalizer(nla),
         **({} if ask is None else {"question": ask["questions"]}),
+        **({} if choices is None else {"choices": list(choices)}),
         "reconstructor": _reconstructor(nla) if scored else None,
         "sampling": vars(chosen),
         "samples": samples,
@@ -215,14 +220,19 @@ class _Verbalize:
             return nothing_read(found.item, str(error), found.vectors.shape[-1]), None
 
 
-def _ask(nla: ExplainsAndReconstructs, rows: Source, question: str | None) -> AskOptions | None:
+def _ask(
+    nla: ExplainsAndReconstructs,
+    rows: Source,
+    question: str | None,
+    choices: Sequence[str] | None,
+) -> AskOptions | None:
     """Return what an oracle is asked about every row; no question where each row has its own.
 
     Returns:
         ``None`` where vectors are explained.
 
     Raises:
-        NLAError: There is no question, or there are two.
+        NLAError: There is no question, or there are two; or choices for none, or twice.
     """
     given = AskOptions(questions=None, choices=None) if nla.question is None else nla.question
     column = rows.identity.get("question_column")
@@ -232,13 +242,20 @@ def _ask(nla: ExplainsAndReconstructs, rows: Source, question: str | None) -> As
             f"question={shown(asked[0])}, and each row of {rows.identity['name']} has its own in "
             f"column {column!r}. Pass one of them."
         )
+    if choices is not None and given["choices"] is not None:
+        raise NLAError(
+            f"choices={shown(choices)}, and the NLA has choices={shown(given['choices'])}. Pass "
+            "one of them."
+        )
     if column is not None or asked:
-        return {**given, "questions": next(iter(asked), None)}
+        chosen = given["choices"] if choices is None else choices
+        return {"questions": next(iter(asked), None), "choices": chosen}
     if nla.checkpoint.asks:
         raise NLAError(
             "An oracle answers questions, and got none. Pass question='What is the tone?', or name "
             "the column that holds one for each row: open_source(file, question='NAME')."
         )
+    check_question(None, choices)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
@@ -10,9 +10,6 @@ from ..errors import NLAError
 from . import options, tokens
 from .app import command, load_oracle, out, print_json, spinner
 from .tables import answer_table
-
-if TYPE_CHECKING:
-    from ..nla import NLA
 
 
 @command()
@@ -22,14 +19,7 @@ def ask(
         list[str],
         Option(metavar="TEXT", help="The question. Repeat the option to ask several."),
     ],
-    choices: Annotated[
-        str | None,
-        Option(
-            metavar="WORDS",
-            help="Compare the probabilities of these words, separated by commas (Yes,No), and "
-            "generate nothing.",
-        ),
-    ] = None,
+    choices: options.Choices = None,
     position: options.Position = "-1",
     slots: Annotated[
         int,
@@ -73,12 +63,12 @@ def ask(
     Next to each answer is what the oracle answers without the residual, with a random vector in its
     place, and with that of another token: an answer that does not change was not read from it.
     """
-    words = _words(choices)
+    words = options.words_of(choices)
     with spinner("loading"):
         from ..core.sampling import Sampling
 
         model, oracle = load_oracle(av, target, dtype, device_map)
-        block = _block(oracle, layer)
+        block = options.block_of(oracle, layer)
         (span,) = oracle.positions(model, text)
         wanted = tokens.positions(position, len(span.ids))
         _check_slots(slots, wanted)
@@ -99,38 +89,6 @@ def ask(
         print_json({"text": text, "layer": block, **answers.to_dict()})
     else:
         out.print(answer_table(answers))
-
-
-def _words(choices: str | None) -> list[str] | None:
-    """Return the words of --choices.
-
-    Raises:
-        NLAError: There are fewer than two.
-    """
-    if choices is None:
-        return None
-    words = [word.strip() for word in choices.split(",")]
-    if len(words) < 2 or not all(words):
-        raise NLAError(
-            f"--choices {choices!r}: expected at least two words, separated by commas, such as "
-            "Yes,No."
-        )
-    return words
-
-
-def _block(oracle: NLA, layer: int | None) -> int:
-    """Return the number of the block to ask about.
-
-    Raises:
-        NLAError: The oracle was not trained on it.
-    """
-    if layer is not None and layer not in oracle.layers:
-        told = ", ".join(map(str, oracle.layers))
-        raise NLAError(
-            f"--layer {layer}: the oracle was trained on layer {told}. Choose one of these, or "
-            "remove --layer."
-        )
-    return oracle.checkpoint.layer if layer is None else layer
 
 
 def _check_slots(slots: int, positions: list[int]) -> None:

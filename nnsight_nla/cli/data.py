@@ -78,6 +78,16 @@ def run(
     question_column: Annotated[
         str | None, Option(metavar="NAME", help="The column that holds each row's question.")
     ] = None,
+    choices: options.Choices = None,
+    layer: Annotated[
+        int | None,
+        Option(
+            min=0,
+            metavar="N",
+            help="The vectors are the output of block N, counted from 0, of those that the "
+            "verbalizer was trained on. Default: the first of them.",
+        ),
+    ] = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -96,11 +106,12 @@ def run(
         else:
             target_model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
     report = bulk.run(
-        nla,
+        nla.at_layer(options.block_of(nla, layer)),
         rows,
         output,
         model=target_model,
         question=question,
+        choices=options.words_of(choices),
         positions=positions,
         skip=skip,
         max_tokens=max_tokens,

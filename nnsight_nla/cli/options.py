@@ -8,11 +8,15 @@ other paths, TEXT, NAME, N for an integer, X for a real number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from .. import pairs
+from ..errors import NLAError
+
+if TYPE_CHECKING:
+    from ..nla import NLA
 
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead.")]
 
@@ -69,6 +73,15 @@ Position = Annotated[
     ),
 ]
 
+# Questions to an oracle.
+Choices = Annotated[
+    str | None,
+    Option(
+        metavar="WORDS",
+        help="Compare the probabilities of these words, separated by commas (Yes,No), and "
+        "generate nothing.",
+    ),
+]
 # The verbalizer's replies.
 MaxNewTokens = Annotated[
     int, Option(min=1, metavar="N", help="The maximum length of a reply, in tokens.")
@@ -185,3 +198,35 @@ HeldOut = Annotated[
 def upto_of(given: str | None) -> Any:
     """Return the value of --upto as a number, or as it is; `Sampling` checks it."""
     return int(given) if given is not None and given.isdecimal() else given
+
+
+def words_of(choices: str | None) -> list[str] | None:
+    """Return the words of --choices.
+
+    Raises:
+        NLAError: There are fewer than two.
+    """
+    if choices is None:
+        return None
+    words = [word.strip() for word in choices.split(",")]
+    if len(words) < 2 or not all(words):
+        raise NLAError(
+            f"--choices {choices!r}: expected at least two words, separated by commas, such as "
+            "Yes,No."
+        )
+    return words
+
+
+def block_of(oracle: NLA, layer: int | None) -> int:
+    """Return the number of the block to ask about.
+
+    Raises:
+        NLAError: The oracle was not trained on it.
+    """
+    if layer is not None and layer not in oracle.layers:
+        told = ", ".join(map(str, oracle.layers))
+        raise NLAError(
+            f"--layer {layer}: the verbalizer was trained on layer {told}. Choose one of these, or "
+            "remove --layer."
+        )
+    return oracle.checkpoint.layer if layer is None else layer

@@ -116,8 +116,18 @@ def test_one_question_about_texts(oracle, model, tmp_path):
     with model.trace(["People in Paris speak", "The cow lives"]):
         asked = oracle.ask(oracle.layer(model).output[:, -1:], TONE)
     assert [row["text"] for row in table(output)] == asked.text
-    choosing = oracle.asking(TONE, choices=["Yes", "No"])
+    choosing, words = oracle.asking(TONE, choices=["Yes", "No"]), ["Yes", "No"]
     bulk.run(choosing, source, tmp_path / "choices.parquet", model=model, positions="last")
+    again = tmp_path / "again.parquet"
+    bulk.run(
+        oracle, source, again, model=model, question=TONE, choices=words, positions="last"
+    )  # fmt: skip
+    assert table(again) == table(tmp_path / "choices.parquet")
+    with pytest.raises(NLAError, match="choices"):  # Other words are another output.
+        bulk.run(
+            oracle, source, again, model=model, question=TONE, choices=["No", "Yes"],
+            positions="last",
+        )  # fmt: skip
     chosen = oracle.ask(asked.vectors, TONE, choices=["Yes", "No"])
     for row, shares, mass in zip(
         table(tmp_path / "choices.parquet"), chosen.probabilities, chosen.mass, strict=True
@@ -136,6 +146,16 @@ def test_what_cannot_be_asked(oracle, nla, tmp_path):
     refused("answers questions, and got none. Pass question=", oracle, source)
     refused("Pass one of them", oracle, opened(source), question=TONE)
     refused("Pass one of them", oracle.asking(TONE), opened(source))
+    refused(
+        "and the NLA has choices=['a', 'b']",
+        oracle.asking(TONE, choices=["a", "b"]),
+        source,
+        choices=["Yes", "No"],
+    )
+    refused(
+        "choices=['Yes', 'No'] without a question", nla, source, choices=["Yes", "No"],
+        error=VerbalizationError,
+    )  # fmt: skip
     refused("is empty", oracle, source, question=" ", error=VerbalizationError)
     refused("explains vectors", nla, source, question=TONE, error=CheckpointError)
     with pytest.raises(NLAError, match=r"no column 'ask'.* holds the questions: question='NAME'"):
@@ -154,3 +174,14 @@ def test_on_the_command_line(tmp_path):
     words += ["--question-column", "question", "--max-new-tokens", "4"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0
     assert [row["question"] for row in table(output)] == QUESTIONS
+    chosen = tmp_path / "chosen.parquet"
+    words[2] = str(chosen)
+    words += ["--choices", "Yes,No", "--layer", "4"]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert [sorted(dict(row["probabilities"])) for row in table(chosen)] == [["No", "Yes"]] * 5
+    model = tiny.load()[0]
+    oracle = NLA.on(model, av=tiny.paths()["oracle"])
+    asked = oracle.ask(VECTORS, QUESTIONS, choices=["Yes", "No"], layer=4)
+    assert [row["text"] for row in table(chosen)] == asked.text
+    words[-1] = "2"
+    assert "trained on layer 3, 4" in str(CliRunner().invoke(cli.app, words).exception)
