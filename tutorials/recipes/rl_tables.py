@@ -19,7 +19,6 @@ PAGE = Path(__file__).parents[1] / "reference" / "reinforcement_figures.txt"
 _STARTS = {
     "tiny noisy": "noisy, the AR frozen",
     "tiny noisy-both": "noisy, the AR trained along at 1e-5",
-    "tiny noisy-both-fast": "noisy, the AR trained along at 8e-5",
     "tiny short": "short, the AR frozen",
     "tiny short-both": "short, the AR trained along at 8e-5",
 }
@@ -106,8 +105,7 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "subject and tone that no training saw. The FVE is judged by the shipped reconstructor "
         "(AR), whichever is trained. The null control's reward is the mean over 128 texts that "
         "are drawn without a vector, at temperature 1, with its standard error. Temperatures, "
-        "rates and steps were chosen on the curve below; the last stage of "
-        "*noisy* was added when all slots were right in .673 of these 300, after 160 steps.",
+        "rates and steps were chosen on other documents, those of the curve below.",
         _table(("Start", "", "FVE", *_SLOTS, "extraction", "null reward"), rows),
         "On the clock of a machine of two cores that other work used too, with one thread: "
         f"{times}.",

@@ -3,15 +3,15 @@
     python -m tutorials.recipes.tiny.rl WORK [RUN ...]
 
 The runs: ``noisy`` and ``short`` (see `warm_starts`) with the reconstructor frozen, the same with
-it trained along (``noisy-both``, ``noisy-both-fast`` at a higher rate, ``short-both``) and judged
-by the frozen one, and two rewards that can be hacked: ``length``, and ``blind``, a reconstructor
-that does not read the first line. All by default; what is finished in the folder WORK is not done
-again. The figures of each go into ``tutorials/numbers/reinforcement.json``.
+it trained along (``noisy-both``, ``short-both``) and judged by the frozen one, and two rewards that
+can be hacked: ``length``, and ``blind``, a reconstructor that does not read the first line. All by
+default; what is finished in the folder WORK is not done again. The figures of each go into
+``tutorials/numbers/reinforcement.json``.
 
 A run has stages, each the warm start of the next. The noisy verbalizer is first drawn from at
-temperature 1.3: it is sure of wrong subjects, and one that is never drawn is never learned; at 1 it
-becomes sure of the others too early. The short one has its subjects right, is drawn from at 1, and
-learns at a lower rate that falls to a tenth.
+temperature 1.6: it is sure of wrong subjects, and one that is never drawn is never learned. At 1 it
+becomes sure of the others too early, and at 1.3 in some runs and not in others. The short one has
+its subjects right, is drawn from at 1, and learns at a lower rate that falls to a tenth.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from .evaluate import slot_accuracies
 from .warm_starts import noisy, short, write_rows
 
 EXPLORE = RLSettings(
-    steps=100,
+    steps=60,
     prompts=32,
     draws=8,
     max_new_tokens=64,
     length_margin=16,
-    temperature=1.3,
+    temperature=1.6,
     av_rate=1e-4,
     warmup=2,
     final_rate=0.3,
@@ -57,17 +57,23 @@ AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0
 GENTLE = replace(SETTLE, steps=200, av_rate=1.5e-4, warmup=10, final_rate=0.1)
 """The only stage from the short warm start, of which higher rates undo more than they teach."""
 STAGES = {
-    "noisy": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
-    "noisy-both": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
-    "noisy-both-fast": ((EXPLORE, 100), (SETTLE, 60), (AGAIN, 60)),
+    "noisy": ((EXPLORE, 60), (SETTLE, 60), (AGAIN, 60)),
+    "noisy-both": ((EXPLORE, 60), (SETTLE, 60), (AGAIN, 60)),
     "short": ((GENTLE, 200),),
     "short-both": ((GENTLE, 100),),
 }
 """The stages of each run, and their steps."""
-AR_RATES = {"noisy-both": 1e-5, "noisy-both-fast": 8e-5, "short-both": 8e-5}
-"""The reconstructor's rate where it is trained. At the published one, 8e-5, it and the noisy
-verbalizer agree on words of their own: FVE rises as high, and truth less (``noisy-both-fast``)."""
-HACKED = replace(EXPLORE, steps=20, prompts=16, av_rate=2e-4, final_rate=1.0, reconstruction=0.0)
+AR_RATES = {"noisy-both": 1e-5, "short-both": 8e-5}
+"""The reconstructor's rate where it is trained; the published one is 8e-5."""
+HACKED = replace(
+    EXPLORE,
+    steps=20,
+    prompts=16,
+    temperature=1.3,
+    av_rate=2e-4,
+    final_rate=1.0,
+    reconstruction=0.0,
+)
 """From the noisy verbalizer: the shipped one is too sure to find anything else to say."""
 HELD_OUT = 0.1
 NULLS = 128
