@@ -16,6 +16,7 @@ FOLDER = ROOT / "tutorials"
 ORDER = [
     "a_first_explanation",
     "reading_a_prompt",
+    "look_around",
     "how_far_to_trust_it",
     "is_it_true",
     "steering_by_an_edited_explanation",
@@ -37,10 +38,12 @@ LEADING = [
     "patching_with_explanations",
 ]
 """The tutorials that begin on SmolLM2, and go on where the truth is known."""
-OWN = ("remote", "train", "from_warm_start_to_nla", "is_it_true", "ask_an_activation")
+OWN = (
+    "look_around", "remote", "train", "from_warm_start_to_nla", "is_it_true", "ask_an_activation"
+)  # fmt: skip
 SWITCHED = [name for name in SERIES if name not in (*OWN, *LEADING)]
 """The tutorials on the small pair, with a cell that switches to SmolLM2 or to Qwen3-8B.
-The remote one has its own switch (host and names), `is_it_true` is about SmolLM2's own labels,
+The remote one has its own switch (host and names), `look_around` names its tokens, `is_it_true` is about SmolLM2's own labels,
 `ask_an_activation` about the small target's oracle, and the last two train on that target."""
 
 WHERE = """\

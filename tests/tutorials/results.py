@@ -49,6 +49,21 @@ def reading_a_prompt(n: Names, *, tiny: bool) -> None:
     assert n["Reading"].from_parquet(n["file"]) == reading
 
 
+def look_around(n: Names, *, tiny: bool) -> None:
+    """Check what a comparison, a patch and an edited explanation show, against random directions."""
+    reading, sweep = n["reading"], n["sweep"].to_pandas()
+    assert [record.position for record in reading if record.explanation] == [7, 8]
+    assert n["at_speak"].text == reading[8].explanation
+    assert reading[8].next_tokens[0] == " French"
+    after = n["patched"].to_pandas()
+    assert after["after"].str.contains("Rome").all()
+    assert (after["answer"] == " Italian").all()
+    at_one = sweep[sweep["dose"] == 1].set_index("kind")
+    assert at_one.loc["steer", "answer"] == " Italian"
+    random = at_one.drop(index="steer")["effect"].abs()
+    assert at_one.loc["steer", "effect"] > 3 * random.max()
+
+
 def how_far_to_trust_it(n: Names, *, tiny: bool) -> None:
     """Check what the score hears, and that texts outside the world are not *strong*."""
     slots, falsify, parse = n["slots"], n["falsify"], n["parse"]
