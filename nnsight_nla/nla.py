@@ -853,6 +853,7 @@ class NLA:
             seed: The seed of the random directions and of the order.
         """
         self._check_origin(like, "its vectors: like=handle.vectors")
+        check_single(self.checkpoint, "controls")
         return _controls.controls(self, n, self.checkpoint.d_model, like, seed)
 
     def reconstruct(self, text: Any) -> Float[Tensor, "*shape d_model"]:

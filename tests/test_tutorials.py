@@ -43,8 +43,9 @@ OWN = (
 )  # fmt: skip
 SWITCHED = [name for name in SERIES if name not in (*OWN, *LEADING)]
 """The tutorials on the small pair, with a cell that switches to SmolLM2 or to Qwen3-8B.
-The remote one has its own switch (host and names), `look_around` names its tokens, `is_it_true` is about SmolLM2's own labels,
-`ask_an_activation` about the small target's oracle, and the last two train on that target."""
+The remote one has its own switch (host and names), `look_around` names its tokens, `is_it_true` is
+about SmolLM2's own labels, `ask_an_activation` about the small target's oracle, and the last two
+train on that target."""
 
 WHERE = """\
 Everything runs offline with the small models that ship with the package: a target, its verbalizer

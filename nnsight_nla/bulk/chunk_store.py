@@ -163,12 +163,17 @@ class ChunkStore:
             found[number].unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the folder, once the output is complete; files of somebody else stay."""
-        if not (self.folder / "manifest.json").is_file():
-            return
-        for path in self.folder.iterdir():
-            if _is_ours(path):
-                path.unlink(missing_ok=True)
+        """Delete the folder, once the output is complete; files of somebody else stay.
+
+        The manifest goes last: without it, a folder that a kill left behind would not be known as
+        ours. What is left then is an empty folder.
+        """
+        manifest = self.folder / "manifest.json"
+        if manifest.is_file():
+            for path in self.folder.iterdir():
+                if _is_ours(path) and path != manifest:
+                    path.unlink(missing_ok=True)
+            manifest.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

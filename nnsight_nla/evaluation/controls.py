@@ -15,7 +15,6 @@ from torch import Tensor
 from ..core.numeric import is_int
 from ..errors import VerbalizationError, shown
 from ..explanation.arguments import check_vectors
-from ..explanation.asked import check_single
 from ..explanation.handle import Explanation
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def controls(
         VerbalizationError: `n` is not a positive integer, or there are too few vectors.
         InjectionError: `like` is not a floating-point tensor of that width.
     """
-    check_single(explains.checkpoint, "controls")
     if not is_int(n, 1):
         raise VerbalizationError(f"controls({shown(n)}): expected a whole number from 1.")
     if not is_int(seed):

@@ -29,6 +29,7 @@ from ..checkpoint.reply import remainder, wrap
 from ..core.baseline import Baseline
 from ..core.similarity import normalise
 from ..errors import NLAError
+from ..explanation.asked import check_single
 from ..explanation.handle import Explanation
 from ..verbalize.likelihood import likelihoods
 from ..verbalize.verbalizer import Verbalizer
@@ -109,6 +110,7 @@ def explained(
         The handle on the explanations, and the controls.
     """
     told = nla.explain(vectors)
+    check_single(nla.checkpoint, "evaluate")
     controls = make_controls(nla, len(vectors), vectors.shape[-1], vectors.detach(), seed)
     nla.resolve()
     return told, controls

@@ -176,8 +176,8 @@ class Setup:
         check_question(given["question"], given["choices"])
         if given["question"] is not None:
             nla = nla.asking(given["question"], choices=given["choices"])
-        check_single(nla.checkpoint, experiment.__name__)
         target = Target.of(model, nla, remote=given["remote"])
+        check_single(nla.checkpoint, experiment.__name__)
         text = target.model.positions(prompt)
         return Setup(
             experiment.__name__,

@@ -50,7 +50,7 @@ def reading_a_prompt(n: Names, *, tiny: bool) -> None:
 
 
 def look_around(n: Names, *, tiny: bool) -> None:
-    """Check what a comparison, a patch and an edited explanation show, against random directions."""
+    """Check what a patch and an edited explanation change, against random directions."""
     reading, sweep = n["reading"], n["sweep"].to_pandas()
     assert [record.position for record in reading if record.explanation] == [7, 8]
     assert n["at_speak"].text == reading[8].explanation
