@@ -13,7 +13,7 @@ EXPLAINED = {
     "samples": ["About Paris.", "About Paris."], "agree": "2 of 2: Paris",
     "next": [(" is", 0.6), (" has", 0.2)], "claims": [("About Paris.", 0.36)],
     "against": "cosine 0.92, against the other vectors of this text 0.19",
-    "var": "denominator 0.97: the variance of 18,000 vectors",
+    "denominator": "denominator 0.97: the variance of 18,000 vectors",
     "receipt": [("verbalizer", "av"), ("injection", "add")], "code": "print(thought.text)",
 }  # fmt: skip
 
