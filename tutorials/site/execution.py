@@ -20,6 +20,9 @@ import nnsight_nla
 from nnsight_nla.smollm2 import target
 from nnsight_nla.storage.cache import cache_folder
 
+# With ipywidgets installed (anywidget needs it) a progress bar would be a widget in the outputs.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 FOLDER = Path(__file__).parents[1]
 """The folder of the notebooks."""
 LIBRARIES = ("torch", "transformers", "nnsight", "plotly", "pandas")

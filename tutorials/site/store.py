@@ -44,6 +44,7 @@ _SPACES = re.compile(r"[ \t]+")  # a column is as wide as its longest number
 _STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 RANDOM = "random"
 """The tag of a cell whose outputs are drawn: they differ between processors."""
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _FIGURE, _PAGE = "plotly-graph-div", "<iframe"
 
 Photograph = Callable[[str], str]
@@ -86,6 +87,8 @@ def stripped(outputs: list[Any], photograph: Photograph) -> list[dict[str, Any]]
 
 
 def _bundle(bundle: dict[str, str], photograph: Photograph) -> dict[str, str]:
+    if _WIDGET in bundle:  # a progress bar
+        return {}
     html = bundle.get("text/html", "")
     plain = {"text/plain": _same(bundle["text/plain"])} if "text/plain" in bundle else {}
     if _FIGURE in html or _PAGE in html:
