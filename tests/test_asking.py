@@ -14,7 +14,7 @@ from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
 from nnsight_nla.errors import NLAError, VerbalizationError
 from nnsight_nla.experiments import logit_difference, patch
 from nnsight_nla.remote.pickling import receive_capture
-from nnsight_nla.remote.wire import RemoteNLA
+from nnsight_nla.remote.wire import RemoteNLA, RemoteOracle
 
 D = 128
 QUESTION = "What is the tone?"
@@ -153,7 +153,7 @@ class There:
     """The stand-in of the oracle on a server, outside of a trace."""
 
     def __init__(self, monkeypatch, uid):
-        self.monkeypatch, self.nla = monkeypatch, RemoteNLA(uid, 3, D, (3, 4), True)
+        self.monkeypatch, self.nla = monkeypatch, RemoteOracle(uid, 3, D, (3, 4), True)
 
     def __getattr__(self, name):
         def call(*args, **options):

@@ -155,7 +155,8 @@ def _ship_tracer(tracer: Any) -> Any:
 def _ship_nla(nla: Travels) -> tuple[Any, ...]:
     checkpoint = nla.checkpoint
     held = (nla.uid, checkpoint.layer, checkpoint.d_model, nla.layers)
-    return (wire.RemoteNLA, (*held, checkpoint.asks, nla.question, checkpoint.slots))
+    kind = wire.RemoteOracle if checkpoint.asks else wire.RemoteNLA
+    return (kind, (*held, checkpoint.asks, nla.question, checkpoint.slots))
 
 
 def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:

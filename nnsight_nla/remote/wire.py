@@ -344,6 +344,22 @@ class RemoteNLA:
             options |= {"question": self.question, "slots": (1,) * len(flat)}
         return self._captured(flat, options, lengths)
 
+    def ask(self, *args: Any, **options: Any) -> RemoteExplanation:
+        """Refuse: see `RemoteOracle`."""
+        del args, options
+        raise ValueError("this NLA explains vectors and cannot be asked: explain(vectors)")
+
+    def _captured(self, flat: Any, options: Any, lengths: Any) -> RemoteExplanation:
+        """Return a handle on captured vectors."""
+        shape = options["shape"]
+        capture = RemoteCapture(self.uid, uuid.uuid4().hex, flat, options)
+        rows = np.arange(math.prod(shape)).reshape(shape)
+        return nnsight.save(RemoteExplanation(capture, rows, lengths))
+
+
+class RemoteOracle(RemoteNLA):
+    """The stand-in for an oracle: a class of its own, to keep the requests of others small."""
+
     def ask(
         self,
         vectors: Any,
@@ -360,8 +376,6 @@ class RemoteNLA:
     ) -> RemoteExplanation:
         """Capture vectors, which the client will ask about."""
         self._told(layer, claims)
-        if not self.asks:
-            raise ValueError("this NLA explains vectors and cannot be asked: explain(vectors)")
         parts = list(vectors) if isinstance(vectors, list | tuple) else [vectors]
         for each in parts:
             given = tuple(getattr(each, "shape", ()))
@@ -389,10 +403,3 @@ class RemoteNLA:
         options |= {"tokens": tokens, "positions": positions, "origin": origin, "claims": claims}
         options["layer"] = layer
         return self._captured(flat, {**options, "question": question, "slots": slots}, None)
-
-    def _captured(self, flat: Any, options: Any, lengths: Any) -> RemoteExplanation:
-        """Return a handle on captured vectors."""
-        shape = options["shape"]
-        capture = RemoteCapture(self.uid, uuid.uuid4().hex, flat, options)
-        rows = np.arange(math.prod(shape)).reshape(shape)
-        return nnsight.save(RemoteExplanation(capture, rows, lengths))
