@@ -33,13 +33,11 @@ LATER = (
 )
 
 
+# ``layer.output[:, -1] += 2 * direction`` works for a half-precision model on an accelerator, on
+# this machine or on a server. Only a floating-point tensor with an axis is such a residual, and
+# the result is then a plain tensor. Numbers, masks and indices leave the values as they are.
 class Direction(torch.Tensor):
-    """A vector that takes the device and dtype of the residual it is combined with.
-
-    ``layer.output[:, -1] += 2 * direction`` works for a half-precision model on an accelerator, on
-    this machine or on a server. Only a floating-point tensor with an axis is such a residual, and
-    the result is then a plain tensor. Numbers, masks and indices leave the values as they are.
-    """
+    """A vector that takes the device and dtype of the residual it is combined with."""
 
     def __torch_function__(cls: Any, func, types, args=(), kwargs=None):  # noqa: N805
         del types
