@@ -217,16 +217,16 @@ def words_of(choices: str | None) -> list[str] | None:
     return words
 
 
-def block_of(oracle: NLA, layer: int | None) -> int:
-    """Return the number of the block to ask about.
+def block_of(nla: NLA, layer: int | None) -> int:
+    """Return the number of the block to read: the one of --layer, or the NLA's own.
 
     Raises:
-        NLAError: The oracle was not trained on it.
+        NLAError: The verbalizer was not trained on it.
     """
-    if layer is not None and layer not in oracle.layers:
-        told = ", ".join(map(str, oracle.layers))
+    if layer is not None and layer not in nla.layers:
+        told = ", ".join(map(str, nla.layers))
         raise NLAError(
             f"--layer {layer}: the verbalizer was trained on layer {told}. Choose one of these, or "
             "remove --layer."
         )
-    return oracle.checkpoint.layer if layer is None else layer
+    return nla.checkpoint.layer if layer is None else layer

@@ -44,7 +44,7 @@ def cards(
     found: dict[int, dict[str, Any]] = {}
     for position, texts in by_position.items():
         known = run.records[position]
-        token = reading._record(
+        token = reading.token_record(
             position, known["token"], known["part"], texts[0], labels.get(position)
         )
         more: dict[str, Any] = {"next": run.following[position] or None}

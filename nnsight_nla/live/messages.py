@@ -30,7 +30,7 @@ def parsed(raw: str | bytes | Mapping[str, Any]) -> dict[str, Any]:
     """Return a message as a mapping with a known ``type`` and an ``id``.
 
     Raises:
-        MessageError: It is too long, no JSON object, or of an unknown type.
+        MessageError: It is too long, not a JSON object, or of an unknown type.
     """
     if isinstance(raw, str | bytes):
         if len(raw) > LONGEST:
@@ -74,7 +74,7 @@ def samples_of(message: Mapping[str, Any]) -> int:
     """Return the number of samples of a message, 1 unless given.
 
     Raises:
-        MessageError: It is no number from 1 to `MOST_SAMPLES`.
+        MessageError: It is not a whole number from 1 to `MOST_SAMPLES`.
     """
     samples = message.get("samples", 1)
     if not is_int(samples, 1) or samples > MOST_SAMPLES:
@@ -88,7 +88,7 @@ def dose_of(message: Mapping[str, Any]) -> float:
     """Return the dose of a message.
 
     Raises:
-        MessageError: It is no finite number.
+        MessageError: It is not a finite number.
     """
     dose = message.get("dose")
     if not is_real(dose) or not abs(cast("float", dose)) <= _MOST_DOSE:

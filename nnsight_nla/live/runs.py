@@ -29,7 +29,6 @@ from ..explanation.records import Capture
 from ..models import bridge, hosts
 from ..models import target as targets
 from ..models.generation import greedy
-from ..models.head import head_envoy
 from ..reading import read as reading
 from ..reading.characters import whole
 from ..reading.records import TokenReading
@@ -128,12 +127,20 @@ class Run:
         """Return what the page shows of this run."""
         about = {
             "label": self.label,
-            "target": _short(self.target.model.name),
-            "verbalizer": _short(hosts.describe(self.nla.av)),
+            "target": reading.short_name(self.target.model.name),
+            "verbalizer": reading.short_name(hosts.describe(self.nla.av)),
             "layer": self.layer,
         }
         patched = {"cell": self.edits[-1].position} if self.edits else {}
         return {**view.side({**about, "records": self.records}), **patched}
+
+    def edited(self, edit: Edit) -> tuple[Edit, ...]:
+        """Return what is written into it, with one more, which replaces one at its place."""
+        place = edit.site.layer, edit.position
+        return (
+            *(each for each in self.edits if (each.site.layer, each.position) != place),
+            edit,
+        )
 
     def check(self, position: object) -> int:
         """Return a position of this run.
@@ -177,10 +184,10 @@ class Runner:
         """Run a prompt; return a run for each layer.
 
         Raises:
-            NLAError: It is no prompt, or longer than the model's context.
+            NLAError: `prompt` is not a prompt, or it is longer than the model's context.
         """
         span = self._span(prompt)
-        parts = reading._parts(self.model.tokenizer, span.ids, reading._messages(prompt))
+        parts = reading.parts_of(self.model.tokenizer, span.ids, reading.messages_of(prompt))
         groups = whole(self.model.tokenizer, span.ids, span.tokens)
         number, following = next(self._prompts), self._following(span.ids, [])
         found: list[Run] = []
@@ -218,8 +225,7 @@ class Runner:
             [source.span.ids], _LOGITS, edits=source.edits, collect={"taken": site}
         )
         edit = Edit(0, position, site, taken.values["taken"][at])
-        kept = [each for each in run.edits if (each.site.layer, each.position) != (layer, position)]
-        edits = (*kept, edit)
+        edits = run.edited(edit)
         residuals, last = self._residuals(run.target, run.span.ids, edits)
         following = self._following(run.span.ids, edits)
         number, place = next(self._runs), f"{run.name}.layer(model, {layer}, claims='ignore')"
@@ -261,9 +267,7 @@ class Runner:
         return measure(found.answers)[0], found.answers[0]
 
     def _span(self, prompt: Any) -> hosts.Positions:
-        span = targets.tokenized(self.model, prompt)
-        if not span.ids:
-            raise NLAError(f"The prompt {prompt!r} has no tokens; there is nothing to read.")
+        span = reading.tokenized(self.model, prompt)
         longest, _ = targets.kind(self.model).context(self.model)
         if longest is not None and len(span.ids) > longest:
             raise InjectionError(
@@ -284,10 +288,7 @@ class Runner:
     def _following(self, ids: Sequence[int], edits: Sequence[Edit]) -> list[Next]:
         """Return the likeliest next tokens at each position, where they can be read."""
         known: list[Next] = [[] for _ in ids]
-        try:
-            head = None if bridge.is_bridge(self.model) else head_envoy(self.model)
-        except InjectionError:
-            head = None
+        head = None if bridge.is_bridge(self.model) else reading.head_of(self.model)
         if head is None:
             return known
         first = max(0, len(ids) - _MOST_LOGITS)
@@ -337,7 +338,3 @@ def _unread(token: TokenReading) -> dict[str, Any]:
 def _bare(record: Mapping[str, Any]) -> TokenReading:
     given = (record["position"], record["token"], record["part"])
     return TokenReading(*given, whole=record["whole"])
-
-
-def _short(model: str) -> str:
-    return reading._name(model)

@@ -158,7 +158,7 @@ class Session:
             prompt: A string, token ids, or a list of chat messages.
 
         Raises:
-            NLAError: It is no prompt, or longer than the model's context.
+            NLAError: `prompt` is not a prompt, or it is longer than the model's context.
         """
         runs = self.runner.open(prompt)
         for run in runs:
@@ -445,9 +445,7 @@ class Session:
         direction = direction.detach().as_subclass(torch.Tensor).float().cpu()
         value = run.residuals[position] + dose * direction
         (site,) = find_sites(run.target.model, "residual", run.layer).values()
-        kept = [each for each in run.edits
-                if (each.site.layer, each.position) != (run.layer, position)]  # fmt: skip
-        edits = (*kept, Edit(0, position, site, value))
+        edits = run.edited(Edit(0, position, site, value))
         divergence, logits = self.runner.measured(run, edits)
         self._going(request)
         continuations: list[dict[str, Any]] = []

@@ -50,7 +50,7 @@ def view(
         An anywidget, with its `Session` as ``.session``; ``.close()`` ends both.
 
     Raises:
-        NLAError: anywidget is missing, an NLA does not read the model, or `prompt` is no prompt.
+        NLAError: anywidget is missing, an NLA does not read the model, or `prompt` is not one.
     """
     session = Session(model, nla, remote=remote)
     try:

@@ -119,7 +119,7 @@ def read(
     spans: list[Positions] = []
     for number, each in enumerate(prompts):
         with _numbered(None if listed is None else number):
-            spans.append(_tokenized(model, each))
+            spans.append(tokenized(model, each, advice=_SEVERAL))
     texts: list[_Text] = []
     for number, (each, span) in enumerate(zip(prompts, spans, strict=True)):
         with _numbered(None if listed is None else number):
@@ -131,7 +131,7 @@ def read(
     asked = getattr(nla, "question", None) or {}
     made = {"positions": positions, "generate": generate, "layer": layer, "claims": claims}
     made |= {"question": asked.get("questions"), "choices": asked.get("choices")}
-    names = _name(targets.describe(model)), _name(hosts.describe(nla.av))
+    names = short_name(targets.describe(model)), short_name(hosts.describe(nla.av))
     readings = [
         Reading(
             _records(model, text, handle, following),
@@ -156,8 +156,13 @@ def _numbered(number: int | None) -> Generator[None, None, None]:
         raise type(error)(f"prompts[{number}]: {error}") from error
 
 
-def _tokenized(model: Target, prompt: Any) -> Positions:
-    span = targets.tokenized(model, prompt, advice=_SEVERAL)
+def tokenized(model: Target, prompt: Any, *, advice: str = targets.FLAT) -> Positions:
+    """Return the tokens of one prompt, which has some; see `targets.tokenized`.
+
+    Raises:
+        NLAError: It is not one prompt, or it has no tokens.
+    """
+    span = targets.tokenized(model, prompt, advice=advice)
     if not span.ids:
         raise NLAError(f"The prompt {prompt!r} has no tokens; there is nothing to read.")
     return span
@@ -206,7 +211,7 @@ def _records(
     after = dict(zip(text.wanted, following, strict=False))
     span, count = text.span, text.prompt_length
     tokenizer: Any = model.tokenizer
-    parts = _parts(tokenizer, span.ids[:count], _messages(text.prompt))
+    parts = parts_of(tokenizer, span.ids[:count], messages_of(text.prompt))
     special = set(tokenizer.all_special_ids)
     parts += [TEMPLATE if token in special else "reply" for token in span.ids[count:]]
     explained = dict(zip(text.wanted, handle.to_dict()["explanations"], strict=True))
@@ -218,7 +223,7 @@ def _records(
     groups = whole(tokenizer, span.ids, span.tokens)
     return tuple(
         replace(
-            _record(position, token, part, explained.get(position), labels.get(position)),
+            token_record(position, token, part, explained.get(position), labels.get(position)),
             whole=group,
             **after.get(position, {}),
         )
@@ -238,7 +243,7 @@ def _traced(
     remote: bool,
 ) -> tuple[Explanation, list[Next]]:
     ids = torch.tensor([span.ids], device="cpu")
-    head = _head(model) if len(wanted) <= _MOST_LOGITS else None
+    head = head_of(model) if len(wanted) <= _MOST_LOGITS else None
     if head is None:
         with torch.no_grad(), model.trace(ids, remote=remote) as tracer:
             residual = (nla.layer(model) if block is None else block).output[0]
@@ -264,7 +269,7 @@ def _traced(
     return handle, following
 
 
-def _head(model: TransformersModel) -> Any:
+def head_of(model: TransformersModel) -> Any:
     """Return the envoy of the head; ``None`` where the target's next tokens cannot be read."""
     try:
         return head_envoy(model)
@@ -328,7 +333,7 @@ def _wanted(positions: Which, length: int, prompt_length: int) -> list[int]:
     return sorted(set(selected))
 
 
-def _messages(prompt: Any) -> list[dict[str, Any]]:
+def messages_of(prompt: Any) -> list[dict[str, Any]]:
     """Return the messages of a prompt that was checked; none if it is no chat."""
     while isinstance(prompt, list | tuple) and isinstance(prompt[0], list | tuple):
         prompt = prompt[0]
@@ -336,7 +341,7 @@ def _messages(prompt: Any) -> list[dict[str, Any]]:
     return list(prompt) if chat else []
 
 
-def _parts(tokenizer: Any, ids: Sequence[int], messages: list[dict[str, Any]]) -> list[str]:
+def parts_of(tokenizer: Any, ids: Sequence[int], messages: list[dict[str, Any]]) -> list[str]:
     """Return for each token whose text it belongs to: a chat role, the prompt, or the template."""
     special = set(tokenizer.all_special_ids)
     if not messages:
@@ -380,9 +385,10 @@ def _receipt(handle: Explanation) -> tuple[tuple[str, str], ...]:
     return tuple(handle.capture.queue.receipt(handle.capture).facts().items())
 
 
-def _record(
+def token_record(
     position: int, token: str, part: str, explained: dict[str, Any] | None, label: Any = None
 ) -> TokenReading:
+    """Return the record of a token, from its explanation as a handle's `to_dict` has it."""
     if explained is None:
         return TokenReading(position, token, part)
     line = explained["trust"]
@@ -404,6 +410,6 @@ def _record(
     )
 
 
-def _name(model: str) -> str:
+def short_name(model: str) -> str:
     """Return a model's name; for a local folder, the folder's own name."""
     return Path(model).name if Path(model).is_dir() else model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnsight_nla import InjectionError, NLAError, NLAWarning, Origin, Reading, Sampling, tiny
-from nnsight_nla.reading.read import _parts, _token_spans, read
+from nnsight_nla.reading.read import _token_spans, parts_of, read
 
 PARIS = "What a lovely day! People in Paris speak"
 ROME = "What a lovely day! People in Rome speak"
@@ -347,13 +347,13 @@ def test_a_fast_tokenizer_whose_text_tokenizes_differently_is_decoded_token_by_t
     ],
 )
 def test_the_parts_of_a_chat(messages, expected):
-    parts = _parts(Letters(), ids("u:ab;"), messages)
+    parts = parts_of(Letters(), ids("u:ab;"), messages)
     assert "".join(part[0] for part in parts) == expected
 
 
 def test_the_parts_of_a_text():
-    assert _parts(Letters(), ids("ab"), []) == ["template", "prompt", "prompt"]
-    assert _parts(Letters(), ids("a"), []) == ["template", "prompt"]
+    assert parts_of(Letters(), ids("ab"), []) == ["template", "prompt", "prompt"]
+    assert parts_of(Letters(), ids("a"), []) == ["template", "prompt"]
 
 
 def test_another_layer_is_read_if_the_caller_insists(model, nla):
