@@ -20,8 +20,10 @@ import nnsight_nla
 from nnsight_nla.smollm2 import target
 from nnsight_nla.storage.cache import cache_folder
 
-# With ipywidgets installed (anywidget needs it) a progress bar would be a widget in the outputs.
+# With ipywidgets installed (anywidget needs it) a progress bar would be a widget in the outputs:
+# ours, and those of transformers, which follow the Hub's setting.
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 FOLDER = Path(__file__).parents[1]
 """The folder of the notebooks."""

@@ -87,7 +87,7 @@ def stripped(outputs: list[Any], photograph: Photograph) -> list[dict[str, Any]]
 
 
 def _bundle(bundle: dict[str, str], photograph: Photograph) -> dict[str, str]:
-    if _WIDGET in bundle:  # a progress bar
+    if _WIDGET in bundle:  # code hosts show none
         return {}
     html = bundle.get("text/html", "")
     plain = {"text/plain": _same(bundle["text/plain"])} if "text/plain" in bundle else {}
