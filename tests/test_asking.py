@@ -153,7 +153,7 @@ class There:
     """The stand-in of the oracle on a server, outside of a trace."""
 
     def __init__(self, monkeypatch, uid):
-        self.monkeypatch, self.nla = monkeypatch, RemoteOracle(uid, 3, D, (3, 4), True)
+        self.monkeypatch, self.nla = monkeypatch, RemoteOracle(uid, 3, D, (3, 4))
 
     def __getattr__(self, name):
         def call(*args, **options):

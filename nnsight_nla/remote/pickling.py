@@ -156,7 +156,7 @@ def _ship_nla(nla: Travels) -> tuple[Any, ...]:
     checkpoint = nla.checkpoint
     held = (nla.uid, checkpoint.layer, checkpoint.d_model, nla.layers)
     kind = wire.RemoteOracle if checkpoint.asks else wire.RemoteNLA
-    return (kind, (*held, checkpoint.asks, nla.question, checkpoint.slots))
+    return (kind, (*held, nla.question, checkpoint.slots))
 
 
 def _ship_checkpoint(checkpoint: Checkpoint) -> tuple[Any, ...]:

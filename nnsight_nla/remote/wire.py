@@ -227,13 +227,14 @@ def handle(
 class RemoteNLA:
     """The stand-in for an `NLA` in a remote block."""
 
+    asks = False
+
     def __init__(
         self,
         uid: str,
         layer: int,
         d_model: int,
         layers: tuple[int, ...] = (),
-        asks: bool = False,
         question: Any = None,
         vectors: int = 1,
     ) -> None:
@@ -241,7 +242,6 @@ class RemoteNLA:
         self.block = layer
         self.d_model = d_model
         self.layers = layers or (layer,)
-        self.asks = asks
         self.question = question
         self.vectors = vectors
 
@@ -357,6 +357,8 @@ class RemoteNLA:
 
 class RemoteOracle(RemoteNLA):
     """The stand-in for an oracle: a class of its own, to keep the requests of others small."""
+
+    asks = True
 
     def ask(
         self,
