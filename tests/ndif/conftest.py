@@ -2,15 +2,20 @@
 
 `server` starts once per session. A test asks for `ndif` (its requests are trusted), for
 `sandboxed_ndif` (they are not), or for `either_ndif` (it runs once with each): the same server, and
-nnsight's configuration as it was afterwards. `by_path` makes a local folder a model's id.
+nnsight's configuration as it was afterwards. `by_path` makes a local folder a model's id, and
+`target` is the tiny one by its id. Tests of what is sent use `as_installed`.
 """
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import nnsight
 import pytest
+from nnsight import TransformersModel
 from nnsight.modeling import huggingface
 from nnsight.schema.config import CONFIG
+
+from nnsight_nla import tiny
 
 from . import install
 from .server import TRUSTED_KEY, UNTRUSTED_KEY, NdifServer
@@ -86,3 +91,15 @@ def _point_nnsight_at(
     # `pytest -v` would set it: nnsight looks for a -v of its own in sys.argv.
     monkeypatch.setattr(CONFIG.APP, "DEBUG", False)
     return server
+
+
+@pytest.fixture
+def as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
+    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
+
+
+@pytest.fixture
+def target(by_path: Callable[[Path], str]) -> TransformersModel:
+    """The tiny target as a client without weights has it."""
+    return TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")

@@ -1,9 +1,7 @@
 """An oracle on NDIF: answers, choices and controls are those of this machine."""
 
-import nnsight
 import pytest
 import torch
-from nnsight import TransformersModel
 
 from nnsight_nla import NLA, Explanation, Sampling, tiny
 
@@ -13,16 +11,7 @@ CHOICES = ["Yes", "No"]
 SHORT = Sampling(max_new_tokens=12)
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
-
-
-@pytest.fixture
-def target(by_path) -> TransformersModel:
-    """The tiny target as a client without weights has it."""
-    return TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 @pytest.fixture

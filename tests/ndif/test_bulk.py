@@ -6,7 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-import nnsight
 import pyarrow.parquet as pq
 import pytest
 from nnsight import TransformersModel
@@ -24,10 +23,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The texts and the verdicts are those of this machine, and no weights come here.
 import shutil
 from dataclasses import replace
 
-import nnsight
 import pytest
 import torch
 from nnsight import TransformersModel
@@ -31,10 +30,7 @@ TEXTS = ["About Paris, the capital of France.", "Short."]
 K = 3
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 @pytest.fixture

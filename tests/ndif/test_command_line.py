@@ -2,7 +2,6 @@
 
 import json
 
-import nnsight
 import pytest
 from typer.testing import CliRunner
 
@@ -12,10 +11,7 @@ from nnsight_nla.cli import app
 PATHS = tiny.paths()
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 def told(*arguments):

@@ -1,6 +1,5 @@
 """A reading of a text that the host's model read: the same records as on this machine."""
 
-import nnsight
 import pytest
 import torch
 from nnsight import TransformersModel
@@ -11,10 +10,7 @@ PARIS = "What a lovely day! People in Paris speak"
 CHAT = [{"role": "user", "content": PARIS}]
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,7 @@ ROME = "What a lovely day! People in Rome speak"
 SHORT = "The cow lives in the"
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
-
-
-@pytest.fixture
-def target(by_path) -> TransformersModel:
-    """The tiny target as a client without weights has it."""
-    return TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Sweeps on a real NDIF server: the same table as on this machine."""
 
-import nnsight
 import pytest
 import torch
-from nnsight import TransformersModel
 
 from nnsight_nla import NLA, HostError, tiny
 from nnsight_nla.experiments import (
@@ -21,16 +19,7 @@ ROME = "What a lovely day! People in Rome speak"
 METRIC = logit_difference(" French", " Italian")
 
 
-@pytest.fixture(autouse=True)
-def as_installed(monkeypatch):
-    """nnsight ships a checkout's modules unasked; an installed package is not helped like that."""
-    monkeypatch.setattr(nnsight.ndif, "_PULLED_ENV", True)
-
-
-@pytest.fixture
-def target(by_path) -> TransformersModel:
-    """The tiny target as a client without weights has it."""
-    return TransformersModel(by_path(tiny.paths()["target"]), task="text-generation")
+pytestmark = pytest.mark.usefixtures("as_installed")
 
 
 @pytest.fixture(scope="module")
