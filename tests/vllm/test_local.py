@@ -2,10 +2,14 @@
 
 import math
 
+import pandas
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
+from safetensors.torch import save_file
 
-from nnsight_nla import NLA, Sampling, VerbalizationError
+from nnsight_nla import NLA, Sampling, VerbalizationError, bulk, experiments, tiny
+from nnsight_nla.evaluation.evaluate import evaluate
 from nnsight_nla.verbalize.batch import Batch
 from nnsight_nla.verbalize.vllm import engine as vllm_engine
 from nnsight_nla.verbalize.vllm import rows
@@ -17,7 +21,8 @@ WARM = Sampling(temperature=1.0, top_p=0.95, top_k=200, seed=7)
 def crowded(on_vllm) -> NLA:
     """An engine in need: prompts in chunks of 64 tokens, and a cache that is too small."""
     scheduler = {"max_num_batched_tokens": 64, "max_num_seqs": 64, "num_gpu_blocks_override": 48}
-    return on_vllm(vllm={**scheduler, "disable_log_stats": False})
+    options = {**scheduler, "disable_log_stats": False}
+    return on_vllm(ar=tiny.paths()["ar"], vllm=options)
 
 
 def metric(nla: NLA, name: str) -> int:
@@ -85,6 +90,31 @@ def test_draws_are_the_same_also_when_they_are_preempted(crowded, nla, vectors):
     assert metric(crowded, "vllm:num_preemptions") > before
     assert ours == nla.explain(vectors[:32], samples=4, sampling=WARM).samples
     assert len({text for row in ours for text in row}) > 64
+
+
+def test_readings_experiments_evaluations_and_data_sets_take_it(
+    crowded, nla, model, vectors, tmp_path
+):
+    source, text = tmp_path / "vectors.safetensors", "What a lovely day! People in Paris speak"
+    save_file({"v": vectors[:12]}, source)
+
+    def tables(of):
+        output = tmp_path / f"{of.info()['engine']['name']}.parquet"
+        bulk.run(of, source, output, progress=False)
+        sweep = experiments.ablate(
+            model, of, text, layers=[2, 3], positions=[-1], method="zero",
+            metric=experiments.probability(" French"),
+        )  # fmt: skip
+        figures = evaluate(of, vectors[:6], ["About Paris."] * 6)
+        return [
+            of.read(model, text).to_pandas(),
+            sweep.to_pandas(),
+            pandas.json_normalize(figures),
+            pandas.read_parquet(output),
+        ]
+
+    for found, expected in zip(tables(crowded), tables(nla), strict=True):
+        assert_frame_equal(found, expected, check_exact=False, rtol=1e-3, atol=1e-4)
 
 
 def test_a_lost_vector_is_an_error_of_its_row_and_never_a_text(crowded, nla, vectors, monkeypatch):
