@@ -639,7 +639,7 @@ class NLA:
     def ask(
         self,
         vectors: Float[Tensor, "*shape slots d_model"] | Sequence[Float[Tensor, "slots d_model"]],
-        questions: Nested[str],
+        questions: Nested[str] | Sequence[str],
         *,
         choices: Sequence[str] | None = None,
         layer: int | None = None,

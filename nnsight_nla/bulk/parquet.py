@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..checkpoint.origin import COLUMNS, Origin
 from ..errors import NLAError
 from ..models.fingerprint import Unchanged, fingerprint_file
-from .items import IDS, Columns, Item, Kind, Source, row_origin
+from .items import IDS, VECTOR, Columns, Item, Kind, Source, row_origin
 from .vector_columns import holds_vectors, vector_of
 
 
@@ -41,7 +41,7 @@ def open_rows(path: Path, columns: Columns) -> Source:
     wanted = {column, columns.doc_id, columns.question, *IDS}
     origin, mixed = Origin(), tuple[str, ...]()
     if kind == "vectors":
-        origin, mixed = parquet_origin(path)
+        origin, mixed = parquet_origin(path, column)
         wanted |= {*others, *mixed}
     kept = [name for name in schema.names if name in wanted]
 
@@ -79,8 +79,12 @@ def parquet_rows(
         raise NLAError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def parquet_origin(path: Path) -> tuple[Origin, tuple[str, ...]]:
+def parquet_origin(path: Path, vectors: str = VECTOR) -> tuple[Origin, tuple[str, ...]]:
     """Return what a Parquet file says about its vectors, and the columns whose rows differ.
+
+    Args:
+        path: The file.
+        vectors: The column that holds the vectors.
 
     Raises:
         CheckpointError: Its sidecar, its metadata and its columns contradict each other.
@@ -99,7 +103,7 @@ def parquet_origin(path: Path) -> tuple[Origin, tuple[str, ...]]:
     table = file.read(columns=names) if names else pa.table({})
     values = {name: table[name].unique().drop_null().to_pylist() for name in names}
     claimed = Origin.from_columns(values, path.name)
-    origin = Origin.next_to(path).joined(Origin.from_metadata(held, path.name), claimed)
+    origin = Origin.next_to(path, vectors).joined(Origin.from_metadata(held, path.name), claimed)
     return origin, tuple(name for name in names if len(values[name]) > 1)
 
 

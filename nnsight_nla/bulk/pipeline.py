@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .. import progress as bars
+from ..core.answer_trust import shown_shares
 from ..errors import NLAError
 from .chunk_store import ChunkStore
 from .finished_file import read_note, refuse_other_file, write_finished
@@ -81,13 +82,18 @@ class Report:
     """The duration of the call."""
     ignored: tuple[str, ...] = ()
     """What the input claims about itself and was ignored."""
+    unchanged: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of an oracle's answers, the share that stays the same ``without`` the vectors, with
+    ``random`` ones, and with those of ``other`` rows; see `AnswerTrust`."""
 
     def __str__(self) -> str:
         before = f", {self.resumed} of its chunks were there" if self.resumed else ""
         bad = f", {self.errors} with an error" if self.errors else ""
         files = ", ".join(map(str, self.outputs))
         ignored = f"; ignored: {'; '.join(self.ignored)}" if self.ignored else ""
-        return f"{files}: {self.rows:,} rows{bad} ({self.seconds:.1f} s{before}){ignored}"
+        shares = shown_shares(self.unchanged)
+        same = f"; {shares}" if self.unchanged else ""
+        return f"{files}: {self.rows:,} rows{bad} ({self.seconds:.1f} s{before}){ignored}{same}"
 
 
 def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import torch
 from ..checkpoint.reply import snippets
 from ..core.similarity import cosine
 from ..errors import TextError
+from ..evaluation.answer_controls import unchanged
 from ..explanation.handle import of_question
 from .residuals import ItemResiduals
 from .sources import VECTOR, VECTORS
@@ -21,15 +22,22 @@ if TYPE_CHECKING:
 Reconstruct = Callable[[list[str]], torch.Tensor]
 CONTEXT = 200
 """How many characters of the text, up to the token, a row shows."""
+CONTROLS = {name: f"answer_{name}" for name in ("without", "random", "other")}
+"""The controls of an answer (see `AnswerTrust`), and the columns of what they answer."""
+UNCHANGED = "unchanged"
+"""The column of the controls that give the same answer."""
 
 
-def schema(d_model: int, *, vectors: bool, asks: bool = False, slots: int = 1) -> pa.Schema:
+def schema(
+    d_model: int, *, vectors: bool, asks: bool = False, controls: bool = False, slots: int = 1
+) -> pa.Schema:
     """Return the columns that `run` writes.
 
     Args:
         d_model: The residual's width.
         vectors: Whether each row has its vector, as in the published data sets.
         asks: Whether rows are answers: they have their question, and the vectors of its slots.
+        controls: Whether they have the answers of the controls.
         slots: The number of vectors of each explanation.
     """
     fields = [
@@ -54,6 +62,9 @@ def schema(d_model: int, *, vectors: bool, asks: bool = False, slots: int = 1) -
             pa.field("probabilities", pa.map_(pa.string(), pa.float64())),
             pa.field("mass", pa.float64()),
         ]
+    if controls:
+        fields += [pa.field(column, pa.string()) for column in CONTROLS.values()]
+        fields.append(pa.field(UNCHANGED, pa.list_(pa.string())))
     if vectors:
         vector = pa.list_(pa.float32(), d_model)
         several = asks or slots > 1
@@ -66,6 +77,7 @@ def make_records(
     explanations: Explanation | None,
     seed: int,
     more: Sequence[str] = (),
+    controls: Mapping[int, Mapping[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the records of one row of the input, without scores.
 
@@ -74,6 +86,7 @@ def make_records(
         explanations: Their resolved explanations, ``None`` where nothing could be read.
         seed: The seed of the sampling.
         more: Warnings on every text, in addition to its own.
+        controls: What the controls answer, by position and control.
     """
     blank = {"doc_id": found.item.doc_id, "sample": 0, "seed": seed}
     if explanations is None:
@@ -105,9 +118,15 @@ def make_records(
                     **here, "sample": sample, "text": reply.text, "finish": reply.finish,
                     "snippets": list(snippets(reply.text)), "warnings": [*more, *notes[place]],
                     **of_question(capture, place, reply),
+                    **({} if controls is None else _control_fields(reply.text, controls[place])),
                 }
             )  # fmt: skip
     return records
+
+
+def _control_fields(text: str, said: Mapping[str, str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {column: said.get(name) for name, column in CONTROLS.items()}
+    return {**fields, UNCHANGED: list(unchanged(text, said))}
 
 
 def to_table(records: Sequence[dict[str, Any]], columns: pa.Schema) -> pa.Table:

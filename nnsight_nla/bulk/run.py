@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from ..explanation.caveats import ignored_note, kind_note
 from ..models.adapter import AdapterModel
 from ..models.fingerprint import fingerprint_model
 from . import records
+from .controlled import ChunkControls, shares_unchanged
 from .finished_file import earlier_manifest
 from .manifest import VERSION, versions
 from .pipeline import Job, Report, run_job
@@ -63,6 +65,7 @@ def run(
     samples: int = 1,
     sampling: Sampling | None = None,
     score: bool = True,
+    controls: bool = True,
     vectors: bool = False,
     batch_size: int | None = None,
     chunk: int | None = None,
@@ -94,6 +97,10 @@ def run(
         sampling: How tokens are chosen; default: the NLA's own.
         score: Reconstruct every text and record the cosine with its vector, as
             ``reconstruction_cosine``, if there is a reconstructor.
+        controls: For an oracle: whether to ask each question without the vectors, too. What it
+            answers with nothing written, with random vectors of the same norm and with those of
+            another row of the chunk is in ``answer_without``, ``answer_random`` and
+            ``answer_other``; ``unchanged`` names those that give the same answer.
         vectors: Whether to write the vectors into the file too.
         batch_size: Vectors per verbalizer batch; default: the NLA's own. It is recorded, and a
             call that resumes uses the same one (it sets ``nla.batch_size``).
@@ -138,6 +145,7 @@ def run(
         "verbalizer": _verbalizer(nla),
         **({} if ask is None else {"question": ask["questions"]}),
         **({} if choices is None else {"choices": list(choices)}),
+        **({} if ask is None else {"controls": controls}),
         "reconstructor": _reconstructor(nla) if scored else None,
         "sampling": vars(chosen),
         "samples": samples,
@@ -153,7 +161,10 @@ def run(
     shape = (1, d_model) if slots == 1 else (1, slots, d_model)
     one = torch.ones(shape, dtype=torch.float32, device="cpu")
     verbalize(one, question=EXAMPLE if ask is None else ask["questions"] or EXAMPLE)
-    columns = records.schema(d_model, vectors=vectors, asks=ask is not None, slots=slots)
+    controlled = controls and ask is not None
+    columns = records.schema(
+        d_model, vectors=vectors, asks=ask is not None, controls=controlled, slots=slots
+    )
     job = Job(
         "explaining",
         rows,
@@ -161,13 +172,16 @@ def run(
         columns,
         origin.to_sidecar(nla.checkpoint, ignored),
         reader.read if reader else partial(_as_residuals, nla.checkpoint, claims, ask is not None),
-        _Verbalize(nla, verbalize, chosen, columns, scored, tuple(_notes(origin, ignored))),
+        _Verbalize(
+            nla, verbalize, chosen, columns, scored, controlled, tuple(_notes(origin, ignored))
+        ),
         prefetch=reader is not None and _can_overlap(nla, model),
         remote=remote or nla.remote or nla.url is not None,
         strict=strict,
         ignored=tuple(ignored),
     )
-    return run_job(job, output, progress=progress)
+    report = run_job(job, output, progress=progress)
+    return replace(report, unchanged=shares_unchanged(output)) if controlled else report
 
 
 class _Verbalize:
@@ -180,22 +194,32 @@ class _Verbalize:
         sampling: Sampling,
         columns: pa.Schema,
         scored: bool,
+        controlled: bool,
         notes: Sequence[str],
     ) -> None:
         self._nla, self._verbalize, self._sampling = nla, verbalize, sampling
         self._columns, self._scored, self._notes = columns, scored, notes
+        self._controlled = controlled
         self._chunk: Sequence[ItemResiduals] = ()
         self._made: list[tuple[ItemResiduals, Explanation | None]] = []
+        self._controls = ChunkControls([])
 
     def __call__(self, chunk: Sequence[ItemResiduals]) -> pa.Table:
         if self._chunk is not chunk:
             self._chunk, self._made = chunk, [self._explain(each) for each in chunk]
-        self._nla.resolve([each for _, each in self._made if each is not None])
+            self._controls = ChunkControls([each for _, each in self._made if self._controlled])
+        handles = [each for _, each in self._made if each is not None]
+        self._nla.resolve([*handles, *self._controls.handles])
+        said = self._controls.said()
         made = [
             record
-            for found, explanations in self._made
+            for number, (found, explanations) in enumerate(self._made)
             for record in records.make_records(
-                found, explanations, self._sampling.seed, (*self._notes, *found.notes)
+                found,
+                explanations,
+                self._sampling.seed,
+                (*self._notes, *found.notes),
+                said.get(number),
             )
         ]
         if self._scored:

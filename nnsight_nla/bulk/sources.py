@@ -156,7 +156,7 @@ def _json_lines(path: Path, columns: Columns) -> Source:
         return replace(made, origin=row_origin(record, path.name)) if kind == "vectors" else made
 
     count = sum(1 for _ in lines())
-    origin = Origin.next_to(path) if kind == "vectors" else Origin()
+    origin = Origin.next_to(path, column) if kind == "vectors" else Origin()
     check = Unchanged(path, identity, may_grow=not compressed)
     return Source(kind, columns.named(identity, column), count, raw, item, origin, check)
 
@@ -219,7 +219,8 @@ def _hugging_face(name: str, columns: Columns, split: str | None) -> Source:
     check = UnchangedFiles(files)
     if folder.is_dir():
         identity |= check.identity
-    origin = Origin.next_to(folder) if folder.is_dir() and kind == "vectors" else Origin()
+    vectors = folder.is_dir() and kind == "vectors"
+    origin = Origin.next_to(folder, column) if vectors else Origin()
     count = len(held) if saved else None
     return Source(kind, columns.named(identity, column), count, raw, item, origin, check)
 

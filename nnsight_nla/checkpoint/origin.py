@@ -50,6 +50,8 @@ _KEYS = {"model": "base_model", "config": "base_config"}
 """The names that fields have in a `Checkpoint`, where they differ."""
 _HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_post|out|resid_pre|in)")
 _ASSUMED = "assumed"
+_ACTIVATION = "activation_"
+"""The beginning of a column's name in data sets of several blocks."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,18 @@ class Origin:
         )
 
     @staticmethod
-    def from_sidecar(tree: object, file: str) -> Origin:
+    def from_sidecar(tree: object, file: str, column: str | None = None) -> Origin:
         """Read the origin of the vectors that a sidecar belongs to.
 
         Args:
             tree: The parsed sidecar. It may have any other content, or none.
             file: Its path, for messages.
+            column: The column that holds the vectors, for a data set with a column for each block
+                (``extraction.checkpoints``).
 
         Raises:
-            CheckpointError: It is not a mapping, or contradicts itself.
+            CheckpointError: It is not a mapping, contradicts itself, or says that they are not the
+                output of a block.
         """
         fields, source = dialects.find_fields(tree, file)
         extraction = cast("dict[str, Any]", tree).get("extraction")
@@ -127,11 +132,16 @@ class Origin:
             where[name] = f"extraction.{name} in {file}"
         if found["norm"] is None:
             found["norm"], where["norm"] = dialects.find_norm(tree), f"activation_norm in {file}"
-        return Origin(**found, source=where)._without(extraction.get(_ASSUMED))
+        of_column = _of_column(extraction, file, column)
+        return Origin(**found, source=where)._without(extraction.get(_ASSUMED)).joined(of_column)
 
     @staticmethod
-    def next_to(path: Path) -> Origin:
+    def next_to(path: Path, column: str | None = None) -> Origin:
         """Return what the sidecars next to a file, or in a folder, say about its vectors.
+
+        Args:
+            path: The file or the folder.
+            column: The column that holds the vectors.
 
         Raises:
             CheckpointError: One of them cannot be read, or they contradict each other.
@@ -141,7 +151,9 @@ class Origin:
             files += [path / name for name in sidecar.SIDECARS]
             files += sorted(path.glob(f"*{sidecar.DATASET_SUFFIX}"))
         found = [
-            Origin.from_sidecar(sidecar.read(file), file.name) for file in files if file.is_file()
+            Origin.from_sidecar(sidecar.read(file), file.name, column)
+            for file in files
+            if file.is_file()
         ]
         return Origin().joined(*found)
 
@@ -328,6 +340,42 @@ class Origin:
     def _where(self, name: str) -> str:
         place = self.source.get(name)
         return f"{name} ({place})" if place else name
+
+
+def _of_column(extraction: Mapping[str, Any], file: str, column: str | None) -> Origin:
+    """Return what ``extraction.checkpoints`` of a sidecar says about a column's vectors.
+
+    Data sets of several blocks list them, each with a ``name``, its ``kind`` (``block_output`` or
+    ``embedding``) and ``layer_index``; block ``name`` is in column ``activation_name``.
+    """
+    listed = extraction.get("checkpoints")
+    entries = [
+        cast("dict[str, Any]", each)
+        for each in cast("list[Any]", listed if isinstance(listed, list) else [])
+        if isinstance(each, dict)
+    ]
+    if len(entries) > 1:
+        names = [f"{_ACTIVATION}{each.get('name')}" for each in entries]
+        if column is None or not column.startswith(_ACTIVATION):
+            return Origin()
+        if names.count(column) != 1:
+            raise CheckpointError(
+                f"extraction.checkpoints in {file} lists vectors of several blocks, in the columns "
+                f"{', '.join(names)}, and not of which one column {column} is. Read one of these, "
+                "or add the column to the list."
+            )
+        entries = [entries[names.index(column)]]
+    if not entries:
+        return Origin()
+    (entry,), place = entries, f"extraction.checkpoints in {file}"
+    normed = entry.get("final_norm_applied") not in (None, False)
+    if normed or entry.get("kind") not in (None, "block_output"):
+        what = "after the final norm" if normed else f"of kind {shown(entry['kind'])}"
+        raise CheckpointError(
+            f"{place}: {shown(entry.get('name'))} is {what}. A verbalizer reads the output of a "
+            "block (block_output), without a norm; take the vectors of one."
+        )
+    return Origin(layer=entry.get("layer_index"), source={"layer": place})
 
 
 def _equal(name: str, here: Any, there: Any) -> bool:

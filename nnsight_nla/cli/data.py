@@ -79,6 +79,10 @@ def run(
         str | None, Option(metavar="NAME", help="The column that holds each row's question.")
     ] = None,
     choices: options.Choices = None,
+    no_controls: Annotated[
+        bool,
+        Option("--no-controls", help="Do not ask an oracle each question without the vectors too."),
+    ] = False,
     layer: Annotated[
         int | None,
         Option(
@@ -112,6 +116,7 @@ def run(
         model=target_model,
         question=question,
         choices=options.words_of(choices),
+        controls=not no_controls,
         positions=positions,
         skip=skip,
         max_tokens=max_tokens,

@@ -65,13 +65,8 @@ class AnswerTrust:
         """The shares of the question in one line."""
         if self.reason is not None:
             return f"not measured: {self.reason}"
-        parts = [
-            f"{self.shares[name]:.0%} {said}" for name, said in NAMES.items() if name in self.shares
-        ]
-        if "other" not in self.shares:
-            parts.append("no other row")
         plural = "" if self.answers == 1 else "s"
-        return f"unchanged: {', '.join(parts)} (of {self.answers} answer{plural} to this question)"
+        return f"{shown_shares(self.shares)} (of {self.answers} answer{plural} to this question)"
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -123,6 +118,18 @@ class AnswerTrust:
 
     def _repr_html_(self) -> str:
         return "".join(f"<div>{escape(line)}</div>" for line in self.lines)
+
+
+def shown_shares(shares: Mapping[str, float]) -> str:
+    """Say which share of the answers each control gives too.
+
+    >>> shown_shares({"without": 0.5, "random": 0.25})
+    'unchanged: 50% without vectors, 25% with random ones, no other row'
+    """
+    parts = [f"{shares[name]:.0%} {said}" for name, said in NAMES.items() if name in shares]
+    if "other" not in shares:
+        parts.append("no other row")
+    return f"unchanged: {', '.join(parts)}"
 
 
 def same_answer(one: str, other: str) -> bool:

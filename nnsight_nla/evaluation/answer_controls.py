@@ -1,16 +1,19 @@
 """Measure what an oracle answers without the vectors: the trust labels of its answers.
 
 Three controls for each question: nothing written at the slots (one answer), random directions with
-the median norm of the asked vectors (`RANDOM_CONTROLS` answers, in turn), and the vectors of the
-next row, if it has as many slots. If that row asks the same question, its answer is there already.
-The controls are made when a label is first read, and those without a vector of yours are kept for
-later calls.
+the median norm of the asked vectors (`RANDOM_CONTROLS` answers, in turn), and the vectors of
+another row with as many slots. That is the row at the same place in the next prompt, or, within one
+prompt, the next row; if it asks the same question, its answer is there already.
+
+`AnswerControls` asks them about any rows, in the same batches as the answers themselves.
+`AnswerLabeller` makes the labels of a handle when one is first read, and keeps the answers that do
+not depend on your vectors for later calls.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.answer_trust import AnswerTrust, same_answer
+from ..core.injection import unusable
 from ..core.locks import Lock
 from ..explanation.handle import Explanation
 from ..explanation.records import Capture
@@ -25,12 +29,80 @@ from .controls import random_vectors
 
 if TYPE_CHECKING:
     from ..explanation.asked import Asked
+    from ..explanation.records import HandleQueue
     from ..verbalize.pending import Queue
 
 RANDOM_CONTROLS = 8
 """The most random directions that one question is asked about."""
+Place = tuple[Capture, int]
+"""A row of a capture."""
 _Texts = dict[int, str]
+_Key = tuple[object, ...]
 _MOST_CACHED = 4096
+
+
+class AnswerControls:
+    """The controls of some rows: what is asked, and the answers once the handles are resolved."""
+
+    def __init__(
+        self,
+        queue: HandleQueue,
+        places: Sequence[Place],
+        rows: Collection[int],
+        *,
+        known: Mapping[_Key, str] | None = None,
+    ) -> None:
+        """Prepare the controls; nothing is generated yet.
+
+        Args:
+            queue: Generates the answers.
+            places: Rows of one or several captures, in the order of their prompts. All are of one
+                oracle and block, with the same choices and sampling, and have usable vectors.
+            rows: The numbers of those in `places` that get controls; they are settled, or are
+                settled together with `handles`.
+            known: Answers that were generated before.
+        """
+        self._places, self._known = places, dict(known or {})
+        self._own, others = _others(places, rows)
+        held: dict[str, dict[int, Tensor | None]] = {
+            "without": dict.fromkeys(rows),
+            "random": {**_random(places, rows)},
+            "other": {**others},
+        }
+        self._keys: dict[str, dict[int, _Key]] = {}
+        new: dict[_Key, tuple[Place, Tensor | None]] = {}
+        for name, vectors in held.items():
+            keys = {row: _key(places[row], each) for row, each in vectors.items()}
+            self._keys[name] = keys
+            for row, key in keys.items():
+                if key not in self._known:
+                    new.setdefault(key, (places[row], vectors[row]))
+        self.handles: list[Explanation] = []
+        """What has to be resolved before `said` is called."""
+        self._made: dict[_Key, Place] = {}
+        for null in (True, False):
+            group = {key: each for key, each in new.items() if (each[1] is None) == null}
+            if group:
+                capture = _control(queue, list(group.values()))
+                self.handles.append(Explanation.of(capture, (len(group),)))
+                self._made |= {key: (capture, number) for number, key in enumerate(group)}
+
+    def said(self) -> dict[str, _Texts]:
+        """Return the answers by control, ``"without"``, ``"random"`` and ``"other"``, and row."""
+        found = {
+            name: {row: self._text(key) for row, key in keys.items()}
+            for name, keys in self._keys.items()
+        }
+        found["other"] |= {row: _said(self._places[each]) for row, each in self._own.items()}
+        return found
+
+    def kept(self) -> dict[_Key, str]:
+        """Return the answers that do not depend on another row."""
+        keys = [*self._keys["without"].values(), *self._keys["random"].values()]
+        return {key: self._text(key) for key in keys}
+
+    def _text(self, key: _Key) -> str:
+        return self._known[key] if key in self._known else _said(self._made[key])
 
 
 class AnswerLabeller:
@@ -43,7 +115,7 @@ class AnswerLabeller:
             queue: Answers the controls.
         """
         self._queue = queue
-        self._known: dict[tuple[object, ...], str] = {}
+        self._known: dict[_Key, str] = {}
         self._lock = Lock()
 
     def measure(self, capture: Capture, rows: Sequence[int]) -> dict[int, AnswerTrust]:
@@ -60,121 +132,168 @@ class AnswerLabeller:
         Raises:
             NLAError: The controls cannot be run.
         """
-        asked = cast("Asked", capture.asked)
-        wanted = {asked.questions[row] for row in rows}
-        settled = [
-            row
-            for row in range(capture.count)
-            if asked.questions[row] in wanted and row not in capture.errors and capture.settled(row)
-        ]
-        with self._lock.held():
-            without = self._answers(capture, settled, None)
-            random = self._answers(capture, settled, self._random(capture, settled))
-            other = self._other(capture, settled)
-        said = {"without": without, "random": random, "other": other}
-        own = {row: capture.replies[row, 0].text for row in settled}
-        return {row: _label(row, asked.questions, own, said) for row in rows}
-
-    def _random(self, capture: Capture, rows: Sequence[int]) -> dict[int, Tensor]:
-        """Return random vectors for each row; rows of one question take them in turn."""
-        asked = cast("Asked", capture.asked)
-        if not rows:
-            return {}
-        norms = torch.cat([capture.row(row).float().norm(dim=-1).cpu() for row in rows])
-        norm = norms.median()
-        width = capture.row(rows[0]).shape[-1]
-        most = max(asked.slots)
-        draws = random_vectors(
-            RANDOM_CONTROLS * most,
-            width,
-            torch.Generator().manual_seed(0),
-            norm.expand(RANDOM_CONTROLS * most),
-        ).reshape(RANDOM_CONTROLS, most, width)
-        turns: dict[str, itertools.count[int]] = {}
-        found: dict[int, Tensor] = {}
-        for row in rows:
-            turn = next(turns.setdefault(asked.questions[row], itertools.count()))
-            found[row] = draws[turn % RANDOM_CONTROLS, : asked.slots[row]]
-        return found
-
-    def _other(self, capture: Capture, rows: Sequence[int]) -> _Texts:
-        """Return each row's answer to the vectors of the next row with as many slots."""
-        asked = cast("Asked", capture.asked)
-        found: _Texts = {}
-        missing: dict[int, Tensor] = {}
+        questions = _asked(capture).questions
+        wanted = {questions[row] for row in rows}
         usable = [row for row in range(capture.count) if row not in capture.errors]
-        for row in rows:
-            later = [each for each in usable if each > row]
-            turn = [*later, *(each for each in usable if each < row)]
-            next_row = next((each for each in turn if _differs(capture, row, each)), None)
-            if next_row is None:
-                continue
-            if asked.prompts[next_row] == asked.prompts[row] and capture.settled(next_row):
-                found[row] = capture.replies[next_row, 0].text
-            else:
-                missing[row] = capture.row(next_row)
-        return found | self._answers(capture, list(missing), missing, keep=False)
-
-    def _answers(
-        self,
-        capture: Capture,
-        rows: Sequence[int],
-        vectors: dict[int, Tensor] | None,
-        *,
-        keep: bool = True,
-    ) -> _Texts:
-        """Return the answer to each row's question about other vectors, or about none."""
-        asked = cast("Asked", capture.asked)
-        keys = {
-            row: (
-                asked.prompts[row].ids,
-                asked.choices,
-                capture.sampling,
-                None if vectors is None else vectors[row].float().cpu().numpy().tobytes(),
-            )
-            for row in rows
-        }
-        new: dict[tuple[object, ...], int] = {
-            key: row for row, key in keys.items() if key not in self._known
-        }
-        answers = self._ask(capture, list(new.values()), vectors)
-        if len(self._known) > _MOST_CACHED:
-            self._known.clear()
-        made: dict[tuple[object, ...], str] = dict(zip(new, answers, strict=True))
-        if keep:
-            self._known.update(made)
-        every = {**self._known, **made}
-        return {row: every[key] for row, key in keys.items()}
-
-    def _ask(
-        self, capture: Capture, rows: list[int], vectors: dict[int, Tensor] | None
-    ) -> list[str]:
-        """Ask the questions of these rows about other vectors, or about none."""
-        if not rows:
-            return []
-        asked = cast("Asked", capture.asked)
-        some = replace(
-            asked,
-            questions=tuple(asked.questions[row] for row in rows),
-            prompts=tuple(asked.prompts[row] for row in rows),
-            slots=tuple(asked.slots[row] for row in rows),
-        )
-        held = [
-            torch.zeros_like(capture.row(row)) if vectors is None else vectors[row] for row in rows
+        settled = [
+            number
+            for number, row in enumerate(usable)
+            if questions[row] in wanted and capture.settled(row)
         ]
-        padded = torch.nn.utils.rnn.pad_sequence([each.float().cpu() for each in held], True)
-        control = Capture(
-            self._queue, padded, len(rows), 1, capture.sampling, null=vectors is None, asked=some
+        places = [(capture, row) for row in usable]
+        with self._lock.held():
+            controls = AnswerControls(self._queue, places, settled, known=self._known)
+            self._queue.resolve_only(controls.handles)
+            if len(self._known) > _MOST_CACHED:
+                self._known.clear()
+            self._known |= controls.kept()
+        said = {
+            name: {usable[number]: text for number, text in texts.items()}
+            for name, texts in controls.said().items()
+        }
+        own = {usable[number]: _said(places[number]) for number in settled}
+        return {row: _label(row, questions, own, said) for row in rows}
+
+
+def unchanged(text: str, said: Mapping[str, str | None]) -> tuple[str, ...]:
+    """Return the names of the controls that give the same answer.
+
+    >>> unchanged("Paris", {"without": "paris.", "random": "Rome", "other": None})
+    ('without',)
+    """
+    return tuple(
+        name for name, each in said.items() if each is not None and same_answer(text, each)
+    )
+
+
+def _asked(capture: Capture) -> Asked:
+    return cast("Asked", capture.asked)
+
+
+def _said(place: Place) -> str:
+    capture, row = place
+    return capture.replies[row, 0].text
+
+
+def _slots(place: Place) -> int:
+    capture, row = place
+    return _asked(capture).slots[row]
+
+
+def _vectors(place: Place) -> Tensor:
+    capture, row = place
+    return capture.row(row).float().cpu()
+
+
+def _key(place: Place, vectors: Tensor | None) -> _Key:
+    """Return everything that an answer depends on."""
+    capture, row = place
+    asked = _asked(capture)
+    held = None if vectors is None else vectors.float().cpu().numpy().tobytes()
+    return (asked.prompts[row].ids, asked.choices, capture.sampling, held)
+
+
+def _control(queue: HandleQueue, asked: Sequence[tuple[Place, Tensor | None]]) -> Capture:
+    """Return a capture that asks each row's question about other vectors, or about none."""
+    (first, _), *_ = asked[0]
+    rows = [place for place, _ in asked]
+    some = replace(
+        _asked(first),
+        questions=tuple(_asked(capture).questions[row] for capture, row in rows),
+        prompts=tuple(_asked(capture).prompts[row] for capture, row in rows),
+        slots=tuple(map(_slots, rows)),
+    )
+    held = [torch.zeros_like(_vectors(place)) if each is None else each for place, each in asked]
+    padded = torch.nn.utils.rnn.pad_sequence([each.float().cpu() for each in held], True)
+    null = asked[0][1] is None
+    return Capture(queue, padded, len(rows), 1, first.sampling, null=null, asked=some)
+
+
+def _random(places: Sequence[Place], rows: Collection[int]) -> dict[int, Tensor]:
+    """Return random vectors for each row; rows of one question take them in turn."""
+    if not rows:
+        return {}
+    norm = torch.cat([_vectors(places[row]).norm(dim=-1) for row in rows]).median()
+    most = max(map(_slots, places))
+    width = _vectors(places[0]).shape[-1]
+    draws = random_vectors(
+        RANDOM_CONTROLS * most,
+        width,
+        torch.Generator().manual_seed(0),
+        norm.expand(RANDOM_CONTROLS * most),
+    ).reshape(RANDOM_CONTROLS, most, width)
+    turns: dict[str, itertools.count[int]] = {}
+    found: dict[int, Tensor] = {}
+    for row in rows:
+        capture, place = places[row]
+        question = _asked(capture).questions[place]
+        turn = next(turns.setdefault(question, itertools.count()))
+        found[row] = draws[turn % RANDOM_CONTROLS, : _slots(places[row])]
+    return found
+
+
+def _others(
+    places: Sequence[Place], rows: Collection[int]
+) -> tuple[dict[int, int], dict[int, Tensor]]:
+    """Choose another row for each: one whose answer is there, or one whose vectors are asked about.
+
+    Returns:
+        Row to the row that has its answer, and row to vectors.
+    """
+    own: dict[int, int] = {}
+    missing: dict[int, Tensor] = {}
+    answered = set(rows)
+    prompts = list(_prompts(places))
+    for number, prompt in enumerate(prompts):
+        for offset, row in enumerate(prompt):
+            if row not in answered:
+                continue
+            others = _in_turn(prompts, number, offset)
+            other = next((each for each in others if _differs(places[row], places[each])), None)
+            if other is None:
+                continue
+            capture, place = places[row]
+            same = _asked(places[other][0]).prompts[places[other][1]]
+            if same == _asked(capture).prompts[place] and other in answered:
+                own[row] = other
+            else:
+                missing[row] = _vectors(places[other])
+    return own, missing
+
+
+def _prompts(places: Sequence[Place]) -> Iterator[list[int]]:
+    """Group the rows that were read in one prompt."""
+    starts: dict[int, dict[int, int]] = {}
+
+    def prompt(number: int) -> tuple[int, int]:
+        capture, row = places[number]
+        of_row = starts.setdefault(
+            id(capture),
+            {each: n for n, span in enumerate(capture.prompts()) for each in span},
         )
-        handle = Explanation.of(control, (len(rows),))
-        self._queue.resolve_only([handle])
-        return [control.replies[row, 0].text for row in range(len(rows))]
+        return id(capture), of_row[row]
+
+    for _, group in itertools.groupby(range(len(places)), prompt):
+        yield list(group)
 
 
-def _differs(capture: Capture, one: int, other: int) -> bool:
-    """Return whether two rows have as many slots, and different vectors."""
-    slots = cast("Asked", capture.asked).slots
-    return slots[one] == slots[other] and not torch.equal(capture.row(one), capture.row(other))
+def _in_turn(prompts: Sequence[list[int]], number: int, offset: int) -> Iterable[int]:
+    """Return the rows of the next prompts from the same place on, then the others of this one."""
+    count = len(prompts)
+    for step in range(1, count):
+        prompt = prompts[(number + step) % count]
+        place = min(offset, len(prompt) - 1)
+        yield from (*prompt[place:], *prompt[:place])
+    prompt = prompts[number]
+    yield from (*prompt[offset + 1 :], *prompt[:offset])
+
+
+def _differs(one: Place, other: Place) -> bool:
+    """Return whether the other row has as many slots, and other vectors that can be written."""
+    if _slots(one) != _slots(other):
+        return False
+    vectors = _vectors(other)
+    return not torch.equal(_vectors(one), vectors) and not unusable(vectors)
 
 
 def _label(row: int, questions: Sequence[str], own: _Texts, said: dict[str, _Texts]) -> AnswerTrust:
@@ -187,16 +306,7 @@ def _label(row: int, questions: Sequence[str], own: _Texts, said: dict[str, _Tex
         compared = [same_answer(own[each], texts[each]) for each in same if each in texts]
         if compared:
             shares[name] = sum(compared) / len(compared)
+    here = {name: texts.get(row) for name, texts in said.items()}
     return AnswerTrust(
-        question,
-        said["without"].get(row),
-        said["random"].get(row),
-        said["other"].get(row),
-        tuple(
-            name
-            for name, texts in said.items()
-            if row in texts and same_answer(own[row], texts[row])
-        ),
-        shares,
-        len(same),
+        question, **here, unchanged=unchanged(own[row], here), shares=shares, answers=len(same)
     )

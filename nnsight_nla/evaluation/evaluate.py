@@ -109,8 +109,8 @@ def explained(
     Returns:
         The handle on the explanations, and the controls.
     """
-    told = nla.explain(vectors)
     check_single(nla.checkpoint, "evaluate")
+    told = nla.explain(vectors)
     controls = make_controls(nla, len(vectors), vectors.shape[-1], vectors.detach(), seed)
     nla.resolve()
     return told, controls

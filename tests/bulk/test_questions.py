@@ -65,6 +65,80 @@ def test_each_row_has_its_question_and_its_number_of_vectors(oracle, tmp_path):
     assert table(again) == made
 
 
+def controls_of(row: dict) -> dict:
+    names = ("answer_without", "answer_random", "answer_other", "unchanged")
+    return {name: row[name] for name in names}
+
+
+def labels_of(handle) -> list[dict]:
+    """The same columns, from the labels of a handle."""
+    return [
+        {
+            **{f"answer_{name}": getattr(each, name) for name in ("without", "random", "other")},
+            "unchanged": list(each.unchanged),
+        }
+        for each in handle.trust
+    ]
+
+
+@pytest.mark.parametrize("choices", [None, ["Yes", "No"]])
+def test_the_controls_of_a_chunk_are_those_of_one_call(oracle, tmp_path, choices):
+    source, output = rows(tmp_path / "in.parquet"), tmp_path / "out.parquet"
+    report = bulk.run(oracle, opened(source), output, chunk=3, choices=choices)
+    made = table(output)
+    parts = [
+        oracle.ask(VECTORS[part], QUESTIONS[part], choices=choices)
+        for part in (slice(3), slice(3, None))
+    ]
+    assert list(map(controls_of, made)) == labels_of(parts[0]) + labels_of(parts[1])
+    assert made[0]["answer_other"] is not None
+    assert made[1]["answer_other"] is None  # No other row of its chunk has three slots.
+    shares = {
+        name: sum(name in row["unchanged"] for row in made)
+        / sum(row[f"answer_{name}"] is not None for row in made)
+        for name in ("without", "random", "other")
+    }
+    assert report.unchanged == pytest.approx(shares)
+    assert f"unchanged: {shares['without']:.0%} without vectors" in str(report)
+    again = bulk.run(oracle, opened(source), output, chunk=3, choices=choices)
+    assert again.unchanged == report.unchanged
+
+
+def test_answers_and_controls_are_generated_together(oracle, tmp_path, monkeypatch):
+    batches, verbalize = [], oracle._verbalizer.verbalize
+
+    def counted(vectors, *args, **options):
+        batches.append(len(vectors))
+        return verbalize(vectors, *args, **options)
+
+    monkeypatch.setattr(oracle._verbalizer, "verbalize", counted)
+    vectors = [*torch.randn(6, 1, D, generator=GENERATOR)]
+    source = rows(tmp_path / "in.parquet", vectors, [TONE] * 6)
+    bulk.run(oracle, opened(source), tmp_path / "out.parquet", batch_size=64)
+    # Six answers, one without vectors, six with random ones; the others' answers are there.
+    assert batches == [13]
+    bulk.run(oracle, opened(source), tmp_path / "plain.parquet", controls=False)
+    assert batches == [13, 6]
+    plain, whole = table(tmp_path / "plain.parquet"), table(tmp_path / "out.parquet")
+    assert "unchanged" not in plain[0]
+    assert [row["text"] for row in plain] == [row["text"] for row in whole]
+    with pytest.raises(NLAError, match="controls"):
+        bulk.run(oracle, opened(source), tmp_path / "plain.parquet")
+
+
+def test_the_other_row_is_of_another_document(oracle, model, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    source.write_text('{"text": "People in Paris speak"}\n{"text": "The cow lives"}\n')
+    bulk.run(oracle, source, output, model=model, question=TONE)
+    made = {(row["doc_id"], row["position"]): row for row in table(output)}
+    texts = {place: row["text"] for place, row in made.items()}
+    one, other = sorted({doc for doc, _ in made})
+    last = max(position for doc, position in made if doc == other)
+    for (doc, position), row in made.items():
+        place = (other, min(position, last)) if doc == one else (one, position)
+        assert row["answer_other"] == texts[place]
+
+
 def test_a_bad_row_is_its_own_error(oracle, tmp_path):
     vectors = [*VECTORS, None, torch.ones(2, 5), torch.zeros(1, D), VECTORS[0]]
     questions = ["", None, "What? " * 400, *QUESTIONS[:5], TONE]
@@ -139,9 +213,9 @@ def test_one_question_about_texts(oracle, model, tmp_path):
 def test_what_cannot_be_asked(oracle, nla, tmp_path):
     source, output = rows(tmp_path / "in.parquet"), tmp_path / "out.parquet"
 
-    def refused(message, nla, *args, error=NLAError, **options):
+    def refused(message, nla, source, error=NLAError, **options):
         with pytest.raises(error, match=re.escape(message)):
-            bulk.run(nla, *args, output, **options)
+            bulk.run(nla, source, output, **options)
 
     refused("answers questions, and got none. Pass question=", oracle, source)
     refused("Pass one of them", oracle, opened(source), question=TONE)
@@ -174,14 +248,16 @@ def test_on_the_command_line(tmp_path):
     words += ["--question-column", "question", "--max-new-tokens", "4"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0
     assert [row["question"] for row in table(output)] == QUESTIONS
+    assert all(row["answer_without"] is not None for row in table(output))
     chosen = tmp_path / "chosen.parquet"
     words[2] = str(chosen)
-    words += ["--choices", "Yes,No", "--layer", "4"]
+    words += ["--choices", "Yes,No", "--no-controls", "--layer", "4"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0
     assert [sorted(dict(row["probabilities"])) for row in table(chosen)] == [["No", "Yes"]] * 5
     model = tiny.load()[0]
     oracle = NLA.on(model, av=tiny.paths()["oracle"])
     asked = oracle.ask(VECTORS, QUESTIONS, choices=["Yes", "No"], layer=4)
+    assert "unchanged" not in table(chosen)[0]
     assert [row["text"] for row in table(chosen)] == asked.text
     words[-1] = "2"
     assert "trained on layer 3, 4" in str(CliRunner().invoke(cli.app, words).exception)

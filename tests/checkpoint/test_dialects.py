@@ -381,6 +381,73 @@ def test_a_data_set_of_a_successor_says_where_its_vectors_come_from(name, tmp_pa
     assert open_source(file).origin.layer == 3
 
 
+def depth(number: int, **changes):
+    """An entry of ``extraction.checkpoints``, as Anwen0507/trajectory_natural_language_transcoders
+    writes it: the number of completed blocks, 0 being the embedding."""
+    name = f"block_{number:02d}" if number else "embedding"
+    kind, layer = ("block_output", number - 1) if number else ("embedding", None)
+    entry = {"name": name, "depth": number, "kind": kind, "layer_index": layer}
+    return {**entry, "final_norm_applied": False, **changes}
+
+
+def trajectory(*entries, layer=None):
+    return {
+        "dataset_id": "base_t_C0-2-4_0123abcd",
+        "stage": "base",
+        "row_count": 1,
+        "extraction": {
+            "base_model": "you/t", "d_model": 8, "layer_index": layer, "norm": "none",
+            "corpus": "c", "corpus_slice": {"start": 0, "length": 1}, "positions_per_doc": 3,
+            "checkpoints": list(entries),
+        },
+        "kind": "nla_dataset",
+        "schema_version": 2,
+        "keep_debug_metadata": True,
+    }  # fmt: skip
+
+
+def test_a_data_set_of_several_blocks_says_where_each_column_comes_from(tmp_path):
+    """The file of stage 0: a column for the embedding and for each block."""
+    file = tmp_path / "base.parquet"
+    vectors = {f"activation_{name}": [[1.0] * 8] for name in ("embedding", "block_02", "block_04")}
+    pq.write_table(pa.table({**vectors, "activation_other": [[1.0] * 8], "doc_id": ["a"]}), file)
+    tree = trajectory(depth(0), depth(2), depth(4, final_norm_applied=True))
+    (tmp_path / "base.parquet.nla_meta.yaml").write_text(yaml.safe_dump(tree))
+    found = open_source(file, vector="activation_block_02").origin
+    assert found == Origin("you/t", 1, 8, "none")
+    assert found.source["layer"] == "extraction.checkpoints in base.parquet.nla_meta.yaml"
+    for column, message in (
+        ("activation_block_04", "'block_04' is after the final norm. A verbalizer reads"),
+        ("activation_embedding", "'embedding' is of kind 'embedding'. A verbalizer reads"),
+        ("activation_other", "and not of which one column activation_other is"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            open_source(file, vector=column)
+    with pytest.raises(NLAError, match="vector='activation_block_02'"):
+        open_source(file)
+
+
+def test_a_data_set_of_one_block_says_its_layer_twice(tmp_path):
+    """The file of stage 3, in which one block was chosen."""
+    file = tmp_path / "av.parquet"
+    rows = {
+        "activation_vector": [[1.0] * 8], "response": ["About Rome."], "doc_id": ["a"],
+        "activation_checkpoint": ["block_04"], "activation_depth": [4], "activation_layer": [3],
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), file)
+    sidecar = tmp_path / "av.parquet.nla_meta.yaml"
+    for layer in (3, None):
+        sidecar.write_text(yaml.safe_dump(trajectory(depth(4), layer=layer)))
+        assert Published(file).origin == Origin("you/t", 3, 8, "none")
+        assert open_source(file).origin.layer == 3
+    sidecar.write_text(yaml.safe_dump(trajectory(depth(4), layer=4)))
+    with pytest.raises(CheckpointError, match=r"is 4, but layer .*checkpoints .* is 3"):
+        open_source(file)
+    sidecar.write_text(yaml.safe_dump(trajectory(depth(4, layer_index="3"), layer=None)))
+    with pytest.raises(CheckpointError, match="expected a block number from 0"):
+        open_source(file)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -72,6 +72,19 @@ def test_one_row_has_no_other(oracle, answers):
     assert answers
 
 
+def test_the_other_row_is_at_the_same_place_in_the_next_prompt(oracle, answers):
+    signs = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 0.0], [-1.0, 1.0, 1.0]])
+    vectors = signs[..., None] * torch.ones(D)
+    labels = oracle.ask(vectors[:, :, None], "Which way?").trust
+    said = [[label.other for label in row] for row in labels]
+    # The third row of the second prompt has no direction: the next row of that prompt is taken.
+    assert said[0] == ["down", "up", "down"]
+    # Equal vectors are no control: the next row of that prompt is taken.
+    assert said[1][:2] == ["up", "down"]
+    assert said[2] == ["up", "down", "down"]
+    assert answers
+
+
 def test_another_question_is_asked_about_the_other_rows_vectors(oracle, answers):
     vectors = torch.stack([torch.ones(1, D), -torch.ones(1, D)])
     labels = oracle.ask(vectors, ["Which way?", "Where to?"]).trust

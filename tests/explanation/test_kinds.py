@@ -74,7 +74,8 @@ def test_text_table_page_json_and_parquet_say_it(case, tmp_path):
     assert [name for name, view in views.items() if said not in view] == []
     assert again.origin == thought.origin
     assert repr(again).split("resolved")[0] == repr(thought).split("resolved")[0]
-    assert {str(each.grade) for each in again.trust} == {"none"}
+    labels: Any = again.trust
+    assert {str(each.grade) for each in labels} == {"none"}
 
 
 @settings(

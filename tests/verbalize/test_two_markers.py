@@ -1,10 +1,12 @@
 """A verbalizer with a marker for each end of a difference, compared with a plain forward hook."""
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from nnsight_nla import (
@@ -19,7 +21,10 @@ from nnsight_nla import (
     tiny,
 )
 from nnsight_nla.checkpoint.checkpoint import parse_sidecar
+from nnsight_nla.evaluation.evaluate import evaluate
 from nnsight_nla.remote.wire import RemoteNLA
+from nnsight_nla.training.reinforcement import RLSettings
+from nnsight_nla.training.reinforcement.pair import open_pair
 from tests.helpers.plain_oracle import first_logits
 
 SHORT = Sampling(max_new_tokens=8)
@@ -121,6 +126,9 @@ def test_what_explains_one_vector_at_a_time_is_refused(both, model, residuals, t
     """Two rows are as many as one explanation takes, so each of these would read them as one."""
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "People in Paris speak"}\n', "utf-8")
+    other = shutil.ignore_patterns("nla_calibration.json")  # Of another sidecar.
+    folder = shutil.copytree(tiny.paths()["av"], tmp_path / "av", ignore=other)
+    (folder / "nla_meta.yaml").write_text(yaml.safe_dump(described().to_sidecar("av")), "utf-8")
     calls = {
         "read": lambda: both.read(model, "The cow", positions=[0, 1]),
         "controls": lambda: both.controls(2),
@@ -130,6 +138,9 @@ def test_what_explains_one_vector_at_a_time_is_refused(both, model, residuals, t
             model, both, "The cow", "The sun", metric=torch.sum, layers=[1], positions=-1
         ),
         "run on the texts of": lambda: bulk.run(both, source, tmp_path / "out.parquet"),
+        "hook": lambda: both.hook(model),
+        "evaluate": lambda: evaluate(both, residuals[:2], ["a", "b"]),
+        "rl": lambda: open_pair(folder, tiny.paths()["ar"], RLSettings(steps=1, warmup=0)),
     }
     for what, call in calls.items():
         with pytest.raises(CheckpointError, match=f"^{what}.*: it explains one vector at a time"):
