@@ -82,8 +82,9 @@ def test_draws_against_generate_with_a_hook():
     mine, other = (statistics.median(each) for each in zip(*pairs, strict=True))
     times = statistics.median(a / b for a, b in pairs)
     print(
-        f"\n{SETTINGS.prompts} vectors x {SETTINGS.draws} draws, the tiny pair: {mine:,.0f} tokens/s; "
-        f"generate with a hook {other:,.0f} (x{times:.2f}; medians of {ROUNDS})"
+        f"\n{SETTINGS.prompts} vectors x {SETTINGS.draws} draws, the tiny pair: "
+        f"{mine:,.0f} tokens/s; generate with a hook {other:,.0f} (x{times:.2f}; "
+        f"medians of {ROUNDS})"
     )
     assert times >= LEAST
 

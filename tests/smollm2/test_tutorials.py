@@ -1,7 +1,7 @@
 """The tutorials on the small pair run on the real model with one word changed.
 
-All but the shortest run with ``ALL_TUTORIALS=1 pytest tests/smollm2``: ten minutes. Four others lead with the
-real model and run on it in tests/tutorials.
+All but the shortest run with ``ALL_TUTORIALS=1 pytest tests/smollm2``: ten
+minutes. Four others lead with the real model, and run on it in tests/tutorials.
 """
 
 import json
