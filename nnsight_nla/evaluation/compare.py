@@ -76,7 +76,9 @@ class Comparison:
                 lines.append(f"... and {len(self.rows) - _LINES} more; .to_pandas() has all")
                 break
             where = f"{', '.join(map(str, at))}: " if at else ""
-            lines.append(f"{where}{_figures(row)}{_words(row)}")
+            lines.append(f"{where}{_figures(row)}{_words(row) if at else ''}")
+        if not self.shape and self.rows[0].change:
+            lines += ["", self.rows[0].to_text()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

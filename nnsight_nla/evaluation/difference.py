@@ -2,6 +2,8 @@
 
 >>> difference("About Rome, in Italy.", "About Paris, in France.").removed
 ('Rome', 'Italy')
+>>> print(difference("About Rome, in Italy.", "About Paris, in France."))
+About [-Rome-] {+Paris+}, in [-Italy-] {+France+}.
 >>> difference("About Rome.", "About Rome.").change
 0.0
 """
@@ -9,7 +11,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Literal
@@ -18,6 +21,9 @@ from ..view.escaping import Html, html, readable
 
 _WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 _LONGEST = 4000
+_NARROWEST = 20
+_SIGNS = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}
+"""As in ``git diff --word-diff``."""
 _MARKS = {
     "same": "{}",
     "removed": '<del style="background:#f8514933">{}</del>',
@@ -61,16 +67,39 @@ class Difference:
         """Return the diff as HTML: removed words struck, added words marked, all text escaped."""
         if self.before is None or self.after is None:
             return Html(f"<em>{html(self.error or 'no text')}</em>")
-        shown, last = "", None
-        for kind, text, gap in _spans(self.before, self.after):
-            if (last, kind) == ("removed", "added"):
-                gap = gap or " "
-            lines = html(readable(text, _LONGEST)).replace("\n", "<br>")
-            shown += ("<br>" if "\n" in gap else " " if gap else "") + _MARKS[kind].format(lines)
-            last = kind
+        shown = ""
+        for kind, text, gap in self._shown():
+            shown += gap.replace("\n", "<br>")
+            shown += _MARKS[kind].format(html(text).replace("\n", "<br>"))
         return Html(shown)
 
     _repr_html_ = to_html
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the diff as text for a terminal: ``[-removed-]`` and ``{+added+}``.
+
+        Args:
+            width: The columns of a line; those of the terminal unless given.
+        """
+        if self.before is None or self.after is None:
+            return self.error or "no text"
+        marked = "".join(
+            gap + "\n".join(_SIGNS[kind].format(line) if line else "" for line in text.split("\n"))
+            for kind, text, gap in self._shown()
+        )
+        width = shutil.get_terminal_size().columns if width is None else width
+        return "\n".join(_laid_out(marked, max(width, _NARROWEST)))
+
+    __str__ = to_text
+
+    def _shown(self) -> Iterator[tuple[Kind, str, str]]:
+        """Yield the spans as a reader sees them: the kind, the text, and the gap before it."""
+        last = None
+        for kind, text, gap in _spans(self.before or "", self.after or ""):
+            if (last, kind) == ("removed", "added"):
+                gap = gap or " "
+            yield kind, readable(text, _LONGEST), "\n" if "\n" in gap else " " if gap else ""
+            last = kind
 
 
 def difference(
@@ -101,6 +130,16 @@ def difference(
     words = [_WORDS.findall(text) for text in (before, after)]
     change = 1 - SequenceMatcher(None, *words, autojunk=False).ratio()
     return Difference(before, after, removed, added, change, *known)
+
+
+def _laid_out(text: str, width: int) -> Iterator[str]:
+    """Yield the lines of a text, none wider than `width` columns; some letters take two."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=width)
+    for line in text.splitlines():
+        yield from (each.plain.rstrip() for each in Text(line).wrap(console, width) or [Text()])
 
 
 def _spans(before: str, after: str) -> tuple[tuple[Kind, str, str], ...]:

@@ -57,7 +57,7 @@ class Run:
     number: int
     """Its number in the session."""
     prompt: int
-    """The number of its prompt, which runs at several layers share."""
+    """The number of its prompt, which runs at several layers share; a patched run has its own."""
     given: Any
     """The prompt as it was given."""
     label: str
@@ -178,7 +178,7 @@ class Runner:
             for index, nla in enumerate(nlas)
         ]
         self._each.sort(key=lambda each: each[2].k)
-        self._runs, self._prompts = count(), count()
+        self._runs, self._prompts, self._texts = count(), count(), count(1)
 
     def open(self, prompt: Any) -> list[Run]:
         """Run a prompt; return a run for each layer.
@@ -190,6 +190,7 @@ class Runner:
         parts = reading.parts_of(self.model.tokenizer, span.ids, reading.messages_of(prompt))
         groups = whole(self.model.tokenizer, span.ids, span.tokens)
         number, following = next(self._prompts), self._following(span.ids, [])
+        label = f"text {next(self._texts)}"
         found: list[Run] = []
         for name, nla, target in self._each:
             residuals, last = self._residuals(target, span.ids, ())
@@ -200,9 +201,8 @@ class Runner:
             ]
             found.append(
                 Run(
-                    next(self._runs), number, prompt,
-                    f"layer {target.k}" if len(self._each) > 1 else f"text {number + 1}",
-                    nla, name, target, span, residuals, last, following, records,
+                    next(self._runs), number, prompt, label, nla, name, target, span, residuals,
+                    last, following, records,
                 )
             )  # fmt: skip
         return found
@@ -234,6 +234,7 @@ class Runner:
         return replace(
             run,
             number=number,
+            prompt=next(self._prompts),
             label=f"{run.label}, {layer}@{position} from {source.label} {layer}@{at}",
             residuals=residuals,
             last=last,

@@ -1,19 +1,24 @@
 """Which tokens are one character together: most Chinese characters and emoji have several tokens.
 
 A token that is a part of a character's bytes decodes to U+FFFD by itself. The tokens from it on are
-decoded together until the bytes are whole; what is drawn as one sign with the sign before it (a
-skin tone, what follows a joiner) belongs to it as well.
+decoded together until the bytes are whole. Tokens that share what a reader sees as one character
+belong together as well: a flag, a family, a skin tone, a letter and its accents (the extended
+grapheme clusters of Unicode).
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-_BROKEN, _JOINER = "\ufffd", "\u200d"
-_LONGEST = 8
-"""The most tokens of a character."""
+import regex
+
+_BROKEN = "\ufffd"
+_JOINERS = "\u200c\u200d"
+_CLUSTER = regex.compile(r"\X")
+_LONGEST, _MOST = 8, 64
+"""The most tokens of the bytes of one character, and of tokens that are one chip together."""
 
 
 def whole(tokenizer: Any, ids: Sequence[int], tokens: Sequence[str]) -> list[str | None]:
@@ -28,24 +33,36 @@ def whole(tokenizer: Any, ids: Sequence[int], tokens: Sequence[str]) -> list[str
         ``None`` for a token that is text by itself; for others, the text of the group at its first
         token and ``""`` at those after it.
     """
-    found: list[str | None] = [None] * len(ids)
-    start = before = 0
-    while start < len(ids):
-        end, text = _group(tokenizer, ids, tokens, start)
-        if start and _continues("".join(filter(None, _texts(found, tokens, before, start))), text):
-            text = f"{''.join(_texts(found, tokens, before, start))}{text}"
-            found[before:end] = [text, *[""] * (end - before - 1)]
+    units = list(_units(tokenizer, ids, tokens))
+    begins = {each.start() for each in _CLUSTER.finditer("".join(text for *_, text in units))}
+    groups: list[tuple[int, int, str]] = []
+    at = 0
+    for start, end, text in units:
+        first, _, before = groups[-1] if groups else (start, 0, "")
+        if text and at not in begins and _seen(before, text) and end - first <= _MOST:
+            groups[-1] = first, end, before + text
         else:
-            before = start
-            if end - start > 1:
-                found[start:end] = [text, *[""] * (end - start - 1)]
-        start = end
+            groups.append((start, end, text))
+        at += len(text)
+    found: list[str | None] = [None] * len(ids)
+    for start, end, text in groups:
+        if end - start > 1:
+            found[start:end] = [text, *[""] * (end - start - 1)]
     return found
 
 
-def _group(
-    tokenizer: Any, ids: Sequence[int], tokens: Sequence[str], start: int
-) -> tuple[int, str]:
+def _units(
+    tokenizer: Any, ids: Sequence[int], tokens: Sequence[str]
+) -> Iterator[tuple[int, int, str]]:
+    """Yield the tokens whose bytes are whole together: the first, the end, and their text."""
+    start = 0
+    while start < len(ids):
+        end, text = _unit(tokenizer, ids, tokens, start)
+        yield start, end, text
+        start = end
+
+
+def _unit(tokenizer: Any, ids: Sequence[int], tokens: Sequence[str], start: int) -> tuple[int, str]:
     """Return where the characters that begin at token `start` end, and their text."""
     if _BROKEN in tokens[start]:
         for end in range(start + 2, min(start + _LONGEST, len(ids)) + 1):
@@ -57,22 +74,13 @@ def _group(
     return start + 1, tokens[start]
 
 
-def _texts(found: Sequence[str | None], tokens: Sequence[str], start: int, end: int) -> list[str]:
-    given = zip(found[start:end], tokens[start:end], strict=True)
-    return [token if text is None else text for text, token in given]
+def _seen(before: str, text: str) -> bool:
+    """Return whether a reader sees that `text` continues what is before it.
 
-
-def _continues(before: str, text: str) -> bool:
-    """Return whether `text` is drawn as one sign with what is before it."""
-    if (
-        not before
-        or not text
-        or unicodedata.category(before.rstrip(f"{_JOINER}\ufe0f")[-1:] or " ")[0] != "S"
-    ):
-        return False
-    first = text[0]
-    return (
-        before[-1] == _JOINER
-        or first in f"{_JOINER}\ufe0f"
-        or "\U0001f3fb" <= first <= "\U0001f3ff"
-    )
+    A joiner after anything but a sign is not seen, and has a chip that says so; a line break after
+    a carriage return ends a line.
+    """
+    if text[0] not in _JOINERS:
+        return text[0] != "\n"
+    sign = before.rstrip(f"{_JOINERS}\ufe0f")[-1:]
+    return sign != "" and unicodedata.category(sign)[0] == "S"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -30,6 +31,7 @@ _LIVE = ["range", "live", "experiments"]
 _TOKEN, _TEXT = 200, 20_000
 """The most characters of a token and of an explanation on a page; the others are counted."""
 _TITLE = 80
+_COMMENT = re.compile(r"^ *(?://.*|/\*\*.*\*/)\n", re.MULTILINE)
 
 
 def reading(
@@ -77,12 +79,16 @@ def live(
 def script(*, live: bool = True) -> str:
     """Return the page's script, which defines ``nnsightNla.mount(root, data, transport)``.
 
+    Lines that are comments are left out, to keep the page small.
+
     Args:
         live: Whether with the parts that need a transport.
     """
     names = [*_SCRIPTS, *(_LIVE if live else []), "mount"]
     parts = [(_HERE / "script" / f"{name}.js").read_text("utf-8") for name in names]
-    return "\n".join(['"use strict";', "(() => {", *parts, "})();"])
+    return "\n".join(
+        ['"use strict";', "(() => {", *(_COMMENT.sub("", each) for each in parts), "})();"]
+    )
 
 
 def style(*, live: bool = True) -> str:

@@ -229,6 +229,23 @@ def test_after_a_drop_the_page_goes_on_where_it_was(tab, served):
     expect(page.locator("#details .said")).to_contain_text("Next: French")
 
 
+def test_a_drop_in_mid_stream_keeps_what_came_and_reads_the_rest_later(tab, served, slow):
+    page = tab("A text of its own: people in Paris speak", complains="the connection")
+    chip(page, 9).click()
+    said = page.locator("#details .said")
+    expect(said).to_contain_text("About")
+    early = said.inner_text()
+    served.stop()
+    try:
+        expect(page.locator("#state")).to_contain_text("The connection is lost")
+        assert said.inner_text().startswith(early)
+        expect(page.locator("#details")).to_have_attribute("aria-busy", "true")
+    finally:
+        served.start()
+    expect(page.locator("#details")).to_contain_text("denominator", timeout=20_000)
+    assert len(said.inner_text()) > len(early)
+
+
 def test_a_server_that_is_killed_in_the_middle(context):
     script = "from nnsight_nla.cli import main; main()"
     command = [sys.executable, "-c", script, "view", PROMPT, "--port", "0"]

@@ -254,6 +254,24 @@ def test_several_layers_of_one_text_are_columns(live):
     assert said.all_inner_texts() == ["About a farm.", "Waiting for the verbalizer."]
 
 
+def test_an_experiment_by_depth_is_of_one_layer(live):
+    shown = live({**run(), "records": []})
+    for each, layer in enumerate((8, 16)):
+        side = {**view.side(run(says="About it.")), "layer": layer}
+        shown.say(type="run", run=each, prompt=0, reading=side)
+    shown.page.click("#t0-1")
+    deep = shown.details.locator(".card").nth(1)
+    deep.get_by_role("button", name="patch into").click()
+    shown.page.click("#t0-5")
+    assert shown.sent == [{"type": "patch", "source": [1, 1], "target": [1, 5], "id": 1}]
+    changed = {**view.side(run(label="patched", says="About the barn.")), "layer": 16}
+    shown.say(type="run", id=1, run=2, prompt=1, reading=changed)
+    shown.say(type="result", kind="patch", id=1, run=2, cell=[2, 5], kl=1.25, next=[])
+    assert shown.page.locator("h2").all_inner_texts() == ["text 1", "patched"]
+    shown.page.get_by_role("button", name="block 8").click()
+    expect(shown.details.locator(".card:not(.result)")).to_have_count(2)
+
+
 READ = run(says="About the cow.\nA farm.")
 
 

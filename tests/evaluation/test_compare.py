@@ -108,13 +108,17 @@ class TestHandles:
         assert "% of the words differ, cosine 0." in repr(one)
         assert "shape" not in repr(one)
         assert str(one).startswith(repr(one)[12:-1])
-        assert "Rome" in str(one).split(" \u2192 ")[0]
-        assert "Paris" in str(one).split(" \u2192 ")[1]
+        figures, _, diff = str(one).partition("\n\n")
+        assert figures == repr(one)[12:-1]
+        assert diff == one.rows[0].to_text()
+        assert "[-Rome-] {+Paris+}" in diff
         both = nla.compare(thoughts[0], thoughts)
         assert repr(both) == "<Comparison shape=(2,), 1 of 2 texts differ>"
         first, second = str(both).splitlines()
         assert first == "0: 0% of the words differ, cosine 1.00, text distance 0.00"
         assert second.startswith("1: ")
+        assert "Rome" in second.split(" \u2192 ")[0]
+        assert "Paris" in second.split(" \u2192 ")[1]
         bad = nla.compare(thoughts[0], nla.explain(torch.zeros(128)))
         assert str(bad) == repr(bad)[12:-1]
         assert "after: this vector is zero" in str(bad)

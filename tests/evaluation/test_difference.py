@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from nnsight_nla.evaluation.difference import difference
 
@@ -87,3 +88,44 @@ def test_the_diff_is_spaced_as_the_texts_are():
     assert shown("A, b", "A") == "A<del>, b</del>"
     assert shown("one", "one\ntwo") == "one<br><ins>two</ins>"
     assert shown("One.", "One one.") == "One <ins>one</ins>."
+
+
+def plain(text):
+    """The texts of a diff in a terminal: before, after."""
+    removed, added = re.compile(r"\[-(.*?)-\]"), re.compile(r"\{\+(.*?)\+\}")
+    joined = " ".join(text.split())
+    sides = added.sub("", removed.sub(r"\1", joined)), removed.sub("", added.sub(r"\1", joined))
+    return [re.findall(r"\w+|[^\w\s]", side) for side in sides]
+
+
+@pytest.mark.parametrize("width", [20, 33, 80])
+def test_in_a_terminal_the_same_words_are_marked_and_no_line_is_too_wide(width):
+    found = difference(ROME, PARIS)
+    lines = found.to_text(width).splitlines()
+    assert max(map(len, lines)) <= width
+    whole = found.to_text(1000)
+    assert whole == (
+        "About [-Rome-] {+Paris+}, the capital of [-Italy-] {+France+}; cheerful tone.\n"
+        "Stating the language."
+    )
+    assert " ".join(lines).split() == whole.split()
+    assert plain("\n".join(lines)) == [re.findall(r"\w+|[^\w\s]", side) for side in (ROME, PARIS)]
+    assert found.removed == tuple(re.findall(r"\[-(.*?)-\]", whole))
+    assert found.added == tuple(re.findall(r"\{\+(.*?)\+\}", whole))
+
+
+def test_a_terminal_has_as_many_columns_as_it_says(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    text = str(difference("one " * 40, "two"))
+    assert 20 < max(map(len, text.splitlines())) <= 30
+    wide = difference("", "巴黎" * 20).to_text(30)
+    assert max(map(cell_len, wide.splitlines())) == 30, "these letters take two columns"
+
+
+def test_a_terminal_gets_no_control_characters_and_each_line_its_marks():
+    text = difference("a", "b\x1b[31m\n\u202ec").to_text(80)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert difference("same", "same one\ntwo").to_text(80) == "same {+one+}\n{+two+}"
+    assert difference(None, "b", error="is zero").to_text() == "is zero"
+    assert str(difference("a", None)) == "no text"

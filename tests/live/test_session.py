@@ -393,7 +393,7 @@ def test_a_run_for_each_layer(pair):
     runs = made.open(PARIS)
     made.close()
     assert [(run.prompt, run.label, run.name) for run in runs] == [
-        (0, "layer 3", "nlas[0]"), (0, "layer 3", "nlas[1]"),
+        (0, "text 1", "nlas[0]"), (0, "text 1", "nlas[1]"),
     ]  # fmt: skip
     with pytest.raises(NLAError, match="There is no NLA"):
         Session(model, [])

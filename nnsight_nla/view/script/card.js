@@ -70,7 +70,7 @@ function said(page, token, other, r) {
   } else if (live && live.state === "failed") made.append(paragraph("none", live.why));
   else if (token.err !== undefined) made.append(paragraph("none", `No text, because this vector ${token.err}`));
   else if (token.x === undefined) {
-    made.append(el("p", "unread", page.transport ? "Not read yet: click it, or press Enter." : "This position was not read."));
+    made.append(el("p", "unread", page.transport ? unasked() : "This position was not read."));
   } else made.append(...paragraphs(page, token.x, other && other.x, r));
   return made;
 }
@@ -145,7 +145,7 @@ function actions(page, side, r, i) {
     made.append(copier("copy link", () => `${location.href.split("#")[0]}#${side.run}.${token.p}`));
   }
   if (code) made.append(copier("copy code", () => code));
-  if (page.transport && !page.depth) made.append(...experiments(page, r, i));
+  if (page.transport) made.append(...experiments(page, side, r, i));
   return made;
 }
 
@@ -202,6 +202,9 @@ function draw(page) {
   if (page.needle) cards.push(results(page));
   page.at.details.setAttribute("aria-busy", String(Boolean(token && token.live && token.live.state === "text")));
   keepFocus(page, () => page.at.details.replaceChildren(...cards));
+  const top = JSON.stringify(shown);
+  if (top !== page.topmost || page.result !== page.resulted) page.at.details.scrollTop = 0;
+  [page.topmost, page.resulted] = [top, page.result];
 }
 
 /** Change the details; a button that had the focus has it again if it is there again. */

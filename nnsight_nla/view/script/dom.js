@@ -33,6 +33,8 @@ function folded(summary, make) {
   return made;
 }
 
-const short = (value) => String(Number(value.toPrecision(3)));
+/** Return a list in words: a, b and c. */
+const listed = (names) => names.join(", ").replace(/, ([^,]*)$/, " and $1");
+const short = (value) => (typeof value === "number" ? String(Number(value.toPrecision(3))) : "–");
 const same = (a, b) => Boolean(a && b && a.r === b.r && a.i === b.i);
 const wasRead = (token) => token.x !== undefined || token.err !== undefined;

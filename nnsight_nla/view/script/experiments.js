@@ -2,12 +2,12 @@
 
 const LARGEST_DOSE = 3;
 
-/** Return the buttons of a token's experiments. */
-function experiments(page, r, i) {
-  const { run, tokens } = page.sides[r], here = [run, tokens[i].p];
+/** Return the buttons of a token's experiments; by depth, those of one layer. */
+function experiments(page, side, r, i) {
+  const { run, tokens, layer } = side, here = [run, tokens[i].p];
   const found = [
-    button("compare with …", () => pick(page, "Click the token to compare it with.", (there) => request(page, { type: "compare", a: here, b: there }))),
-    button("patch into …", () => pick(page, "Click the token whose residual this one replaces.", (there) => request(page, { type: "patch", source: here, target: there }))),
+    button("compare with …", () => pick(page, "the token to compare it with.", layer, (there) => request(page, { type: "compare", a: here, b: there }))),
+    button("patch into …", () => pick(page, "the token whose residual this one replaces.", layer, (there) => request(page, { type: "patch", source: here, target: there }))),
   ];
   if (tokens[i].x !== undefined) found.push(
     button("edit, steer", () => { page.result = editor(page, here, tokens[i].x); page.version += 1; draw(page); }),
@@ -16,27 +16,30 @@ function experiments(page, r, i) {
   return found;
 }
 
-/** Let the next token that is clicked be the second one of an experiment; Escape gives it up. */
-function pick(page, asks, then) {
+/** Let the next token that is clicked, at this layer, be the second one of an experiment; Escape gives it up. */
+function pick(page, asks, layer, then) {
   page.picked = ({ r, i }) => {
+    const shown = columns(page, page.sides[r]), found = shown.find((each) => each.layer === layer) || shown[0];
     page.picked = null;
     hint(page);
-    then([page.sides[r].run, page.sides[r].tokens[i].p]);
+    then([found.run, found.tokens[i].p]);
   };
-  hint(page, `${asks} Escape: none.`);
+  hint(page, `${touched() ? "Tap" : "Click"} ${asks}`);
   page.boxes[page.active.r].focus({ preventScroll: true });
 }
 
-/** Say what the page waits for, above the text. */
+/** Say what the page waits for, above the text, where the state of the connection is said otherwise. */
 function hint(page, text = "") {
   page.at.state.textContent = text || STATES[page.state] || "";
-  page.at.state.hidden = !page.at.state.textContent;
+  page.at.bar.hidden = !page.at.state.textContent;
+  page.at.stop.hidden = !page.picked;
   page.box.classList.toggle("picking", Boolean(page.picked));
 }
 
-/** Show a message as a card that can be closed. */
-function tell(page, text) {
-  page.result = outcomeCard(page, "no result", paragraph("none", text));
+/** Show why there is no result: of steering in its editor, whose text is kept, else as a card that can be closed. */
+function tell(page, text, type) {
+  if (type === "steer" && page.editing) page.editing.replaceChildren(paragraph("none", text));
+  else page.result = outcomeCard(page, "no result", paragraph("none", text));
   page.version += 1;
   draw(page);
 }
@@ -56,7 +59,7 @@ function outcomeCard(page, title, ...children) {
 
 const nameOf = (page, [run, position]) => {
   const side = page.runs.find((each) => each.run === run), token = side && side.tokens.find((each) => each.p === position);
-  return `${token ? token.w || token.t : "?"}, position ${position}${page.runs.length > 1 && side ? ` · ${side.label}` : ""}`;
+  return `${token ? token.w || token.t : "?"}, position ${position}${page.runs.length > 1 && side ? ` · ${side.label}` : ""}${page.depth && side ? ` · block ${side.layer}` : ""}`;
 };
 
 const OUTCOMES = {
@@ -83,7 +86,7 @@ const OUTCOMES = {
     ];
   },
   steer(page, { continuations, next: rows, explanation }, { text, dose }) {
-    const list = el("dl", "facts", ...continuations.map((each) => el("div", "", el("dt", "", `dose ${short(each.dose)}`), el("dd", "", prose(each.text)))));
+    const list = el("dl", "facts", ...continuations.map((each) => el("div", "", el("dt", "", `dose ${short(each.dose)}`), el("dd", "", prose(each.text) || "The text ends here."))));
     const before = page.steered || text;
     return [
       el("p", "title", "the target goes on"), list, rows && rows.length ? beforeAfter(rows) : null,
@@ -118,6 +121,10 @@ function editor(page, [run, position], text) {
   const labels = [el("label", "title", "the explanation, edited"), el("label", "title", "dose ", shown)];
   [labels[0].htmlFor, labels[1].htmlFor] = ["edited", "dose"];
   const go = () => {
+    if (field.value.trim() === text.trim()) {
+      place.replaceChildren(el("p", "unread", "Edit the explanation first: the target is steered from what it says to what you write."));
+      return;
+    }
     page.editing = place;
     page.steered = text;
     place.replaceChildren(el("p", "unread", "Running …"));

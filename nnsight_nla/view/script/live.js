@@ -8,6 +8,10 @@ const signs = (token) => escaped(String(token).replaceAll(" ", "␣").replaceAll
 // ---- live: a transport carries messages to what reads the tokens ---------------------------------------------------
 // {send(message), receive(callback), state(callback)}; see `Session` for the messages.
 
+/** Return whether the page is touched rather than pointed at, with no keyboard to speak of. */
+const touched = () => matchMedia("(pointer: coarse)").matches;
+const unasked = () => (touched() ? "Not read yet: tap it." : "Not read yet: click it, or press Enter.");
+
 const STATES = {
   lost: "The connection is lost. What was read stays here; what waits is asked for again when it is back.",
   closed: "The session has ended. What was read stays here; nothing more can be read.",
@@ -16,13 +20,13 @@ const STATES = {
 function connect(page) {
   page.asked = new Map();
   page.last = 0;
-  page.transport.receive((message) => { if (page.transport) receive(page, message); });
-  page.transport.state((state) => { if (page.transport) became(page, state); });
   const { form } = page.at, label = el("label", "unseen", "A text to read"), field = el("textarea");
   Object.assign(field, { id: "prompt", rows: 1, placeholder: "another text to read", spellcheck: false });
   label.htmlFor = "prompt";
   const go = el("button", "", "open");
-  form.append(label, field, go, button("read all", () => readAll(page)));
+  page.at.wait = button("read all", () => (page.asked.size ? cancel(page) : readAll(page)));
+  form.append(label, field, go, page.at.wait);
+  page.at.bar.append(page.at.stop = button("cancel", () => giveUp(page)));
   form.hidden = false;
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -31,6 +35,8 @@ function connect(page) {
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); form.requestSubmit(); }
   });
+  page.transport.receive((message) => { if (page.transport) receive(page, message); });
+  page.transport.state((state) => { if (page.transport) became(page, state); });
 }
 
 /** Send a message with a number of its own; return that number. */
@@ -38,13 +44,17 @@ function ask(page, message) {
   page.last += 1;
   const sent = { ...message, id: page.last };
   page.asked.set(sent.id, sent);
+  waits(page);
   page.transport.send(sent);
   return sent.id;
 }
 
+/** Let the button that reads all cancel what waits, while anything does. */
+function waits(page) { page.at.wait.textContent = page.asked.size ? "cancel" : "read all"; }
+
 /** Ask for the explanations of tokens that have none; with `samples`, of all of them. */
 function explain(page, r, places, samples) {
-  for (const side of page.depth ? layers(page, page.sides[r]) : [page.sides[r]]) explainIn(page, side, places, samples);
+  for (const side of columns(page, page.sides[r])) explainIn(page, side, places, samples);
 }
 
 function explainIn(page, { run, tokens }, places, samples) {
@@ -63,9 +73,10 @@ function readAll(page) {
 /** Cancel what waits; return whether anything did. */
 function cancel(page) {
   const waiting = [...page.asked.values()];
-  for (const { id } of waiting) {
+  for (const { id, type } of waiting) {
     page.transport.send({ type: "cancel", id });
     release(page, id);
+    if (type !== "explain" && type !== "open") tell(page, "Cancelled.", type);
   }
   if (waiting.length) hint(page);
   return waiting.length > 0;
@@ -74,6 +85,7 @@ function cancel(page) {
 /** Forget a request, and what its tokens wait for; with `why`, say so in their place. */
 function release(page, id, why) {
   page.asked.delete(id);
+  waits(page);
   for (const { run, tokens } of page.runs) {
     const waiting = tokens.flatMap((token, i) => (token.live && token.live.id === id ? [i] : []));
     for (const i of waiting) {
@@ -101,15 +113,16 @@ function changed(page, run, places) {
 function became(page, state) {
   const before = page.state;
   page.state = state;
-  page.at.state.hidden = !STATES[state];
-  page.at.state.textContent = STATES[state] || "";
+  hint(page);
   page.box.classList.toggle("away", Boolean(STATES[state]));
   const waiting = [...page.asked.values()];
   for (const message of waiting) {
-    if (state === "closed") release(page, message.id, "The session ended before this was read.");
-    else if (state === "lost" && message.type !== "explain" && message.type !== "open") {
+    if (state === "closed") {
+      release(page, message.id, "The session ended before this was read.");
+      if (message.type !== "explain") tell(page, "The session ended before there was a result.", message.type);
+    } else if (state === "lost" && message.type !== "explain" && message.type !== "open") {
       release(page, message.id);
-      tell(page, "The connection was lost before there was a result: ask again.");
+      tell(page, "The connection was lost before there was a result: ask again.", message.type);
     } else if (state === "open" && before === "lost") page.transport.send(message);
   }
 }
@@ -137,7 +150,7 @@ const RECEIVED = {
     const sent = page.asked.get(id);
     if (id !== undefined && !sent) return;  // It was cancelled.
     if (sent) release(page, id, prose(message));
-    if (!sent || sent.type !== "explain") tell(page, prose(message));
+    if (!sent || sent.type !== "explain") tell(page, prose(message), sent && sent.type);
   },
 };
 
@@ -168,7 +181,7 @@ function arrived(page, { id, run, reading, prompt }) {
   else if (!shown.length) show(page, [run]);
   else if (shown.includes(run) || (prompt !== undefined && page.sides[0].prompt === prompt)) again(page, shown);
   else picker(page);
-  if (!page.followed) page.followed = follow(page);
+  if (!page.chose) follow(page);
   page.version += 1;
   draw(page);
 }

@@ -24,7 +24,7 @@ function mount(root, data, transport = null, own = false) {
   const quiet = keys(page);
   if (transport) connect(page);
   page.at.table.open = !transport && page.runs.every((side) => side.tokens.length <= SHORT);
-  page.followed = follow(page);
+  follow(page);
   draw(page);
   return { destroy() { quiet(); page.transport = null; root.replaceChildren(); } };
 }

@@ -18,6 +18,7 @@ function pin(page, place, follow) {
   const selected = (at, on) => page.chips[at.r][at.i].setAttribute("aria-selected", String(on));
   if (page.pinned) selected(page.pinned, false);
   page.pinned = place;
+  page.chose = true;
   if (place) {
     selected(place, true);
     activate(page, place, follow);
@@ -29,20 +30,19 @@ function pin(page, place, follow) {
   draw(page);
 }
 
-/** Pin what a link names: #run.position; return whether there is such a token. */
+/** Pin what a link names, #run.position, if there is such a token. */
 function follow(page) {
   const linked = /^#(\d+)\.(\d+)$/.exec(location.hash);
-  if (!linked) return false;
+  if (!linked) return;
   const [run, position] = linked.slice(1).map(Number), side = page.runs.find((each) => each.run === run);
   const i = side ? side.tokens.findIndex((token) => token.p === position) : -1;
-  if (i < 0) return false;
+  if (i < 0) return;
   if (!page.sides.includes(side)) show(page, [run]);
   const r = page.sides.indexOf(side);
-  if (!readable(page, r, i)) return false;
+  if (!readable(page, r, i)) return;
   // The browser would scroll a page that is loaded again to where it was, after this.
   try { if (page.own) history.scrollRestoration = "manual"; } catch { /* in a sandbox */ }
   pin(page, { r, i }, true);
-  return true;
 }
 
 function move(page, place) {
@@ -79,11 +79,11 @@ function across(page, step) {
 /** Pin a token, or let go of it; where the page is live, one that was not read is asked for. */
 function choose(page, place) {
   if (page.picked) return page.picked(place);
-  if (page.transport && layers(page, page.sides[place.r]).some((side) => !wasRead(side.tokens[place.i]))) {
+  if (page.transport && columns(page, page.sides[place.r]).some((side) => !wasRead(side.tokens[place.i]))) {
     explain(page, place.r, [place.i]);
-    return pin(page, place);
+    return pin(page, place, true);
   }
-  return pin(page, same(place, page.pinned) ? null : place);
+  return pin(page, same(place, page.pinned) ? null : place, true);
 }
 
 function listen(page, r, box) {

@@ -13,7 +13,7 @@ function search(page) {
   page.chips.flat().forEach((made) => made.classList.remove("hit"));
   page.sides.forEach((side, r) => side.tokens.forEach((_, i) => {
     every += 1;
-    for (const run of page.depth ? layers(page, side) : [side]) {
+    for (const run of columns(page, side)) {
       const text = run.tokens[i].x;
       if (!page.needle || text === undefined || !fold(text).includes(page.needle)) continue;
       page.chips[r][i].classList.add("hit");

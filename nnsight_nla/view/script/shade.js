@@ -12,8 +12,9 @@ function measure(page) {
   page.scales = { norm: [`norm ${short(low)}`, short(high)], reconstruction: ["cosine 0", "1"], change: ["same", "other words"] };
   const offered = [];
   if (page.sides.length === 2) offered.push("change");
-  if (every.some((token) => token.cos !== undefined)) offered.push("reconstruction");
-  if (norms.length) offered.push("norm");
+  const none = page.transport && !every.some(wasRead);  // The header is not to grow at the first click.
+  if (none || every.some((token) => token.cos !== undefined)) offered.push("reconstruction");
+  if (none || norms.length) offered.push("norm");
   offered.push("none");
   if (String(offered) === String(page.offered)) return;
   page.offered = offered;

@@ -5,9 +5,9 @@ function skeleton(page, title) {
   const named = (made, id) => { made.id = id; return made; };
   const heading = el("h1", "", title);
   heading.dir = "auto";
-  const about = named(el("p"), "about"), state = named(el("p"), "state");
+  const about = named(el("p"), "about"), state = el("span"), bar = named(el("div", "", state), "state");
   state.setAttribute("role", "status");
-  state.hidden = true;
+  bar.hidden = true;
   const shade = named(el("fieldset", "", el("legend", "", "shade by")), "shade");
   const low = named(el("span"), "low"), high = named(el("span"), "high");
   const scale = named(el("p", "", low, silent(el("i")), high), "scale");
@@ -29,17 +29,17 @@ function skeleton(page, title) {
     page.transport ? " read, pin " : " pin ", key("/"), " search ", key("Esc"), page.transport ? " cancel, clear" : " clear"), "keys");
   const table = named(el("details", "", el("summary", "", "All explanations as a table"), el("div")), "table");
   page.box.replaceChildren(
-    el("header", "", el("div", "what", heading, about, state), el("div", "tools", shade, scale, search)),
+    el("div", "top", bar, el("header", "", el("div", "what", heading, about), el("div", "tools", shade, scale, search))),
     el("main", "", el("div", "left", form, runs, texts), details),
     el("footer", "", keys, table),
   );
-  return { heading, about, state, shade, scale, low, high, query, count, runs, form, texts, details, keys, table };
+  return { heading, about, bar, state, shade, scale, low, high, query, count, runs, form, texts, details, keys, table };
 }
 
 function describe(page) {
-  const each = (values) => [...new Set(values)].join(" and "), sides = page.depth ? layers(page, page.sides[0]) : page.sides;
+  const each = (values) => listed([...new Set(values)]), sides = page.depth ? columns(page, page.sides[0]) : page.sides;
   page.at.about.textContent = sides.length === 0 ? "" : [
-    `output of block ${each(sides.map((side) => side.layer))} of ${each(sides.map((side) => side.target))}`,
+    `output of block${page.depth ? "s" : ""} ${each(sides.map((side) => side.layer))} of ${each(sides.map((side) => side.target))}`,
     `explained by ${each(sides.map((side) => side.verbalizer))}`,
     `${each(sides.map((side) => side.tokens.length))} tokens`,
   ].join(" · ");

@@ -172,6 +172,9 @@ function layers(page, side) {
   return side.prompt === undefined ? [side] : page.runs.filter((each) => each.prompt === side.prompt);
 }
 
+/** Return what is shown of a side, next to each other by depth. */
+const columns = (page, side) => (page.depth ? layers(page, side) : [side]);
+
 /** Offer the page's texts, where there are more than are shown. */
 function picker(page) {
   const shown = page.sides.map((side) => side.run), more = page.runs.length > shown.length;
