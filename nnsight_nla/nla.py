@@ -660,9 +660,9 @@ class NLA:
                 such as ``residual[0, -3:]``; or a list of tensors with different numbers of slots.
                 ``[d_model]`` is one slot.
             questions: One question, or one for each, in `shape`.
-            choices: Words to choose from, such as ``["Yes", "No"]``. Nothing is generated: the
-                handle's `probabilities` are those of the choices' first tokens, normalised, and its
-                text is the likeliest.
+            choices: Answers to choose from, such as ``["Yes", "No"]``. Nothing is generated: the
+                handle's `probabilities` are those of an answer that begins with each choice, all
+                its tokens included, normalised; its text is the likeliest.
             layer: The block that the vectors are the output of, which many oracles are told; by
                 default ``checkpoint.layer``. See ``nla.layer(model)``.
             tokens: The token of each row's last vector, of shape `shape`.
@@ -679,8 +679,8 @@ class NLA:
             CheckpointError: This NLA explains vectors and cannot be asked, or the oracle was not
                 trained on `layer`.
             InjectionError: `vectors` are not floating-point tensors of the right width.
-            VerbalizationError: A question is empty or does not fit in the context, or `choices` are
-                not words with different first tokens.
+            VerbalizationError: A question is empty or does not fit in the context, or one of
+                `choices` is the beginning of another.
         """
         check_asks(self.checkpoint, self.name)
         flat, slots, shape = grouped(vectors, self.checkpoint.d_model)

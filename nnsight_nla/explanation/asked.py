@@ -55,8 +55,8 @@ class Asked:
     """The block that the oracle is told the vectors are of."""
     choices: tuple[str, ...] = ()
     """The answers to choose from; empty if the answer is generated."""
-    choice_ids: tuple[int, ...] = ()
-    """The first token of each choice."""
+    choice_ids: tuple[tuple[int, ...], ...] = ()
+    """The tokens of each choice."""
 
 
 class Asker:
@@ -100,20 +100,13 @@ class Asker:
         check_asks(self.checkpoint, self.name)
         listed = _questions(questions, shape, len(slots))
         words = check_choices(choices)
-        room = self.context - (1 if words else sampling.max_new_tokens)
+        ids = tuple(map(self._tokens, words))
+        _check_apart(words, ids)
+        longest = max(map(len, ids), default=sampling.max_new_tokens)
         prompts = tuple(
-            self._prompt(question, count, room)
+            self._prompt(question, count, self.context - longest)
             for question, count in zip(listed, slots, strict=True)
         )
-        ids = tuple(self._first_token(word) for word in words)
-        shared = [word for word, each in zip(words, ids, strict=True) if ids.count(each) > 1]
-        if shared:
-            piece = self.tokenizer.decode([ids[words.index(shared[0])]])
-            raise VerbalizationError(
-                f"choices={shown(list(words))}: {' and '.join(map(repr, shared))} begin with the "
-                f"same token, {piece!r}, and only first tokens are compared. Use words that differ "
-                "in it, or leave choices out and compare the answers."
-            )
         layer = self.checkpoint.layer
         return Asked(tuple(listed), prompts, tuple(slots), layer, words, ids)
 
@@ -135,11 +128,11 @@ class Asker:
             )
         return found
 
-    def _first_token(self, word: str) -> int:
-        ids = self.tokenizer.encode(word, add_special_tokens=False)
+    def _tokens(self, choice: str) -> tuple[int, ...]:
+        ids = self.tokenizer.encode(choice, add_special_tokens=False)
         if not ids:
-            raise VerbalizationError(f"choices: {word!r} has no token. Use another word.")
-        return ids[0]
+            raise VerbalizationError(f"choices: {choice!r} has no token. Use another word.")
+        return tuple(ids)
 
 
 def check_asks(checkpoint: Checkpoint, name: str) -> None:
@@ -313,12 +306,22 @@ def check_choices(given: Any) -> tuple[str, ...]:
         raise VerbalizationError(
             f"choices={shown(given)}: expected at least two words, such as ['Yes', 'No']."
         )
-    several = [each for each in words if len(each.split()) > 1]
-    if several:
-        raise VerbalizationError(
-            f"choices: {several[0]!r} is several words, and only the first token of a choice is "
-            "compared. Use one word for each, such as ['Yes', 'No'], or leave choices out."
-        )
     if len(set(words)) < len(words):
         raise VerbalizationError(f"choices={shown(given)}: expected different words.")
     return tuple(words)
+
+
+def _check_apart(words: Sequence[str], ids: Sequence[tuple[int, ...]]) -> None:
+    """Raise if the tokens of one choice are the beginning of another's.
+
+    Raises:
+        VerbalizationError: They are.
+    """
+    for one, first in zip(words, ids, strict=True):
+        for other, second in zip(words, ids, strict=True):
+            if one != other and second[: len(first)] == first:
+                raise VerbalizationError(
+                    f"choices={shown(list(words))}: {other!r} begins with the tokens of {one!r}, "
+                    "so an answer can begin with both. Use choices of which none begins another, "
+                    "or leave choices out and compare the answers."
+                )

@@ -256,10 +256,10 @@ def describe(model: TransformersModel) -> str:
     return str(getattr(model, "repo_id", None) or named or type(module).__name__)
 
 
-def only_last(model: TransformersModel) -> dict[str, int]:
-    """Return the option for computing only the last token's logits, if `model` has one."""
+def only_last(model: TransformersModel, count: int = 1) -> dict[str, int]:
+    """Return the option for computing only the last tokens' logits, if `model` has one."""
     known = "logits_to_keep" in inspect.signature(module_of(model).forward).parameters
-    return {"logits_to_keep": 1} if known else {}
+    return {"logits_to_keep": count} if known else {}
 
 
 def keeps_state(model: TransformersModel) -> bool:

@@ -11,7 +11,7 @@ vectors, are one batch::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,6 +61,11 @@ class Batch:
 
     def __getitem__(self, rows: slice | Sequence[int]) -> Batch:
         return Batch(self.ids[rows], self.vectors[rows], self.sites[rows], self.given[rows])
+
+    def followed_by(self, ids: Sequence[int]) -> Batch:
+        """Return the batch with these tokens after each prompt."""
+        tail = torch.tensor(ids, dtype=self.ids.dtype, device="cpu").expand(len(self), -1)
+        return replace(self, ids=torch.cat([self.ids, tail], dim=1))
 
     @property
     def written(self) -> Int[Tensor, "rows slots"]:

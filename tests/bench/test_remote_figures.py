@@ -1,7 +1,7 @@
 """What a remote run sends and gets back, measured on a real NDIF server.
 
 Run with ``pytest tests/bench/test_remote_figures.py -s``; skipped where the server's environment is
-not installed (``python tests/ndif/install.py``).
+not installed (``python -m tests.ndif.install``).
 """
 
 import nnsight

@@ -31,7 +31,7 @@ def server() -> Iterator[NdifServer]:
     """The server, started when the first test asks for it."""
     if missing := install.missing():
         pytest.skip(missing)
-    with NdifServer(install.python()) as running:
+    with NdifServer(install.NDIF.python) as running:
         yield running
 
 

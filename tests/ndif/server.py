@@ -355,7 +355,7 @@ def main() -> None:
     """Run a server by hand until Ctrl-C: `python -m tests.ndif.server`."""
     if missing := install.missing():
         sys.exit(missing)
-    with NdifServer(install.python(), keep_logs=True) as server:
+    with NdifServer(install.NDIF.python, keep_logs=True) as server:
         sys.stdout.write(f"{server.url}  logs: {server.logs}  {server.timing}\n")
         sys.stdout.flush()
         with contextlib.suppress(KeyboardInterrupt):

@@ -84,8 +84,8 @@ def test_a_host_that_has_the_package_too(wheel, expected, tmp_path):
         pytest.skip(missing)
     site = tmp_path / "site"
     _pip(sys.executable, "install", "--no-deps", "--target", str(site), str(wheel), *LIGHT)
-    with NdifServer(install.python(), python_path=[site]) as server:
-        has = [install.python(), "-c", "import nnsight_nla; print(nnsight_nla.__file__)"]
+    with NdifServer(install.NDIF.python, python_path=[site]) as server:
+        has = [install.NDIF.python, "-c", "import nnsight_nla; print(nnsight_nla.__file__)"]
         environment = {**os.environ, "PYTHONPATH": str(site)}
         where = subprocess.run(
             has, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True

@@ -110,21 +110,37 @@ def test_a_ragged_list_and_the_other_engine(pair, tokenizer):
     assert plain.ask(vectors, "What is the subject?").text == expected
 
 
-def test_choices_are_the_softmax_over_their_first_tokens(pair, tokenizer):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["Paris", "No"],  # One token each.
+        ["Yes", "No"],  # Two, and one.
+        ["Yes", "Yet", "French", "What is the capital", "No"],  # A common beginning.
+    ],
+)
+def test_choices_are_compared_by_all_their_tokens(pair, tokenizer, words):
     model, nla = pair
     vectors = torch.randn(2, D, generator=torch.Generator().manual_seed(4))
-    asked = nla.ask(vectors, "Is the tone calm?", choices=["Yes", "No"])
-    ids, sites = plain_oracle.prompt(tokenizer, "Is the tone calm?", 2, 2)
-    logits = plain_oracle.first_logits(model, ids, sites, vectors, scale=SCALE)
-    first = [tokenizer.encode(word)[0] for word in ("Yes", "No")]
-    expected = logits[first].softmax(0).tolist()
-    assert list(asked.probabilities.values()) == pytest.approx(expected, abs=1e-5)
-    assert asked.mass == pytest.approx(logits.softmax(0)[first].sum().item(), rel=1e-3)
-    assert asked.text == ("Yes" if expected[0] > expected[1] else "No")
-    assert (asked.finish, asked.warnings) == ("choice", ())
-    # Each slot has its own vector.
-    other = nla.ask(vectors.flip(0), "Is the tone calm?", choices=["Yes", "No"])
-    assert abs(other.probabilities["Yes"] - expected[0]) > 1e-6
+    question = "Is the tone calm?"
+    asked = nla.ask(torch.stack([vectors, vectors.flip(0)]), question, choices=words)
+    ids, sites = plain_oracle.prompt(tokenizer, question, 2, 2)
+    for row, held in enumerate((vectors, vectors.flip(0))):  # Each slot has its own vector.
+        expected = []
+        for word in words:
+            said, scores = tokenizer.encode(word), []
+            for place, token in enumerate(said):
+                logits = plain_oracle.first_logits(
+                    model, [*ids, *said[:place]], sites, held, scale=SCALE
+                )
+                scores.append(logits.log_softmax(0)[token])
+            expected.append(torch.stack(scores).sum().exp().item())
+        mass = sum(expected)
+        ours = list(asked.probabilities[row].values())
+        assert ours == pytest.approx([each / mass for each in expected], rel=1e-3)
+        assert asked.mass[row] == pytest.approx(mass, rel=1e-3)
+        assert asked.text[row] == words[expected.index(max(expected))]
+    assert (asked.finish[0], asked.warnings[0]) == ("choice", ())
+    assert asked.probabilities[0] != asked.probabilities[1]
 
 
 def test_null_is_the_prompt_with_nothing_written(pair, tokenizer):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from nnsight_nla import NLA, tiny
 
-from . import install
+from .install import VLLM
 
 HERE = Path(__file__).parent
 AV = tiny.paths()["av"]
@@ -47,8 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, and say how not to, where vLLM is absent; its own warnings are no errors."""
     absent = find_spec("vllm") is None
     reason = (
-        f"vLLM is not in this environment: run `{install.COMMAND}`, then "
-        f"`{install.python()} -m pytest tests/vllm`"
+        f"vLLM is not in this environment: run `{VLLM.command}`, then "
+        f"`{VLLM.python} -m pytest tests/vllm`"
     )
     for item in items:
         if HERE in item.path.parents:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from ..verbalizer import Verbalizer
     from .requests import Backend, Measured, Output
 
-    _Replied = Callable[[Output, tuple[float, float, float]], Reply]
+_Made = TypeVar("_Made")
+_Receipt = tuple[float, float, float]
 
 _TOGETHER = 64
 """How many replies share one request for their receipts."""
@@ -161,7 +162,7 @@ class VllmEngine:
             )
         ]
 
-        def reply(output: Output, receipt: tuple[float, float, float]) -> Reply:
+        def reply(output: Output, receipt: _Receipt) -> Reply:
             return self._verbalizer.reply(output.ids, receipt, sampling)
 
         return self._replies(requests, batch, reply)
@@ -179,13 +180,24 @@ class VllmEngine:
             HostError: The server stayed away, or refused a request.
         """
         batch = Batch.of(prompts, vectors, given)
-        requests = [replace(each, compared=choices.ids) for each in self._requests(batch, 1)]
-
-        def reply(output: Output, receipt: tuple[float, float, float]) -> Reply:
-            found = [output.logprobs[each] for each in choices.ids]
-            return chosen(choices, torch.tensor(found, dtype=torch.float32, device="cpu"), receipt)
-
-        return self._replies(requests, batch, reply)
+        found: dict[int, dict[tuple[int, ...], Tensor]] = {}
+        receipts: dict[int, _Receipt] = {}
+        failed: dict[int, str] = {}
+        for before, tokens in choices.compared.items():
+            longer = batch.followed_by(before)
+            requests = [replace(each, compared=tokens) for each in self._requests(longer, 1)]
+            for row, made in self._replies(requests, longer, lambda *each: each):
+                if isinstance(made, str):
+                    failed[row] = made
+                    continue
+                output, receipts[row] = made
+                said = torch.tensor([output.logprobs[each] for each in tokens], device="cpu")
+                paths = [(*before, each) for each in tokens]
+                found.setdefault(row, {}).update(zip(paths, said.float()[:, None], strict=True))
+        yield from failed.items()
+        for row, scores in found.items():
+            if row not in failed:
+                yield row, chosen(choices, choices.logprobs(scores)[0], receipts[row])
 
     def _requests(self, batch: Batch, new_tokens: int) -> Iterator[Request]:
         for ids, vectors, sites, has in zip(
@@ -198,8 +210,11 @@ class VllmEngine:
             yield Request(embeds, tuple(rows.keys(embeds[places]).tolist()), new_tokens)
 
     def _replies(
-        self, requests: Sequence[Request], batch: Batch, reply: _Replied
-    ) -> Iterator[tuple[int, Reply | str]]:
+        self,
+        requests: Sequence[Request],
+        batch: Batch,
+        reply: Callable[[Output, _Receipt], _Made],
+    ) -> Iterator[tuple[int, _Made | str]]:
         """Run requests; yield each row's number and its reply, or why it has none."""
         given, sites = batch.given.tolist(), batch.sites.tolist()
         unmeasured: list[int] = []
@@ -233,9 +248,7 @@ class VllmEngine:
             done.clear()
 
 
-def _receipt(
-    request: Request, sites: list[int], found: dict[int, Measured]
-) -> tuple[float, float, float] | None:
+def _receipt(request: Request, sites: list[int], found: dict[int, Measured]) -> _Receipt | None:
     """Return the norms at the first marker and the least cosine, if every marker was measured."""
     measured = [found.get(key, {}).get(at) for key, at in zip(request.keys, sites, strict=True)]
     known = [each for each in measured if each is not None]
@@ -246,8 +259,8 @@ def _receipt(
 
 
 def _judged(
-    output: Output, receipt: tuple[float, float, float], reply: _Replied, written: bool
-) -> Reply | str:
+    output: Output, receipt: _Receipt, reply: Callable[[Output, _Receipt], _Made], written: bool
+) -> _Made | str:
     """Return the reply, or why the vectors were not `written` as they had to be."""
     before, after, angle = receipt
     if not written:

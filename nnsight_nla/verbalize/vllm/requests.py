@@ -37,7 +37,7 @@ class Request:
     draw: dict[str, int | float] = field(default_factory=dict[str, "int | float"])
     """The arguments of its draws; empty if greedy. See `draws`."""
     compared: tuple[int, ...] = ()
-    """Token ids to compare at the first token of the reply."""
+    """Token ids to compare at the first generated token."""
     salt: str | None = None
     """Keeps it apart from all other requests in vLLM's prefix cache."""
 

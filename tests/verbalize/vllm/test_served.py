@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,9 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         nla = NLA(AV, dtype="float32")
+        tokenizer: Any = nla.av.tokenizer
         self.settings = Settings.of(nla.checkpoint, nla.prompt).text
-        self.encode = nla.av.tokenizer.encode
+        self.encode = tokenizer.encode
         self.bodies, self.failures, self.delay = [], [], 0.0
         self.running = self.most = 0
         self.seen, self.guard, self.headers = set(), threading.Lock(), []
@@ -55,7 +57,7 @@ class FakeServer(ThreadingHTTPServer):
         with self.guard:
             self.bodies.append(body)
             self.seen |= set(zip(rows.keys(sent[places]).tolist(), places, strict=True))
-        said = {"token_ids": self.encode(str(places[0]), add_special_tokens=False)}
+        said: dict[str, Any] = {"token_ids": self.encode(str(places[0]), add_special_tokens=False)}
         if compared := body.get("logprob_token_ids"):
             shares = {f"token_id:{each}": -1.0 - n for n, each in enumerate(compared)}
             said["logprobs"] = {"top_logprobs": [{"token_id:7": -9.0, **shares}]}
@@ -133,10 +135,14 @@ def test_choices_are_compared_by_the_server(server, monkeypatch):
     answers = oracle.ask(VECTORS[:3], "Is it a city?", choices=["Yes", "No"])
     assert answers.text == "Yes"
     reply = answers.capture.replies[0, 0]
-    assert reply.probabilities == pytest.approx((0.7311, 0.2689), abs=1e-4)
-    assert reply.mass == pytest.approx(math.exp(-1) + math.exp(-2))
-    body = server.bodies[0]
-    assert (body["max_tokens"], body["stop"], len(body["logprob_token_ids"])) == (1, [], 2)
+    # The server says -1 for the first token that is compared, -2 for the second: the tokens of
+    # "Yes" are "Y" and, in a second request, "es".
+    assert reply.probabilities == pytest.approx((0.5, 0.5), abs=1e-4)
+    assert reply.mass == pytest.approx(2 * math.exp(-2))
+    sizes = [(each["max_tokens"], len(each["logprob_token_ids"])) for each in server.bodies]
+    assert sizes == [(1, 2), (1, 1)]
+    assert server.bodies[0]["stop"] == []
+    assert answers.receipt.injection_cosine == 1.0
 
 
 def test_no_more_requests_are_under_way_than_asked_for(server):
@@ -231,4 +237,5 @@ def test_an_nla_of_a_server_pickles_by_its_address(server):
     nla = remote(server)
     again = pickle.loads(pickle.dumps(nla))
     assert again.url == server.url
+    assert nla.spec is not None
     assert nla.spec["url"] == server.url
