@@ -195,6 +195,16 @@ def _options(dtype: str, device_map: str | None) -> dict[str, Any]:
     return {**options, "trust_remote_code": True} if _OF_ALL.get("trust_remote_code") else options
 
 
+def load_options(dtype: str, device_map: str | None, *, remote: bool) -> dict[str, Any]:
+    """Return the options of `NLA` that differ from its defaults, to write them as code."""
+    options = _options(dtype, device_map)
+    if dtype == "auto":
+        del options["dtype"]
+    date = _OF_ALL.get("date")
+    more = {"remote": True} if remote else {}
+    return {**options, **more, **({} if date is None else {"date": date})}
+
+
 def print_json(value: object) -> None:
     """Print `value` as the one document that ``--json`` promises."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))  # noqa: T201

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 from typer import Argument, Option
 
 from ..errors import NLAError
 from . import options
-from .app import command, err, load, load_nla, out, spinner
+from .app import command, err, load, load_nla, load_options, out, spinner
 from .pages import open_address
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def view(
             nlas.append(load_nla(str(each), its_ar, dtype, device_map, remote=remote))
         if layer:
             nlas = [each.at_layer(block) for each in nlas for block in layer]
-        setup = _setup(model, pairs, target_model, layer or [])
+        options = load_options(dtype, device_map, remote=remote)
+        setup = _setup(model, pairs, target_model, layer or [], options)
         session = Session(target_model, nlas, remote=remote, setup=setup)
         if text is not None:
             session.open([{"role": "user", "content": text}] if chat else text)
@@ -106,20 +107,30 @@ def _setup(
     models: Sequence[tuple[str | None, str | None]],
     target: TransformersModel,
     layers: Sequence[int],
+    options: Mapping[str, Any],
 ) -> str:
     """Return the lines of code that load what this command loaded, for a card's code."""
     from ..models.hosts import describe
 
-    if models[0][0] is None:
-        lines = ["from nnsight_nla import pairs", f"model, nla = pairs.load({pair!r})"]
+    def call(name: str, *first: object, without: tuple[str, ...] = (), **more: object) -> str:
+        given = {**more, **{k: v for k, v in options.items() if k not in without}}
+        named = [f"{k}={v!r}" for k, v in given.items() if v is not None]
+        return f"{name}({', '.join([*map(repr, first), *named])})"
+
+    (av, its_ar), *_ = models
+    if av is None:
+        loaded = call("pairs.load", pair, ar=its_ar, without=("date", "trust_remote_code"))
+        lines = ["from nnsight_nla import pairs", f"model, nla = {loaded}"]
         made = ["nla"]
     else:
+        own = {"task": "text-generation"}
+        loaded = call("TransformersModel", describe(target), without=("date", "remote"), **own)
         lines = [
             "from nnsight import TransformersModel",
             "from nnsight_nla import NLA",
-            f"model = TransformersModel({describe(target)!r}, task='text-generation')",
+            f"model = {loaded}",
         ]
-        made = [f"NLA({av!r})" if ar is None else f"NLA({av!r}, ar={ar!r})" for av, ar in models]
+        made = [call("NLA", each, ar=ar) for each, ar in models]
     if layers:
         made = [f"{each}.at_layer({block})" for each in made for block in layers]
     if made != ["nla"]:

@@ -85,6 +85,8 @@ class Run:
     """Lines of code that take the values that are written into it."""
     writes: tuple[tuple[int, str], ...] = ()
     """The block and the line of code of each write."""
+    remote: bool = False
+    """Whether it runs on a host."""
     captures: dict[int, Capture] = field(default_factory=dict[int, Capture])
     """The records of its explanations, by samples per token."""
 
@@ -98,7 +100,8 @@ class Run:
         writes = [each for at, each in sorted(self.writes) if at <= layer]
         start = "with torch.no_grad(), model" if writes else "with model"
         within = [f"    {each}" for each in (*writes, line)]
-        return [*self.before, f"{start}.trace({self.given!r}):", *within]
+        where = ", remote=True" if self.remote else ""
+        return [*self.before, f"{start}.trace({self.given!r}{where}):", *within]
 
     def capture(self, samples: int) -> Capture:
         """Return the records of explanations of all of its tokens, none of them generated yet.
@@ -202,7 +205,7 @@ class Runner:
             found.append(
                 Run(
                     next(self._runs), number, prompt, label, nla, name, target, span, residuals,
-                    last, following, records,
+                    last, following, records, remote=self.remote,
                 )
             )  # fmt: skip
         return found
@@ -294,10 +297,11 @@ class Runner:
             return known
         first = max(0, len(ids) - _MOST_LOGITS)
         rows, steps = torch.tensor([list(ids)], device="cpu"), _steps(edits)
-        with torch.no_grad(), self.model.trace(rows, remote=self.remote):
+        model = self.model  # A host is sent what the block names, and has no `Runner`.
+        with torch.no_grad(), model.trace(rows, remote=self.remote):
             perform(steps)
             head.input = head.input[:, first:]
-            logits = self.model.output.logits[0].float()
+            logits = model.output.logits[0].float()
             top = logits.topk(NEXT)
             tokens = top.indices.cpu().save()
             shares = (top.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().save()

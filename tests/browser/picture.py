@@ -22,9 +22,9 @@ FOLDER = Path(__file__).parents[2] / "tutorials" / "reference"
 STILL, MOVING = FOLDER / "reading.png", FOLDER / "reading_moving.png"
 TEXT = "What a lovely day! People in Paris speak French."
 PARIS, SPEAK = 7, 8
-WIDTH, HEIGHT, SCALE = 780, 640, 2
+WIDTH, HEIGHT, SCALE = 880, 1020, 2
 """The window, in CSS pixels, and its resolution; pictures end below the explanations."""
-MARGIN = 14
+MARGIN = 0
 LARGEST = 2_000_000
 ALONE = ((2, 2000), (PARIS, 2000), (SPEAK, 2500))
 """Which token of the one text the pointer is on, and for how many milliseconds."""

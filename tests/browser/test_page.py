@@ -439,3 +439,5 @@ def test_pictures_to_look_at(show, screenshots, pair, request):
     assert paper == {"light": "rgb(251, 250, 248)", "dark": "rgb(18, 19, 22)"}[scheme]
     overflow = narrow.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert overflow <= 0
+    text = narrow.locator("#texts").bounding_box()
+    assert text["width"] > 0.85 * 420, "one column"

@@ -362,6 +362,24 @@ def test_samples_are_drawn_and_what_they_agree_on_is_said(live):
     assert shown.details.locator("ol li").all_inner_texts() == samples
 
 
+def test_2000_unread_tokens_within_a_second(live):
+    shown = live(run([WORDS[i % len(WORDS)] for i in range(2000)]))
+    shown.page.click("#t0-9")
+    drawn = shown.page.evaluate(
+        "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    )
+    assert shown.page.locator(".t").count() == 2000
+    assert drawn < 1000
+    taken = shown.page.evaluate(
+        """() => { const start = performance.now();
+          const told = { type: "text", id: 1, run: 0, position: 9 };
+          for (let k = 0; k < 50; k += 1) say({ ...told, text: "About ".repeat(k) });
+          document.body.offsetHeight;
+          return (performance.now() - start) / 50; }"""
+    )
+    assert taken < 20, "milliseconds for each step of a stream"
+
+
 EVIL = "<img src=x onerror=window.pwned=1></script><script>window.pwned=1</script>\u202e"
 
 

@@ -52,6 +52,21 @@ def test_ones_own_models_one_for_each_layer(served, tmp_path):
     compile(served["code"], "card", "exec")
 
 
+def test_the_code_loads_the_models_as_the_command_did(served, tmp_path, capsys):
+    paths = {name: str(path) for name, path in tiny.paths().items()}
+    words = ["--av", paths["av"], "--target", paths["target"], "--dtype", "float32"]
+    run("People in Paris speak", *words, "--device-map", "cpu")
+    loaded = "dtype='float32', device_map='cpu')"
+    assert f"nla = NLA({paths['av']!r}, {loaded}" in served["code"]
+    assert (
+        f"TransformersModel({paths['target']!r}, task='text-generation', {loaded}" in served["code"]
+    )
+    file = tmp_path / "card.py"
+    file.write_text(served["code"], "utf-8")
+    runpy.run_path(str(file))
+    assert capsys.readouterr().out.strip() == served["explanation"]
+
+
 def test_a_layer_that_the_verbalizer_was_not_trained_on(served):
     with pytest.raises(NLAError, match="layer=1: the verbalizer was trained on layer 3"):
         run("--layer", "1")

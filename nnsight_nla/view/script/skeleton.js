@@ -1,6 +1,6 @@
 // ---- the page's own elements ------------------------------------------------------------------------------
 
-/** Make the header, the places for text and details, and the footer; return them by name. */
+/** Make the header, the places for text, details and table, and the footer; return them by name. */
 function skeleton(page, title) {
   const named = (made, id) => { made.id = id; return made; };
   const heading = el("h1", "", title);
@@ -30,8 +30,8 @@ function skeleton(page, title) {
   const table = named(el("details", "", el("summary", "", "All explanations as a table"), el("div")), "table");
   page.box.replaceChildren(
     el("div", "top", bar, el("header", "", el("div", "what", heading, about), el("div", "tools", shade, scale, search))),
-    el("main", "", el("div", "left", form, runs, texts), details),
-    el("footer", "", keys, table),
+    el("main", "", el("div", "left", form, runs, texts), details, table),
+    el("footer", "", keys),
   );
   return { heading, about, bar, state, shade, scale, low, high, query, count, runs, form, texts, details, keys, table };
 }
