@@ -231,6 +231,8 @@ class Runner:
         edits = run.edited(edit)
         residuals, last = self._residuals(run.target, run.span.ids, edits)
         following = self._following(run.span.ids, edits)
+        origin = "" if source is run else f"{source.label} "
+        block = "" if layer == run.layer else f" at block {layer}"
         number, place = next(self._runs), f"{run.name}.layer(model, {layer}, claims='ignore')"
         take = source.code(layer, f"value_{number} = {place}.output[0, {at}].clone().save()")
         write = (layer, f"{place}.output[0, {position}] = value_{number}")
@@ -238,7 +240,7 @@ class Runner:
             run,
             number=number,
             prompt=next(self._prompts),
-            label=f"{run.label}, {layer}@{position} from {source.label} {layer}@{at}",
+            label=f"{run.label}, position {position} from {origin}position {at}{block}",
             residuals=residuals,
             last=last,
             following=following,

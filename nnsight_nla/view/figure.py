@@ -25,6 +25,8 @@ FAINT = 0.13
 """The opacity of a cell at zero; at the largest value it is 1."""
 _WIDTH, _SMALL = 46, 58
 """The characters of a line of a title, and of its notes, that fit a phone."""
+_FITS = 60
+"""The pixels of a title that fit plotly's usual margin."""
 _HIGH = 28
 """Those of the title of a vertical axis."""
 _GRID = "rgba(128,128,128,0.25)"
@@ -95,16 +97,22 @@ def titled(text: str, *notes: str) -> dict[str, Any]:
         text: The title; escaped.
         notes: Smaller lines below it.
     """
-    below = (line for note in notes for line in wrap(note, _SMALL))
-    small = (f'<span style="font-size:12px">{html(line)}</span>' for line in below)
+    large, small = wrap(text, _WIDTH), [line for note in notes for line in wrap(note, _SMALL)]
+    below = (f'<span style="font-size:12px">{html(line)}</span>' for line in small)
+    # Plotly moves the lines of a title that needs a larger margin up, as of one that ends at the
+    # axes: one at the figure's top would leave it.
+    tall = 20 * len(large) + 16 * len(small) > _FITS
+    place = (
+        {"yanchor": "bottom", "yref": "paper", "pad": {"t": 40, "b": 12}}
+        if tall
+        else {"yanchor": "top", "yref": "container", "pad": {"t": 24, "b": 8}}
+    )
     return {
-        "text": "<br>".join([*map(html, wrap(text, _WIDTH)), *small]),
+        "text": "<br>".join([*map(html, large), *below]),
         "font": {"size": 15},
         "x": 0.02,
         "xanchor": "left",
         "y": 1,
-        "yanchor": "top",
-        "yref": "container",
-        "pad": {"t": 24, "b": 8},
+        **place,
         "automargin": True,
     }

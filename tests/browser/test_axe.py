@@ -45,5 +45,14 @@ def test_nothing_on_a_live_page_before_and_after(context: BrowserContext, axe, t
     assert axe(page) == []
     page.get_by_role("button", name="edit, steer").click()
     assert axe(page) == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert axe(page) == []
+    page.get_by_role("button", name="compare with").click()
+    assert axe(page) == []
+    page.locator("#t0-1").click()
+    texts = ["About Rome.", "About Paris."]
+    page.evaluate("texts => say({type: 'result', kind: 'compare', id: 2, texts, cosine: 1})", texts)
+    expect(page.locator("#details del")).to_have_text("Rome")
+    assert axe(page) == []
     page.evaluate("become('lost')")
     assert axe(page) == []

@@ -17,6 +17,7 @@ from nnsight_nla.evaluation.length import OverLength, Point
 from nnsight_nla.experiments import ablate, logit_difference, patch, steer
 from nnsight_nla.training import plot_log
 from nnsight_nla.view import TEMPLATE
+from nnsight_nla.view.figure import titled
 from tests.browser.conftest import Watched
 from tests.doctor.test_picture import report
 from tests.evaluation.test_picture import BASELINE, by_hand
@@ -270,6 +271,29 @@ def test_a_page_of_explanations_fits_a_phone_too(context, pair, tmp_path, size, 
 def test_the_page_of_a_small_sweep_by_hand(opened):
     page = opened(small_sweep())
     assert page.locator(".heat button").count() == 6
+
+
+def test_a_title_of_any_number_of_lines_is_above_the_axes(context):
+    page = context.new_page()
+    page.evaluate(f"() => {{ {get_plotlyjs()} }}")
+    counts = range(8)
+    figures = {
+        f"notes{count}": {
+            "data": [{"x": [1, 2], "y": [1, 2]}],
+            "layout": {"title": titled("A title", *["A note of one line"] * count), "height": 440},
+        }
+        for count in counts
+    }
+    page.evaluate(_DRAW, figures)
+    for count in counts:
+        title, top, axes = page.evaluate(
+            """name => [".gtitle", ".svg-container", ".gridlayer"].map(each =>
+              document.querySelector(`#${name} ${each}`).getBoundingClientRect())
+              .map(box => [box.top, box.bottom])""",
+            f"notes{count}",
+        )
+        assert top[0] <= title[0], (count, title, top, axes)
+        assert title[1] <= axes[0] + 4, (count, title, top, axes)
 
 
 def test_lines_stand_out_too():

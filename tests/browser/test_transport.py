@@ -405,6 +405,20 @@ def test_no_field_of_any_message_is_markup(live):
     asked = shown.sent[-1]["id"]
     shown.say(type="result", kind="compare", id=asked, texts=[EVIL, EVIL], cosine=1)
     shown.say(type="result", kind="__proto__", id=asked)
+    shown.page.get_by_role("button", name="edit, steer").click()
+    shown.page.fill("#edited", f"{EVIL} and more")
+    shown.page.get_by_role("button", name="steer", exact=True).click()
+    told = {"id": shown.sent[-1]["id"], "next": [[EVIL, 0.5, 0.5]]}
+    going = [{"dose": 0, "text": EVIL}, {"dose": 1, "text": EVIL}]
+    shown.say(type="result", kind="steer", continuations=going, explanation=EVIL, kl=1, **told)
+    expect(shown.details.locator(".result")).to_contain_text("<img", use_inner_text=True)
+    shown.page.get_by_role("button", name="steer", exact=True).click()
+    shown.say(type="error", id=shown.sent[-1]["id"], message=EVIL)
+    expect(shown.details.locator(".result .none")).to_contain_text("<img", use_inner_text=True)
+    shown.page.get_by_role("button", name="patch into").click()
+    shown.page.click("#t0-2")
+    told["id"] = shown.sent[-1]["id"]
+    shown.say(type="result", kind="patch", run=0, cell=[0, 2], kl=None, **told)
     shown.page.wait_for_timeout(50)
     assert "\u202e" not in shown.page.locator("body").inner_text()
     assert shown.page.evaluate("window.pwned") is None

@@ -243,6 +243,7 @@ def test_a_patch_is_a_run_that_can_be_clicked(session, page, pair, capsys, tmp_p
     messages = page.ask("patch", source=[0, 2], target=[1, 2], layer=1)
     (run,), (result,) = of("run", messages), of("result", messages)
     assert result["cell"] == [run["run"], 2]
+    assert run["reading"]["label"] == "text 2, position 2 from text 1 position 2 at block 1"
     assert run["reading"]["cell"] == 2
     assert "cell" not in session.runs[1].side()
     clean, corrupt = session.runs[0].given, session.runs[1].given
@@ -267,6 +268,7 @@ def test_a_patch_of_a_patched_run_has_both_writes(session, page, capsys, tmp_pat
     messages = page.ask("patch", source=[0, 3], target=[first["run"], 3], layer=3)
     (second,) = of("result", messages)
     run = session.runs[second["run"]]
+    assert run.label.endswith(" at block 0, position 3 from text 1 position 3")
     assert [(each.site.layer, each.position) for each in run.edits] == [(0, 2), (3, 3)]
     assert torch.allclose(run.residuals[3], session.runs[0].residuals[3], atol=1e-5)
     assert torch.allclose(run.residuals[2], session.runs[first["run"]].residuals[2], atol=1e-5)
