@@ -3,10 +3,12 @@
     python -m tests.bench.speed_table           # tutorials/numbers/speed.txt, in 10 minutes
     python -m tests.bench.speed_table hybrids   # tutorials/numbers/speed_hybrids.txt, in 3 minutes
     python -m tests.bench.speed_table step      # tutorials/numbers/speed_step.txt, in seconds
+    python -m tests.bench.speed_table draws     # tutorials/numbers/speed_draws.txt, in a minute
 
 The first runs `tests/bench/test_speed.py` in processes of their own, on two threads: as it is,
 without packed weights, without AVX-512, and on the tiny pair's own replies. The others
-run `tests/bench/test_hybrids.py`, a process for each family, and one test of the first file.
+run `tests/bench/test_hybrids.py`, a process for each family, one test of the first file, and
+`tests/bench/test_reinforcement.py`, on one thread.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ TABLES: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
         (f"pytest tests/bench/test_hybrids.py {OPTIONS} -k {family}", {}) for family in HYBRIDS
     ),
     "step": ((f"pytest tests/bench/test_speed.py {OPTIONS} -k before_any_arithmetic", {}),),
+    "draws": ((f"pytest tests/bench/test_reinforcement.py {OPTIONS}", {"OMP_NUM_THREADS": "1"}),),
 }
-FILES = {"speed": "speed.txt", "hybrids": "speed_hybrids.txt", "step": "speed_step.txt"}
+FILES = {name: f"speed_{name}.txt" for name in TABLES} | {"speed": "speed.txt"}
 HEADS = ("batch ", "family  ", "explanations a second")
-FIGURES = re.compile(r"^a step of|\d to \d+$")
-"""A line of figures ends with the lengths of the replies, but for those of single steps."""
+FIGURES = re.compile(r"^a step |\d tokens/s|\d to \d+$")
+"""A line of figures ends with the lengths of the replies, but for those of steps and draws."""
 
 
 def processor() -> str:

@@ -3,8 +3,8 @@
 ``generate`` with a hook is what anyone writes first: the plain model of transformers, a forward
 hook that writes the vectors in the prefill, ``do_sample=True``, and the same texts to stop at. Both
 draw eight texts for each vector at temperature 1, in turn within one run, in processor time, which
-other work on the machine changes less than the clock on the wall. Run with ``pytest
-tests/bench/test_reinforcement.py -s``.
+other work on the machine changes less than the clock on the wall. ``python -m
+tests.bench.speed_table draws`` makes the site's table.
 """
 
 import statistics
@@ -82,9 +82,9 @@ def test_draws_against_generate_with_a_hook():
     mine, other = (statistics.median(each) for each in zip(*pairs, strict=True))
     times = statistics.median(a / b for a, b in pairs)
     print(
-        f"\n{SETTINGS.prompts} vectors x {SETTINGS.draws} draws, the tiny pair, "
-        f"{torch.get_num_threads()} threads: {mine:,.0f} tokens/s; generate with a hook "
-        f"{other:,.0f} (x{times:.2f}; medians of {ROUNDS})"
+        f"\n{SETTINGS.prompts} vectors x {SETTINGS.draws} draws, the tiny pair: "
+        f"{mine:,.0f} tokens/s; generate with a hook {other:,.0f} (x{times:.2f}; "
+        f"medians of {ROUNDS})"
     )
     assert times >= LEAST
 
@@ -103,7 +103,7 @@ def test_the_share_of_the_draws_in_a_step(reconstructor, tmp_path: Path):
     share = statistics.median(each["rollout_share"] for each in found)
     seconds = statistics.median(each["seconds"] for each in found)
     print(
-        f"\nreconstructor: {reconstructor}; a step takes {seconds:.2f} s, the draws {share:.0%} of "
-        f"it (medians of {ROUNDS}, on the clock)"
+        f"\na step takes {seconds:.2f} s, the draws {share:.0%} of it "
+        f"(reconstructor: {reconstructor}; medians of {ROUNDS}, on the clock)"
     )
     assert 0.05 < share < 0.75

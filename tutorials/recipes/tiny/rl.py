@@ -54,12 +54,12 @@ SETTLE = replace(EXPLORE, steps=60, temperature=1.0, av_rate=2e-4, warmup=5)
 """The second stage."""
 AGAIN = replace(EXPLORE, steps=60, temperature=1.2, av_rate=1.5e-4, final_rate=0.2, seed=2)
 """The third stage."""
-GENTLE = replace(SETTLE, steps=200, av_rate=1.5e-4, warmup=10, final_rate=0.1)
+GENTLE = replace(SETTLE, steps=120, av_rate=1.5e-4, warmup=10, final_rate=0.1)
 """The only stage from the short warm start, of which higher rates undo more than they teach."""
 STAGES = {
     "noisy": ((EXPLORE, 60), (SETTLE, 60), (AGAIN, 60)),
     "noisy-both": ((EXPLORE, 60), (SETTLE, 60), (AGAIN, 60)),
-    "short": ((GENTLE, 200),),
+    "short": ((GENTLE, 120),),
     "short-both": ((GENTLE, 100),),
 }
 """The stages of each run, and their steps."""
