@@ -7,7 +7,7 @@ cannot be written) is an `Item` with an error in place of its value.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -73,7 +73,9 @@ class Source:
     check: Callable[..., None] = _nothing
     """Raises if the input is no longer the one that was opened; see `Unchanged`."""
 
-    def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Item]]]:
+    def chunks(
+        self, size: int, wanted: Callable[[int], bool]
+    ) -> Generator[tuple[int, list[Item]], None, None]:
         """Yield fixed ranges of `size` rows, those that are wanted, in order."""
         stored: Iterator[Any] | None = None
         at = 0

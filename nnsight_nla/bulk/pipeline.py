@@ -160,7 +160,7 @@ def run_job(job: Job, output: Path, *, progress: bool = True) -> Report:
 
 
 def _tables(
-    job: Job, chunks: Iterator[tuple[int, list[Item]]], note: Callable[[str], None]
+    job: Job, chunks: Generator[tuple[int, list[Item]], None, None], note: Callable[[str], None]
 ) -> Generator[tuple[int, int, Iterable[pa.Table]], None, None]:
     """Yield the number, the size and the rows of each chunk, in parts."""
     stop = threading.Event()
@@ -169,7 +169,8 @@ def _tables(
         return retry_while_away(step, note, stop) if job.remote else step()
 
     read = ((number, len(items), attempt(partial(job.read, items))) for number, items in chunks)
-    with closing(_prefetched(read, stop) if job.prefetch else read) as each:
+    # An error's traceback would keep the input's file open.
+    with closing(chunks), closing(_prefetched(read, stop) if job.prefetch else read) as each:
         for number, size, found in each:
             made = attempt(partial(job.finish, found))
             yield number, size, [made] if isinstance(made, pa.Table) else made
