@@ -84,15 +84,18 @@ def fingerprint(config: Any) -> str:
     return hashlib.blake2b(repr(held).encode(), digest_size=8).hexdigest()
 
 
-@lru_cache(64)
 def stored_config(name: str) -> str | None:
     """Return the fingerprint of a model on this machine; ``None`` if it is not here."""
+    return _stored_config(_path(name))
+
+
+@lru_cache(64)
+def _stored_config(path: str) -> str | None:
+    """Keep what `stored_config` found by real path: a relative name depends on the folder."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
-            _path(name), local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception:  # A configuration may be damaged, or of a later version, in any way.
         return None
     return fingerprint(config)

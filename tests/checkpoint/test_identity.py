@@ -83,3 +83,11 @@ def test_a_damaged_configuration_is_not_known(tmp_path):
     (tmp_path / "bad" / "config.json").write_text("{")
     assert stored_config(str(tmp_path / "bad")) is None
     assert stored_config("you/absent") is None
+
+
+def test_a_relative_name_is_looked_up_in_each_folder_anew(tmp_path, monkeypatch):
+    target = copy(tmp_path / "there" / "weights" / "target")
+    monkeypatch.chdir(tmp_path)
+    assert stored_config("weights/target") is None
+    monkeypatch.chdir(tmp_path / "there")
+    assert stored_config("weights/target") == stored_config(target) is not None
