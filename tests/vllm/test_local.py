@@ -89,7 +89,8 @@ def test_draws_are_the_same_also_when_they_are_preempted(crowded, nla, vectors):
     ours = crowded.explain(vectors[:32], samples=4, sampling=WARM).samples
     assert metric(crowded, "vllm:num_preemptions") > before
     assert ours == nla.explain(vectors[:32], samples=4, sampling=WARM).samples
-    assert len({text for row in ours for text in row}) > 64
+    # Greedily, there would be one text of each vector at most.
+    assert len({text for row in ours for text in row}) > 32
 
 
 def test_readings_experiments_evaluations_and_data_sets_take_it(
