@@ -15,6 +15,7 @@ from nnsight_nla.doctor.examine import TEXTS, Doctor
 from nnsight_nla.doctor.report import Diagnosis
 from nnsight_nla.doctor.variants import SETTINGS, Candidate
 from nnsight_nla.errors import InjectionError
+from tests.helpers.hooks import left_hooks
 
 SHORT = Sampling(max_new_tokens=60)
 FOLDERS = {name: str(path) for name, path in tiny.paths().items()}
@@ -149,7 +150,7 @@ def test_the_model_and_the_nla_are_as_before(pair, healthy):
     _, nla = pair
     assert nla.av.tokenizer is not None
     assert not nla.pending
-    assert all(not each._forward_hooks for each in nla.av._module.modules())
+    assert not left_hooks(nla.av._module)
     assert {each.setting for each in healthy.findings} == set(SETTINGS)
 
 

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
 from nnsight_nla.checkpoint.reply import extract
 from tests.helpers import plain
+from tests.helpers.hooks import left_hooks
 
 PROMPTS = [
     f"{opener} {fact}"
@@ -114,11 +115,12 @@ def test_only_the_marker_is_written(nla, vectors, engine):
 
 
 def test_the_model_is_the_same_afterwards(nla, vectors):
+    nla.av.dispatch()
     before = {name: value.clone() for name, value in nla.av._module.state_dict().items()}
     _ = nla.explain(vectors[:8]).text
     after = nla.av._module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(not module._forward_hooks for module in nla.av._module.modules())
+    assert not left_hooks(nla.av._module)
 
 
 def test_a_checkpoints_generation_config_does_not_leak(nla, vectors):
