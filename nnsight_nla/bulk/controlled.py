@@ -40,22 +40,19 @@ class ChunkControls:
             good = [row for row in handle.rows if not unusable(handle.capture.row(row))]
             places += [(handle.capture, row) for row in good]
             self._at += [(number, row) for row in good]
-        self._made = None
-        if places:
-            queue = places[0][0].queue
-            self._made = AnswerControls(queue, places, range(len(places)))
+        self._made = AnswerControls(places, range(len(places)))
 
     @property
     def handles(self) -> list[Explanation]:
         """What has to be resolved before `said` is called."""
-        return [] if self._made is None else self._made.handles
+        return self._made.handles
 
     def said(self) -> dict[int, dict[int, dict[str, str]]]:
         """Return what the controls answer, by row of the input, position and control."""
         found: dict[int, dict[int, dict[str, str]]] = {}
         for number, row in self._at:
             found.setdefault(number, {})[row] = {}
-        for name, texts in ({} if self._made is None else self._made.said()).items():
+        for name, texts in self._made.said().items():
             for place, text in texts.items():
                 number, row = self._at[place]
                 found[number][row][name] = text

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from ..checkpoint.reply import snippets
+from ..core.answer_trust import NAMES
 from ..core.similarity import cosine
 from ..errors import TextError
 from ..evaluation.answer_controls import unchanged
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Reconstruct = Callable[[list[str]], torch.Tensor]
 CONTEXT = 200
 """How many characters of the text, up to the token, a row shows."""
-CONTROLS = {name: f"answer_{name}" for name in ("without", "random", "other")}
+CONTROLS = {name: f"answer_{name}" for name in NAMES}
 """The controls of an answer (see `AnswerTrust`), and the columns of what they answer."""
 UNCHANGED = "unchanged"
 """The column of the controls that give the same answer."""

@@ -207,7 +207,8 @@ class _Verbalize:
     def __call__(self, chunk: Sequence[ItemResiduals]) -> pa.Table:
         if self._chunk is not chunk:
             self._chunk, self._made = chunk, [self._explain(each) for each in chunk]
-            self._controls = ChunkControls([each for _, each in self._made if self._controlled])
+            answers = [each for _, each in self._made] if self._controlled else []
+            self._controls = ChunkControls(answers)
         handles = [each for _, each in self._made if each is not None]
         self._nla.resolve([*handles, *self._controls.handles])
         said = self._controls.said()

@@ -84,8 +84,8 @@ def view(
             nlas.append(load_nla(str(each), its_ar, dtype, device_map, remote=remote))
         if layer:
             nlas = [each.at_layer(block) for each in nlas for block in layer]
-        options = load_options(dtype, device_map, remote=remote)
-        setup = _setup(model, pairs, target_model, layer or [], options)
+        given = load_options(dtype, device_map, remote=remote)
+        setup = _setup(model, pairs, target_model, layer or [], given)
         session = Session(target_model, nlas, remote=remote, setup=setup)
         if text is not None:
             session.open([{"role": "user", "content": text}] if chat else text)

@@ -29,7 +29,6 @@ from .controls import random_vectors
 
 if TYPE_CHECKING:
     from ..explanation.asked import Asked
-    from ..explanation.records import HandleQueue
     from ..verbalize.pending import Queue
 
 RANDOM_CONTROLS = 8
@@ -46,7 +45,6 @@ class AnswerControls:
 
     def __init__(
         self,
-        queue: HandleQueue,
         places: Sequence[Place],
         rows: Collection[int],
         *,
@@ -55,7 +53,6 @@ class AnswerControls:
         """Prepare the controls; nothing is generated yet.
 
         Args:
-            queue: Generates the answers.
             places: Rows of one or several captures, in the order of their prompts. All are of one
                 oracle and block, with the same choices and sampling, and have usable vectors.
             rows: The numbers of those in `places` that get controls; they are settled, or are
@@ -83,7 +80,7 @@ class AnswerControls:
         for null in (True, False):
             group = {key: each for key, each in new.items() if (each[1] is None) == null}
             if group:
-                capture = _control(queue, list(group.values()))
+                capture = _control(list(group.values()))
                 self.handles.append(Explanation.of(capture, (len(group),)))
                 self._made |= {key: (capture, number) for number, key in enumerate(group)}
 
@@ -142,7 +139,7 @@ class AnswerLabeller:
         ]
         places = [(capture, row) for row in usable]
         with self._lock.held():
-            controls = AnswerControls(self._queue, places, settled, known=self._known)
+            controls = AnswerControls(places, settled, known=self._known)
             self._queue.resolve_only(controls.handles)
             if len(self._known) > _MOST_CACHED:
                 self._known.clear()
@@ -193,7 +190,7 @@ def _key(place: Place, vectors: Tensor | None) -> _Key:
     return (asked.prompts[row].ids, asked.choices, capture.sampling, held)
 
 
-def _control(queue: HandleQueue, asked: Sequence[tuple[Place, Tensor | None]]) -> Capture:
+def _control(asked: Sequence[tuple[Place, Tensor | None]]) -> Capture:
     """Return a capture that asks each row's question about other vectors, or about none."""
     (first, _), *_ = asked[0]
     rows = [place for place, _ in asked]
@@ -206,7 +203,7 @@ def _control(queue: HandleQueue, asked: Sequence[tuple[Place, Tensor | None]]) -
     held = [torch.zeros_like(_vectors(place)) if each is None else each for place, each in asked]
     padded = torch.nn.utils.rnn.pad_sequence([each.float().cpu() for each in held], True)
     null = asked[0][1] is None
-    return Capture(queue, padded, len(rows), 1, first.sampling, null=null, asked=some)
+    return Capture(first.queue, padded, len(rows), 1, first.sampling, null=null, asked=some)
 
 
 def _random(places: Sequence[Place], rows: Collection[int]) -> dict[int, Tensor]:

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from nnsight_nla.live import Session
 from nnsight_nla.reading.records import Reading, TokenReading
 from nnsight_nla.storage.cache import cache_folder
+
+from .served import Served, serving
 
 AXE = "4.10.3"
 
@@ -69,6 +72,13 @@ def context(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Browse
     )
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def served(pair) -> Iterator[Served]:
+    """The embedded pair's live page, on a server that a test may stop and start."""
+    with serving(Session(*pair)) as made:
+        yield made
 
 
 @pytest.fixture

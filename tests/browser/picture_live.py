@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from nnsight_nla import tiny
 from nnsight_nla.live import Session
-from tests.browser.test_live import Served
+from tests.browser.served import serving
 
 PATH = Path(__file__).parents[2] / "tutorials" / "reference" / "look_around.png"
 TEXT = "What a lovely day! People in Paris speak French."
@@ -70,19 +70,14 @@ def main() -> None:
     nla.read(model, TEXT, positions=0)  # The controls of the labels, before anything is shown.
     session.open(TEXT)
     slowed(nla)
-    served = Served(session)
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            size = {"width": WIDTH, "height": HEIGHT}
-            page = browser.new_page(viewport=size, device_scale_factor=SCALE)
-            page.goto(served.address)
-            taken = frames(page)
-            browser.close()
-    finally:
-        served.stop()
-        session.close()
+    with serving(session) as served, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        size = {"width": WIDTH, "height": HEIGHT}
+        page = browser.new_page(viewport=size, device_scale_factor=SCALE)
+        page.goto(served.address)
+        taken = frames(page)
+        browser.close()
     # One palette, so that equal parts of two frames are equal bytes.
     palette = taken[-1][0].quantize(colors=64)
     pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture, _ in taken]

@@ -182,7 +182,7 @@ def test_a_short_page_is_filled(show, reading):
     bottom = page.locator("#table").bounding_box()
     assert bottom["y"] + bottom["height"] > 0.6 * 760, "the table of a short text is open"
     text, details = (page.locator(each).bounding_box() for each in ("#texts", "#details"))
-    assert bottom["y"] - (text["y"] + text["height"]) < 40, "it is next under the text"
-    assert bottom["x"] + bottom["width"] <= details["x"], "and beside the card"
+    assert bottom["y"] - (text["y"] + text["height"]) < 40, "the table starts below the text"
+    assert bottom["x"] + bottom["width"] <= details["x"], "the table is beside the card"
     page = show(long(100))
     expect(page.locator("#table div")).to_be_hidden()

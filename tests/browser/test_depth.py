@@ -13,7 +13,7 @@ from nnsight_nla.live import Session
 from nnsight_nla.reading.records import Reading
 
 from .conftest import Watched
-from .test_live import PROMPT, Served
+from .served import PROMPT, serving
 
 LAYERS = (0, 3, 4)
 SPEAK = 3
@@ -45,13 +45,11 @@ def live(pair, nlas, context) -> Iterator[Page]:
     """A live page of the three, none of whose tokens was read."""
     session = Session(pair[0], nlas[::-1])
     session.open(PROMPT)
-    served = Served(session)
-    watched = Watched(context.new_page()).watch()
-    watched.page.goto(served.address)
-    yield watched.page
-    watched.page.close()
-    served.stop()
-    session.close()
+    with serving(session) as served:
+        watched = Watched(context.new_page()).watch()
+        watched.page.goto(served.address)
+        yield watched.page
+        watched.page.close()
     assert watched.complaints == []
 
 

@@ -2,65 +2,23 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
-import uvicorn
 from playwright.sync_api import BrowserContext, Page, expect
 
-from nnsight_nla.live import Session
-from nnsight_nla.live.server import application
-
 from .conftest import Watched
+from .served import PROMPT, Served
 
-PROMPT = "People in Paris speak French. The cow lives in the"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> Paris \u202e \x00"
-TOKEN = "a-token"
-
-
-class Served:
-    """A server that can be stopped, and started again at the same address."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}/{TOKEN}/"
-        self.start()
-
-    def start(self) -> None:
-        config = uvicorn.Config(
-            application(self.session, TOKEN), port=self.port, log_level="error",
-            ws="websockets-sansio", lifespan="off", timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(timeout=20)
 
 
 @pytest.fixture(scope="module")
 def nla(pair):
     return pair[1]
-
-
-@pytest.fixture(scope="module")
-def served(pair) -> Iterator[Served]:
-    session = Session(*pair)
-    made = Served(session)
-    yield made
-    made.stop()
-    session.close()
 
 
 @pytest.fixture

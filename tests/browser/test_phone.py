@@ -6,22 +6,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from nnsight_nla.live import Session
-
 from .conftest import Watched
-from .test_live import PROMPT, Served
+from .served import PROMPT, Served
 
 LONG = " ".join(["What a lovely day!", PROMPT, "barn."] * 12)
 WIDTH, HEIGHT = 390, 844
-
-
-@pytest.fixture(scope="module")
-def served(pair) -> Iterator[Served]:
-    session = Session(*pair)
-    made = Served(session)
-    yield made
-    made.stop()
-    session.close()
 
 
 @pytest.fixture

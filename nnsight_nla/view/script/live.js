@@ -17,6 +17,9 @@ const STATES = {
   closed: "The session has ended. What was read stays here; nothing more can be read.",
 };
 
+/** Return whether a request has a result to show, rather than tokens or a text. */
+const hasResult = ({ type }) => type !== "explain" && type !== "open";
+
 function connect(page) {
   page.asked = new Map();
   page.last = 0;
@@ -73,10 +76,10 @@ function readAll(page) {
 /** Cancel what waits; return whether anything did. */
 function cancel(page) {
   const waiting = [...page.asked.values()];
-  for (const { id, type } of waiting) {
-    page.transport.send({ type: "cancel", id });
-    release(page, id);
-    if (type !== "explain" && type !== "open") tell(page, "Cancelled.", type);
+  for (const message of waiting) {
+    page.transport.send({ type: "cancel", id: message.id });
+    release(page, message.id);
+    if (hasResult(message)) tell(page, "Cancelled.", message.type);
   }
   if (waiting.length) hint(page);
   return waiting.length > 0;
@@ -120,7 +123,7 @@ function became(page, state) {
     if (state === "closed") {
       release(page, message.id, "The session ended before this was read.");
       if (message.type !== "explain") tell(page, "The session ended before there was a result.", message.type);
-    } else if (state === "lost" && message.type !== "explain" && message.type !== "open") {
+    } else if (state === "lost" && hasResult(message)) {
       release(page, message.id);
       tell(page, "The connection was lost before there was a result: ask again.", message.type);
     } else if (state === "open" && before === "lost") page.transport.send(message);
