@@ -13,13 +13,14 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...core.locks import Lock
 from ...errors import CheckpointError, HostError, VerbalizationError, shown
 from ...remote.ndif import ATTEMPTS, retries, transient
 from . import receipts
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 64
 """Requests under way at a time, unless ``vllm={"concurrency": n}`` says otherwise."""
-_CHUNK = 8
-"""A call has this many times as many requests as are under way at a time."""
 _TIMEOUT = 600.0
 _BUSY = 429
 
@@ -65,6 +64,8 @@ class ServedEngine:
         self._concurrency = int(given.get("concurrency", CONCURRENCY))
         self._name: str | None = None
         self._dtype: torch.dtype | None = None
+        self._guard = Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,11 +74,6 @@ class ServedEngine:
             self.start()
         assert self._dtype is not None
         return self._dtype
-
-    @property
-    def rows(self) -> int:
-        """How many requests one call of `run` should have."""
-        return _CHUNK * self._concurrency
 
     def start(self) -> None:
         """Check, once, that the server runs this verbalizer with this injection.
@@ -100,21 +96,25 @@ class ServedEngine:
             )
         self._dtype = getattr(torch, said["dtype"])
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
-        """Yield a request's number and its output, in the order in which they finish."""
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="nnsight-nla-vllm")
+    def run(
+        self, rows: Sequence[int], request: Callable[[int], Request]
+    ) -> Generator[tuple[int, Output], None, None]:
+        """Yield each row's number and its output, in the order in which they finish."""
         with _client(self._url, self._concurrency) as client:
-            futures = {
-                pool.submit(self._complete, client, each): number
-                for number, each in enumerate(requests)
-            }
+
+            def completed(row: int) -> Output:
+                return self._complete(client, request(row))
+
+            pool = self._threads()
+            futures = {pool.submit(completed, row): row for row in rows}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             finally:
+                for future in futures:
+                    future.cancel()
                 # Closing the connections aborts on the server what is still under way.
                 client.close()
-                pool.shutdown(wait=False, cancel_futures=True)
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
         """Return what was written for each of these vectors, as far as that is known."""
@@ -139,6 +139,22 @@ class ServedEngine:
     def close(self) -> None:
         """Forget what the server said; it goes on running."""
         self._name = self._dtype = None
+        with self._guard.held():
+            if self._pool is not None:
+                self._pool[1].shutdown(wait=False)
+            self._pool = None
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Return the threads that all calls share, each with one request under way.
+
+        Their queue is first in, first out, so the requests of an earlier call come first.
+        """
+        with self._guard.held():
+            process = os.getpid()  # A forked process has none of the threads.
+            if self._pool is None or self._pool[0] != process:
+                name = "nnsight-nla-vllm"
+                self._pool = process, ThreadPoolExecutor(self._concurrency, thread_name_prefix=name)
+            return self._pool[1]
 
     def _complete(self, client: httpx.Client, request: Request) -> Output:
         body = {

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from nnsight_nla import NLA, Checkpoint, CheckpointError, HostError, VerbalizationError, tiny
+from nnsight_nla import NLA, Checkpoint, CheckpointError, HostError, VerbalizationError, bulk, tiny
 from nnsight_nla.bulk.retry import host_is_away
 from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
 from nnsight_nla.remote import ndif
@@ -81,13 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.guard:
             server.headers.append(self.headers.get("authorization"))
-            server.running += 1
+            server.running += self.path == "/v1/completions"
             server.most = max(server.most, server.running)
             status = server.failures.pop(0) if body and server.failures else 200
         time.sleep(server.delay)
         said = server.answer(self.path, body) if status == 200 else {"error": "not now"}
         with server.guard:
-            server.running -= 1
+            server.running -= self.path == "/v1/completions"
         text = json.dumps(said).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(text)))
@@ -108,6 +109,13 @@ def server(monkeypatch):
     running.shutdown()
     running.server_close()
     thread.join()
+
+
+def wait_for(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
 
 
 def remote(server, **vllm) -> NLA:
@@ -150,6 +158,75 @@ def test_no_more_requests_are_under_way_than_asked_for(server):
     remote(server, concurrency=3).explain(VECTORS).raw  # noqa: B018
     assert server.most <= 3
     assert len(server.bodies) == len(VECTORS)
+
+
+def test_threads_share_what_is_under_way_and_the_earlier_comes_first(server):
+    server.delay = 0.02
+    nla = remote(server, concurrency=3)
+    nla.info()
+    handles = [nla.explain(VECTORS[:12]), nla.explain(VECTORS[12:])]
+    order = []
+
+    def read(handle):
+        nla.resolve(handle)
+        order.append(handle)
+
+    threads = [threading.Thread(target=read, args=(each,)) for each in handles]
+    for each in threads:
+        each.start()
+        wait_for(lambda: server.most == 3)
+    for each in threads:
+        each.join()
+    assert server.most == 3
+    assert order == handles
+    assert len(server.bodies) == len(VECTORS)
+
+
+def test_a_caller_that_stops_leaves_the_rest_pending_and_unsent(server):
+    server.delay = 0.02
+    nla = remote(server, concurrency=2)
+    many = torch.randn(200, 128, generator=torch.Generator().manual_seed(1))
+    handle = nla.explain(many)
+
+    def stop(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nla.resolve(handle, on_text=stop)
+    wait_for(lambda: server.running == 0)
+    assert len(server.bodies) < len(many) / 2
+    assert not handle.resolved
+    nla.resolve(handle)
+    assert handle.resolved
+
+
+def test_bulk_keeps_the_server_full_while_it_scores(server, monkeypatch, tmp_path):
+    save_file({"v": VECTORS}, tmp_path / "vectors.safetensors")
+    scored = []
+
+    def run(name, check):
+        nla = NLA(url=server.url, engine="vllm", ar=tiny.paths()["ar"], dtype="float32")
+        real = nla.reconstruct
+
+        def reconstruct(texts):
+            check()
+            scored.append(len(texts))
+            return real(texts)
+
+        monkeypatch.setattr(nla, "reconstruct", reconstruct)
+        output = tmp_path / name
+        report = bulk.run(nla, tmp_path / "vectors.safetensors", output, chunk=8, progress=False)
+        assert (report.rows, report.errors) == (len(VECTORS), 0)
+        return output.read_bytes()
+
+    def next_is_under_way():
+        wait_for(lambda: len(server.bodies) >= 16)  # Those of two chunks.
+
+    together = run("together.parquet", next_is_under_way)
+    assert scored == [8, 8, 8]
+    monkeypatch.setattr(NLA, "concurrent", False)
+    server.bodies.clear()
+    assert run("alone.parquet", lambda: None) == together
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
