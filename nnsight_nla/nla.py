@@ -156,7 +156,8 @@ class NLA:
             CheckpointError: The checkpoint cannot be found or read, or does not fit the model.
 
         Warns:
-            NLAWarning: The chat template prints today's date, so texts may differ tomorrow.
+            NLAWarning: The chat template prints today's date, so texts may differ tomorrow; or
+                attention leaves out the soft cap of the configuration.
         """
         given = {**locals(), **load}
         from .evaluation.reconstructor import Reconstructor
@@ -390,7 +391,8 @@ class NLA:
 
         Warns:
             NLAWarning: The name of `model` differs from that of the verbalizer's target; or the
-                running trace has prompts padded on the left, and `model` does not mask padding.
+                running trace has prompts padded on the left, and `model` does not mask padding; or
+                its attention leaves out the soft cap of its configuration.
         """
         self._for_layer(layer, claims)
         envoy = targets.residual(model, self.checkpoint, layer)
