@@ -161,6 +161,7 @@ class Queue:
                 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
             ),
             prompt_date=verbalizer.prompt.date,
+            verbalizer_base=verbalizer.runtime.base,
         )
 
     def _run(self, jobs: list[Job], on_text: OnText | None = None) -> None:

@@ -248,6 +248,7 @@ class Verbalizer:
         checkpoint = self.checkpoint
         return {
             "verbalizer": self.runtime.name,
+            "verbalizer_base": self.runtime.base,
             "weights_loaded": self.runtime.loaded,
             "layer": checkpoint.layer,
             "d_model": checkpoint.d_model,
