@@ -45,6 +45,8 @@ _Receipt = tuple[float, float, float]
 
 _TOGETHER = 64
 """How many replies share one request for their receipts."""
+_COMPARED = 128
+"""How many log-probabilities one request may ask vLLM for."""
 _LEAST_COSINE = 0.5
 """Rounding stays far above it, also in bfloat16 with a small scale; another vector far below."""
 
@@ -183,7 +185,12 @@ class VllmEngine:
         found: dict[int, dict[tuple[int, ...], Tensor]] = {}
         receipts: dict[int, _Receipt] = {}
         failed: dict[int, str] = {}
-        for before, tokens in choices.compared.items():
+        compared = [
+            (before, tokens[start : start + _COMPARED])
+            for before, tokens in choices.compared.items()
+            for start in range(0, len(tokens), _COMPARED)
+        ]
+        for before, tokens in compared:
             longer = batch.followed_by(before)
             requests = [replace(each, compared=tokens) for each in self._requests(longer, 1)]
             for row, made in self._replies(requests, longer, lambda *each: each):
@@ -200,6 +207,18 @@ class VllmEngine:
                 yield row, chosen(choices, choices.logprobs(scores)[0], receipts[row])
 
     def _requests(self, batch: Batch, new_tokens: int) -> Iterator[Request]:
+        """Make one request for each row.
+
+        Raises:
+            VerbalizationError: vLLM would cut the replies.
+        """
+        context, length = self._backend.context, batch.ids.shape[1]
+        if length + new_tokens > context:
+            raise VerbalizationError(
+                f"A prompt of {length} tokens and a reply of up to {new_tokens} exceed the "
+                f"{context} tokens that vLLM was started for. Start it with max_model_len="
+                f"{length + new_tokens} or more, or use a smaller Sampling(max_new_tokens=...)."
+            )
         for ids, vectors, sites, has in zip(
             batch.ids, batch.vectors, batch.sites, batch.given.tolist(), strict=True
         ):

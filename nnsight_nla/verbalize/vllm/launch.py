@@ -72,7 +72,7 @@ def engine_options(
             f"engine='vllm' needs a d_model of {rows.LEAST_WIDTH} or more, this verbalizer has "
             f"{checkpoint.d_model}. Use engine='fast'."
         )
-    settings = Settings.of(checkpoint, prompt)
+    settings = Settings.of(checkpoint, prompt, name_of(verbalizer))
     own = {
         "model": _source(verbalizer),
         "dtype": str(hosts.dtype_of(av)).removeprefix("torch."),
@@ -131,6 +131,11 @@ def adapter_of(verbalizer: Verbalizer) -> str | None:
     """Return the folder or the id of the verbalizer's adapter; ``None`` if it has none."""
     adapter = getattr(verbalizer.av, "peft", None)
     return None if adapter is None else str(adapter)
+
+
+def name_of(verbalizer: Verbalizer) -> str:
+    """Return what `nnsight-nla serve` is to be given: the adapter, or else the model."""
+    return adapter_of(verbalizer) or verbalizer.runtime.name
 
 
 def lora_options(rank: int) -> dict[str, Any]:

@@ -7,11 +7,12 @@ caller that stops in the middle keeps what is done; the rest is aborted.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import VerbalizationError
+from ...errors import NLAError, VerbalizationError
 from ...models import hosts
 from . import receipts
 from .launch import ADAPTER, adapter_of, architecture, check_installed, engine_options
@@ -46,6 +47,7 @@ class LocalEngine:
         self._verbalizer, self._given = verbalizer, dict(given)
         self._options = engine_options(verbalizer, load, given)
         self._llm: Any = None
+        self._process = 0
         self._adapter, self._adapters = adapter_of(verbalizer), 1
 
     @property
@@ -53,6 +55,8 @@ class LocalEngine:
         """The dtype that the verbalizer computes in."""
         import torch
 
+        if self._llm is not None:
+            return self._llm.model_config.dtype
         asked = self._options["dtype"]
         named = getattr(torch, str(asked), None) if isinstance(asked, str) else asked
         if not isinstance(named, torch.dtype):
@@ -64,12 +68,24 @@ class LocalEngine:
         """How many requests wait or run at a time: more than vLLM runs, so that it stays full."""
         return max(_ROWS, 2 * int(self._given.get("max_num_seqs") or 0))
 
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have."""
+        return self._llm.model_config.max_model_len
+
     def start(self) -> None:
-        """Start the engine, if it does not run.
+        """Start the engine, if it does not run; again, if its process has ended.
 
         Raises:
             VerbalizationError: vLLM does not have the architecture, or did not start.
         """
+        if self._llm is not None and self._process != os.getpid():
+            raise VerbalizationError(
+                "This process was forked while vLLM ran, whose connections it cannot use. Start "
+                "processes with multiprocessing.get_context('spawn'), or call nla.unload() first."
+            )
+        if self._llm is not None and self._ended:
+            self.close()
         if self._llm is not None:
             return
         from vllm import LLM, ModelRegistry  # pyright: ignore
@@ -82,11 +98,15 @@ class LocalEngine:
             raise VerbalizationError(f"vLLM has no architecture {name}. Use engine='fast'.")
         try:
             self._llm = LLM(**self._options)
-        except RuntimeError as error:  # vLLM's log has the cause.
+        except NLAError:
+            raise
+        except Exception as error:
             raise VerbalizationError(
-                f"vLLM did not start with {self._verbalizer.runtime.name}: {error} The cause is in "
-                "vLLM's log, above. Its options are NLA(..., engine='vllm', vllm={...})."
+                f"vLLM did not start with {self._verbalizer.runtime.name}: {type(error).__name__}: "
+                f"{error} If that is not the cause, vLLM's log, above, has it. Its options are "
+                "NLA(..., engine='vllm', vllm={...})."
             ) from error
+        self._process = os.getpid()
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
         """Yield a request's number and its output, in the order in which they finish."""
@@ -136,6 +156,12 @@ class LocalEngine:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             gc.collect()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the engine's process has ended, as after a Ctrl-C, which reaches it as well."""
+        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
+        return bool(getattr(resources, "engine_dead", False))
 
     def _lora(self) -> Any:
         if self._adapter is None:

@@ -75,6 +75,11 @@ class Backend(Protocol):
         """How many requests one call of `run` should have."""
         ...
 
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have, once it is started."""
+        ...
+
     def start(self) -> None:
         """Start it, or check that it runs what the client expects; again, this does nothing."""
         ...

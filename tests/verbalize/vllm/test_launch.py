@@ -30,8 +30,11 @@ def test_the_injection_travels_in_the_configuration():
     assert overrides["architectures"] == ["NLAQwen3ForCausalLM"]
     assert overrides["rope_theta"] == 5
     nla = NLA(AV)
-    expected = Settings(nla.checkpoint.injection, nla.checkpoint.marker_id, 1)
-    assert Settings.read(overrides[FIELD]) == expected
+    checkpoint = nla.checkpoint
+    assert Settings.read(overrides[FIELD]) == Settings(
+        checkpoint.injection, checkpoint.marker_id, 1, AV, checkpoint.base_model, (3,),
+        checkpoint.sidecar_hash,
+    )  # fmt: skip
     assert (found["model"], found["dtype"], found["max_num_seqs"]) == (AV, "float32", 8)
     assert found["enable_prompt_embeds"] is True
 
