@@ -8,7 +8,7 @@ again past the prefix cache, and if that measures nothing either, the row has an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from uuid import uuid4
 import torch
 
 from ...core.sampling import draw_seed
-from ...errors import VerbalizationError
+from ...errors import VerbalizationError, shown
 from ...models.generation import reply_ends
 from ..batch import Batch
 from ..choosing import chosen
@@ -70,6 +70,11 @@ def maker(options: EngineOptions) -> Maker:
         raise VerbalizationError(
             "engine='vllm' loads the weights itself, so it cannot use a model that is already "
             "loaded. Pass its path or id: NLA('path or id', engine='vllm')."
+        )
+    if not isinstance(options.vllm, Mapping | None):
+        raise VerbalizationError(
+            f"vllm={shown(options.vllm)}: expected a dict of vLLM's options, such as "
+            "vllm={'max_num_seqs': 512}."
         )
     made: list[Backend] = []
 

@@ -103,8 +103,8 @@ class LocalEngine:
         except Exception as error:
             raise VerbalizationError(
                 f"vLLM did not start with {self._verbalizer.runtime.name}: {type(error).__name__}: "
-                f"{error} If that is not the cause, vLLM's log, above, has it. Its options are "
-                "NLA(..., engine='vllm', vllm={...})."
+                f"{str(error).strip().rstrip('.')}. If that is not the cause, vLLM's log, above, "
+                "has it. Its options are NLA(..., engine='vllm', vllm={...})."
             ) from error
         self._process = os.getpid()
 

@@ -123,9 +123,7 @@ class ServedEngine:
                 f"The server at {self._url} runs {served.name}, which is another verbalizer than "
                 f"{mine} ({listed}). Start one of its own: nnsight-nla serve {mine}."
             )
-        if None not in (hashes := (expected.sidecar_hash, served.sidecar_hash)) and len(
-            set(hashes)
-        ) > 1:
+        if len({expected.sidecar_hash, served.sidecar_hash} - {None}) > 1:
             warnings.warn(
                 f"The sidecar of {served.name}, which the server at {self._url} runs, is another "
                 f"file than that of {mine}. Check that both are the same verbalizer; without a "

@@ -52,6 +52,43 @@ def test_an_option_that_the_injection_needs_is_refused(name):
         options({name: False})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"hf_overrides": 5}, "expected a dict"),
+        ({"logits_processors": "my.module:Mine"}, "expected a list"),
+    ],
+)
+def test_an_option_that_is_added_to_has_vllms_form(given, said):
+    with pytest.raises(VerbalizationError, match=said):
+        options(given)
+
+
+@pytest.mark.parametrize("vllm", [[1], "max_num_seqs=8", 512])
+def test_what_is_no_dict_of_options_is_refused(vllm):
+    with pytest.raises(VerbalizationError, match=r"expected a dict of vLLM's options"):
+        NLA(AV, engine="vllm", vllm=vllm)
+
+
+@pytest.mark.parametrize("name", ["quantization_config", "load_in_8bit", "subfolder"])
+def test_an_option_of_transformers_that_vllm_has_not_is_refused(name):
+    with pytest.raises(VerbalizationError, match=rf"^{name}=.*Pass its own.*ar_options"):
+        options(load={name: "given"})
+
+
+def test_the_dtype_auto_is_the_verbalizers_own():
+    assert options({"dtype": "auto"})["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    "word", ["--model", "--hf-overrides={}", "--port", "--enable-prompt-embeds"]
+)
+def test_an_option_that_serve_sets_is_refused_after_the_dashes(word):
+    done = CliRunner().invoke(app, ["serve", AV, "--dry-run", "--", word, "1"])
+    assert isinstance(done.exception, VerbalizationError)
+    assert "sets this option of vLLM itself" in str(done.exception)
+
+
 def test_an_operation_of_the_callers_own_is_refused_by_name(monkeypatch):
     monkeypatch.setitem(OPERATIONS, "blend", OPERATIONS["add"])
     nla = NLA(AV, checkpoint=Injection("blend", "block", 1))
