@@ -29,7 +29,7 @@ class FakeServer(ThreadingHTTPServer):
         nla = NLA(AV, dtype="float32")
         tokenizer: Any = nla.av.tokenizer
         self.settings = Settings.of(nla.checkpoint, nla.prompt, str(AV)).text
-        self.context = 4096
+        self.context, self.root = 4096, str(AV)
         self.encode = tokenizer.encode
         self.bodies, self.failures, self.delay = [], [], 0.0
         self.running = self.most = 0
@@ -43,7 +43,7 @@ class FakeServer(ThreadingHTTPServer):
         if path == "/nla/verbalizer":
             return {"settings": self.settings, "dtype": "float32"}
         if path == "/v1/models":
-            model = {"id": "served", "root": str(AV), "max_model_len": self.context}
+            model = {"id": "served", "root": self.root, "max_model_len": self.context}
             return {"data": [{**model, "parent": None}]}
         if path == "/nla/receipts":
             measured = [[key, self.places(key)] for key in body["keys"]]

@@ -29,7 +29,7 @@ ADAPTER = "nla"
 """The name of a verbalizer that is an adapter, in vLLM."""
 MIDDLEWARE = f"{__package__}.server.VerbalizerRoutes"
 _FIXED = ("model", "enable_prompt_embeds", "worker_extension_cls", "generation_config")
-_FIXED_TO_SERVE = (*_FIXED, "hf_overrides", "logits_processors", "host", "port")
+_FIXED_TO_SERVE = (*_FIXED, "hf_overrides", "logits_processors", "lora_modules", "host", "port")
 _NOT_VLLMS = (
     "quantization_config", "load_in_4bit", "load_in_8bit", "subfolder", "gguf_file", "variant",
 )  # fmt: skip
@@ -168,12 +168,12 @@ def _check(load: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 def adapter_of(verbalizer: Verbalizer) -> str | None:
     """Return the folder or the id of the verbalizer's adapter; ``None`` if it has none."""
     adapter = getattr(verbalizer.av, "peft", None)
-    return None if adapter is None else str(adapter)
+    return None if adapter is None else _located(str(adapter))
 
 
 def name_of(verbalizer: Verbalizer) -> str:
     """Return what `nnsight-nla serve` is to be given: the adapter, or else the model."""
-    return adapter_of(verbalizer) or verbalizer.runtime.name
+    return adapter_of(verbalizer) or _source(verbalizer)
 
 
 def lora_options(rank: int) -> dict[str, Any]:
@@ -193,11 +193,17 @@ def architecture(verbalizer: Verbalizer) -> str:
 
 
 def _source(verbalizer: Verbalizer) -> str:
-    return str(cast("Any", verbalizer.av).repo_id)
+    return _located(str(cast("Any", verbalizer.av).repo_id))
 
 
 def _tokenizer(verbalizer: Verbalizer) -> str | None:
-    return str(getattr(verbalizer.tokenizer, "name_or_path", "") or "") or None
+    name = str(getattr(verbalizer.tokenizer, "name_or_path", "") or "")
+    return _located(name) if name else None
+
+
+def _located(name: str) -> str:
+    """Return a folder's path from the root, for clients and processes in other folders."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _rank(adapter: str) -> int:

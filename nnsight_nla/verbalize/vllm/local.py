@@ -131,7 +131,8 @@ class LocalEngine:
         try:
             while waiting:
                 for output in engine.step():
-                    if output.finished:
+                    # What was added as a Ctrl-C came has no place in `waiting`.
+                    if output.finished and output.request_id in waiting:
                         yield waiting.pop(output.request_id), _output(output.outputs[0])
         finally:
             if waiting:

@@ -236,11 +236,18 @@ def source_at(url: str) -> str:
     """Return the path or id of the verbalizer that a server runs: its adapter, if it is one.
 
     Raises:
+        CheckpointError: It is a folder that this machine does not have.
         HostError: The server does not answer, or serves no verbalizer.
     """
     with _client(address(url)) as client:
         _described(client)
-        return str(_served(client)["root"])
+        root = str(_served(client)["root"])
+    if Path(root).is_absolute() and not Path(root).is_dir():
+        raise CheckpointError(
+            f"The server at {address(url)} runs {root}, a folder that is not on this machine. Pass "
+            "what has the verbalizer's sidecar and tokenizer here: NLA('path or id', url=...)."
+        )
+    return root
 
 
 def _described(client: httpx.Client) -> dict[str, Any]:

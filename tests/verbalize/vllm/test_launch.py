@@ -142,6 +142,15 @@ def test_serve_prints_a_command_that_says_everything():
     assert "--enable-prompt-embeds" in words
 
 
+def test_a_folder_is_served_by_its_whole_path(monkeypatch):
+    monkeypatch.chdir(Path(AV).parent)
+    done = CliRunner().invoke(app, ["serve", Path(AV).name, "--dry-run"])
+    words = shlex.split(done.stdout)
+    assert words[words.index("--model") + 1] == words[words.index("--tokenizer") + 1] == AV
+    overrides = json.loads(words[words.index("--hf-overrides") + 1])
+    assert Settings.read(overrides[FIELD]).name == AV
+
+
 def test_the_entry_point_is_the_plug_ins_function():
     written = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))
     found = written["project"]["entry-points"]["vllm.general_plugins"]

@@ -150,6 +150,15 @@ def test_a_server_that_comes_back_with_another_verbalizer_gives_no_text(server):
     assert not handle.capture.replies
 
 
+def test_a_folder_of_the_servers_machine_alone_is_named(server):
+    server.root = "/models/of/the/server"
+    with pytest.raises(
+        CheckpointError, match=r"runs /models/of/the/server, .*NLA\('path or id', u"
+    ):
+        NLA(url=server.url, engine="vllm")
+    assert NLA(AV, url=server.url, engine="vllm").explain(VECTORS[0]).raw
+
+
 def test_entries_that_are_negative_zero_are_written(server):
     vector = VECTORS[0].clone()
     vector[::2] = -0.0
