@@ -152,8 +152,8 @@ class LocalEngine:
         return {"started": self._llm is not None, "options": {**self._given}}
 
     def close(self) -> None:
-        """Stop the engine and its processes."""
-        if self._llm is not None:
+        """Stop the engine and its processes, if this process started them."""
+        if self._llm is not None and self._process == os.getpid():
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             gc.collect()
