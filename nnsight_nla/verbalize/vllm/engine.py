@@ -8,7 +8,7 @@ again past the prefix cache, and if that measures nothing either, the row has an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from uuid import uuid4
 import torch
 
 from ...core.sampling import draw_seed
-from ...errors import VerbalizationError
+from ...errors import VerbalizationError, shown
 from ...models.generation import reply_ends
 from ..batch import Batch
 from ..choosing import chosen
@@ -48,6 +48,8 @@ _ROWS = 4096
 """How many rows one call of `verbalize` may have; vLLM has only some of them under way."""
 _TOGETHER = 64
 """How many replies share one request for their receipts."""
+_COMPARED = 128
+"""How many log-probabilities one request may ask vLLM for."""
 _LEAST_COSINE = 0.5
 """Rounding stays far above it, also in bfloat16 with a small scale; another vector far below."""
 
@@ -71,6 +73,11 @@ def maker(options: EngineOptions) -> Maker:
         raise VerbalizationError(
             "engine='vllm' loads the weights itself, so it cannot use a model that is already "
             "loaded. Pass its path or id: NLA('path or id', engine='vllm')."
+        )
+    if not isinstance(options.vllm, Mapping | None):
+        raise VerbalizationError(
+            f"vllm={shown(options.vllm)}: expected a dict of vLLM's options, such as "
+            "vllm={'max_num_seqs': 512}."
         )
     made: list[Backend] = []
 
@@ -160,6 +167,7 @@ class VllmEngine:
         """
         batch = Batch.of(prompts or [self._verbalizer.prompt] * len(vectors), vectors, given)
         self._verbalizer.check_length(batch.ids.shape[1], sampling)
+        self._check_context(batch, sampling.max_new_tokens)
         seeds = [
             None if sampling.greedy else draw_seed(sampling.seed, vector, sample)
             for vector, sample in zip(vectors, samples, strict=True)
@@ -191,8 +199,14 @@ class VllmEngine:
         found: dict[int, dict[_Ids, Tensor]] = {}
         receipts: dict[int, _Receipt] = {}
         failed: dict[int, str] = {}
-        for before, tokens in choices.compared.items():
+        compared = [
+            (before, tokens[start : start + _COMPARED])
+            for before, tokens in choices.compared.items()
+            for start in range(0, len(tokens), _COMPARED)
+        ]
+        for before, tokens in compared:
             longer = batch.followed_by(before)
+            self._check_context(longer, 1)
 
             def request(row: int, longer: Batch = longer, tokens: _Ids = tokens) -> Request:
                 return replace(self._request(longer, row, 1), compared=tokens)
@@ -209,6 +223,16 @@ class VllmEngine:
         for row, scores in found.items():
             if row not in failed:
                 yield row, chosen(choices, choices.logprobs(scores)[0], receipts[row])
+
+    def _check_context(self, batch: Batch, new_tokens: int) -> None:
+        """Raise if vLLM would cut the replies."""
+        context, length = self._backend.context, batch.ids.shape[1]
+        if length + new_tokens > context:
+            raise VerbalizationError(
+                f"A prompt of {length} tokens and a reply of up to {new_tokens} exceed the "
+                f"{context} tokens that vLLM was started for. Start it with max_model_len="
+                f"{length + new_tokens} or more, or use a smaller Sampling(max_new_tokens=...)."
+            )
 
     def _request(self, batch: Batch, row: int, new_tokens: int) -> Request:
         ids, vectors, places = batch.ids[row], batch.vectors[row], batch.sites[row].tolist()

@@ -8,6 +8,7 @@ engine take a step, and hands each output to the thread that waits for it.
 from __future__ import annotations
 
 import gc
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.locks import Lock
-from ...errors import VerbalizationError
+from ...errors import NLAError, VerbalizationError
 from ...models import hosts
 from . import receipts
 from .launch import ADAPTER, adapter_of, architecture, check_installed, engine_options
@@ -77,6 +78,7 @@ class LocalEngine:
         self._turn = Lock()
         self._runs: list[_Run] = []
         self._under_way: dict[str, tuple[_Run, int, str]] = {}
+        self._process = 0
         self._adapter, self._adapters = adapter_of(verbalizer), 1
 
     @property
@@ -84,19 +86,33 @@ class LocalEngine:
         """The dtype that the verbalizer computes in."""
         import torch
 
+        if self._llm is not None:
+            return self._llm.model_config.dtype
         asked = self._options["dtype"]
         named = getattr(torch, str(asked), None) if isinstance(asked, str) else asked
         if not isinstance(named, torch.dtype):
             return hosts.dtype_of(self._verbalizer.av)
         return named
 
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have."""
+        return self._llm.model_config.max_model_len
+
     def start(self) -> None:
-        """Start the engine, if it does not run.
+        """Start the engine, if it does not run; again, if its process has ended.
 
         Raises:
             VerbalizationError: vLLM does not have the architecture, or did not start.
         """
+        if self._llm is not None and self._process != os.getpid():
+            raise VerbalizationError(
+                "This process was forked while vLLM ran, whose connections it cannot use. Start "
+                "processes with multiprocessing.get_context('spawn'), or call nla.unload() first."
+            )
         with self._turn.held():
+            if self._llm is not None and self._ended:
+                self.close()
             if self._llm is None:
                 self._start()
 
@@ -111,11 +127,15 @@ class LocalEngine:
             raise VerbalizationError(f"vLLM has no architecture {name}. Use engine='fast'.")
         try:
             self._llm = LLM(**self._options)
-        except RuntimeError as error:  # vLLM's log has the cause.
+        except NLAError:
+            raise
+        except Exception as error:
             raise VerbalizationError(
-                f"vLLM did not start with {self._verbalizer.runtime.name}: {error} The cause is in "
-                "vLLM's log, above. Its options are NLA(..., engine='vllm', vllm={...})."
+                f"vLLM did not start with {self._verbalizer.runtime.name}: {type(error).__name__}: "
+                f"{str(error).strip().rstrip('.')}. If that is not the cause, vLLM's log, above, "
+                "has it. Its options are NLA(..., engine='vllm', vllm={...})."
             ) from error
+        self._process = os.getpid()
 
     def run(
         self, rows: Sequence[int], request: Callable[[int], Request]
@@ -163,9 +183,9 @@ class LocalEngine:
         return {"started": self._llm is not None, "options": {**self._given}}
 
     def close(self) -> None:
-        """Stop the engine and its processes."""
+        """Stop the engine and its processes, if this process started them."""
         with self._turn.held():
-            if self._llm is not None:
+            if self._llm is not None and self._process == os.getpid():
                 for run in self._runs:
                     run.fail(VerbalizationError(_STOPPED))
                 self._under_way.clear()
@@ -184,6 +204,7 @@ class LocalEngine:
         if not self._under_way:
             return
         for output in self._llm.llm_engine.step():
+            # What was added as a Ctrl-C came is not known here.
             if output.finished and output.request_id in self._under_way:
                 run, row, _ = self._under_way.pop(output.request_id)
                 run.under_way -= 1
@@ -217,6 +238,12 @@ class LocalEngine:
     def _places(self) -> int:
         """How many requests vLLM has at a time: more than it runs, so that it stays full."""
         return max(_PLACES, 2 * int(self._given.get("max_num_seqs") or 0))
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the engine's process has ended, as after a Ctrl-C, which reaches it as well."""
+        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
+        return bool(getattr(resources, "engine_dead", False))
 
     def _lora(self) -> Any:
         if self._adapter is None:

@@ -71,6 +71,11 @@ class Backend(Protocol):
         """The dtype that the verbalizer computes in."""
         ...
 
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have, once it is started."""
+        ...
+
     def start(self) -> None:
         """Start it, or check that it runs what the client expects; again, this does nothing."""
         ...
