@@ -365,6 +365,11 @@ class NLA:
             nla.queue.batch_size = batch_rows(rows)
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several threads may verbalize at the same time, as on vLLM."""
+        return self._engine.concurrent
+
+    @property
     def ar(self) -> TransformersModel:
         """The reconstructor's nnsight model."""
         return self._need_reconstructor().ar

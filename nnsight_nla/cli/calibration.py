@@ -47,6 +47,9 @@ def calibrate(
     ] = None,
     held_out: options.HeldOut = 0.05,
     limit: Annotated[int, Option(min=50, metavar="N", help="Measure at most N rows.")] = 1000,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -65,7 +68,8 @@ def calibrate(
         from ..evaluation.grounding.rows import read_rows
         from ..training.published import Published
 
-        nla = load_nla(str(av), ar, dtype, device_map)
+        texts = options.engine_of(engine, vllm, url)
+        nla = load_nla(str(av), ar, dtype, device_map, texts=texts)
         source = Published(
             rows, part="held out" if 0 < held_out < 1 else "all", held_out=held_out, limit=limit
         )
@@ -93,8 +97,8 @@ def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
         title=f"{calibration.population}: {calibration.n:,} vectors",
         caption="\n".join(
             [
-                f"strong from a margin of {calibration.strong:.2f}, partial from "
-                f"{calibration.partial:.2f}",
+                f"strong from a margin of {calibration.strong:z.2f}, partial from "
+                f"{calibration.partial:z.2f}",
                 "noisy positions: "
                 + (
                     "not measured"
@@ -108,6 +112,7 @@ def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
         curve = curves.get(each.name)
         shown: list[Any] = ["", "", "", ""]
         if curve is not None:
-            shown = [f"{curve.rate:.3f}", f"{curve.predicted:.3f}", f"{curve.error:.3f}", curve.n]
+            figures = (curve.rate, curve.predicted, curve.error)
+            shown = [*(f"{figure:z.3f}" for figure in figures), curve.n]
         table.add_row(each.name, *map(str, shown))
     return table
