@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -101,17 +101,38 @@ def version(
 
 def load(
     av: str | None, ar: str | None, target: str | None, dtype: str, device_map: str | None, *,
-    remote: bool = False, pair: str = "tiny",
+    remote: bool = False, pair: str = "tiny", texts: Mapping[str, Any] | None = None,
 ) -> tuple[TransformersModel, NLA]:  # fmt: skip
-    """Load the target and the NLA; without `av`, the pair of that name."""
-    if av is not None and pair != "tiny":
-        raise VerbalizationError(f"--model {pair} has its own verbalizer. Remove --av or --model.")
-    if av is None:
+    """Load the target and the NLA; without `av`, the pair of that name, or a server's verbalizer.
+
+    Args:
+        av: The verbalizer.
+        ar: The reconstructor.
+        target: The target; by default the one that the verbalizer names.
+        dtype: The dtype of all three.
+        device_map: Their device.
+        remote: Whether they run on the configured NDIF host.
+        pair: The name of the pair.
+        texts: What generates the texts; see `options.engine_of`.
+    """
+    texts = texts or {}
+    own = av or texts.get("url")
+    if own is not None and pair != "tiny":
+        given = "--av" if av else "--url"
+        raise VerbalizationError(
+            f"--model {pair} has its own verbalizer. Remove {given} or --model."
+        )
+    if own is None:
+        if texts:
+            raise VerbalizationError(
+                f"--engine {texts['engine']} needs the verbalizer's name, --av PATH_OR_ID, or a "
+                f"server, --url http://... The pair {pair} is without."
+            )
         return _load_pair(pair, ar, target, dtype, device_map, remote=remote)
-    nla = load_nla(av, ar, dtype, device_map, remote=remote)
+    nla = load_nla(av, ar, dtype, device_map, remote=remote, texts=texts)
     base = target or nla.checkpoint.base_model
     if base is None:
-        raise VerbalizationError(f"{av} does not name its target; add --target PATH_OR_ID.")
+        raise VerbalizationError(f"{own} does not name its target; add --target PATH_OR_ID.")
     return load_target(base, dtype, device_map), nla
 
 
@@ -163,12 +184,14 @@ def load_oracle(
 
 
 def load_nla(
-    av: str, ar: str | None, dtype: str, device_map: str | None, *, remote: bool = False
-) -> NLA:
-    """Load an NLA without its target."""
+    av: str | None, ar: str | None, dtype: str, device_map: str | None, *, remote: bool = False,
+    texts: Mapping[str, Any] | None = None,
+) -> NLA:  # fmt: skip
+    """Load an NLA without its target; see `load`."""
     from ..nla import NLA
 
-    return NLA(av, ar=ar, remote=remote, date=_OF_ALL.get("date"), **_options(dtype, device_map))
+    given = {**_options(dtype, device_map), **(texts or {})}
+    return NLA(av, ar=ar, remote=remote, date=_OF_ALL.get("date"), **given)
 
 
 def open_av(av: str, dtype: str) -> tuple[Verbalizer, dict[str, Any]]:

@@ -47,6 +47,9 @@ def calibrate(
     ] = None,
     held_out: options.HeldOut = 0.05,
     limit: Annotated[int, Option(min=50, metavar="N", help="Measure at most N rows.")] = 1000,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -65,7 +68,8 @@ def calibrate(
         from ..evaluation.grounding.rows import read_rows
         from ..training.published import Published
 
-        nla = load_nla(str(av), ar, dtype, device_map)
+        texts = options.engine_of(engine, vllm, url)
+        nla = load_nla(str(av), ar, dtype, device_map, texts=texts)
         source = Published(
             rows, part="held out" if 0 < held_out < 1 else "all", held_out=held_out, limit=limit
         )

@@ -40,6 +40,9 @@ def run(
     ar: options.Ar = None,
     target: options.Target = None,
     remote: options.Remote = False,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     max_new_tokens: options.MaxNewTokens = 200,
     upto: options.Upto = None,
     temperature: options.Temperature = 0.0,
@@ -105,10 +108,14 @@ def run(
             source, text=text, vector=vector, doc_id=doc_id, question=question_column, split=split,
             tensor=tensor,
         )  # fmt: skip
-        if rows.kind == "texts" or av is None:
-            target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+        texts = options.engine_of(engine, vllm, url)
+        if rows.kind == "texts" or (av is None and url is None):
+            target_model, nla = load(
+                av, ar, target, dtype, device_map, remote=remote, pair=model, texts=texts
+            )
         else:
-            target_model, nla = None, load_nla(av, ar, dtype, device_map, remote=remote)
+            target_model = None
+            nla = load_nla(av, ar, dtype, device_map, remote=remote, texts=texts)
     report = bulk.run(
         nla.at_layer(options.block_of(nla, layer)),
         rows,

@@ -134,6 +134,10 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "Split the work between two machines: this is the first",
             "nnsight-nla run corpus.jsonl one.parquet --av AV --shard 1/2",
         ),
+        Example(
+            "Let a server of nnsight-nla serve generate the texts",
+            "nnsight-nla run vectors.safetensors out.parquet --url http://gpu-box:8000",
+        ),
     ),
     "merge": (
         Example(

@@ -38,6 +38,9 @@ def explain(
     max_new_tokens: options.MaxNewTokens = 200,
     upto: options.Upto = None,
     remote: options.Remote = False,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -51,7 +54,10 @@ def explain(
     with spinner("loading"):
         from ..core.sampling import Sampling
 
-        target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+        target_model, nla = load(
+            av, ar, target, dtype, device_map, remote=remote, pair=model,
+            texts=options.engine_of(engine, vllm, url),
+        )  # fmt: skip
         block = _block(nla, layer, insist=insist)
         (span,) = nla.positions(target_model, text)
         wanted = tokens.positions(position, len(span.ids))
@@ -113,6 +119,9 @@ def read(
     max_new_tokens: options.MaxNewTokens = 200,
     upto: options.Upto = None,
     remote: options.Remote = False,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -123,7 +132,10 @@ def read(
     with spinner("loading"):
         from ..core.sampling import Sampling
 
-        target_model, nla = load(av, ar, target, dtype, device_map, remote=remote, pair=model)
+        target_model, nla = load(
+            av, ar, target, dtype, device_map, remote=remote, pair=model,
+            texts=options.engine_of(engine, vllm, url),
+        )  # fmt: skip
         _block(nla, layer, insist=insist)
     with spinner("reading"):
         found = nla.read(

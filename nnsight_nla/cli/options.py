@@ -7,13 +7,14 @@ other paths, TEXT, NAME, N for an integer, X for a real number.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from .. import pairs
-from ..errors import NLAError
+from ..errors import NLAError, shown
 
 if TYPE_CHECKING:
     from ..nla import NLA
@@ -57,6 +58,20 @@ Target = Annotated[
     ),
 ]
 Remote = Annotated[bool, Option("--remote", help="Run the models on the configured NDIF host.")]
+Engine = Annotated[
+    str, Option(metavar="NAME", help="What generates the texts: fast, generate, or vllm.")
+]
+Vllm = Annotated[
+    str | None, Option(metavar="TEXT", help="For --engine vllm: options of vLLM, as JSON.")
+]
+Url = Annotated[
+    str | None,
+    Option(
+        metavar="URL",
+        help="Let the server at this address, from nnsight-nla serve, generate the texts. Its "
+        "verbalizer is the default of --av.",
+    ),
+]
 Dtype = Annotated[
     str, Option(metavar="DTYPE", help="The dtype of the models: auto, float32, bfloat16, ...")
 ]
@@ -193,6 +208,36 @@ HeldOut = Annotated[
     float,
     Option(min=0.0, max=1.0, metavar="X", help="The fraction of documents held out of training."),
 ]
+
+
+def engine_of(engine: str, vllm: str | None, url: str | None) -> dict[str, Any]:
+    """Return the keyword arguments of `NLA` that say what generates the texts.
+
+    Raises:
+        NLAError: --vllm is not a JSON object.
+    """
+    found: dict[str, Any] = {"engine": "vllm" if url is not None else engine}
+    found |= {} if url is None else {"url": url}
+    found |= {} if vllm is None else {"vllm": json_object("--vllm", vllm)}
+    return {} if found == {"engine": "fast"} else found
+
+
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """Return the JSON object in an option's value.
+
+    Raises:
+        NLAError: It is none.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise NLAError(
+            f"{option} {shown(text)}: expected a JSON object, such as "
+            "'{\"gpu_memory_utilization\": 0.4}'."
+        )
+    return found
 
 
 def upto_of(given: str | None) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from rich.text import Text
 from typer import Argument, Option
 
-from ..errors import NLAError, shown
+from ..errors import NLAError
 from . import options
 from .app import command, err, print_json, spinner
 from .app import out as console
@@ -235,7 +234,7 @@ def train_rl(
         held_out=held_out,
         dtype=dtype,
         save_dtype=save_dtype,
-        vllm=None if vllm is None else _options(vllm),
+        vllm=None if vllm is None else options.json_object("--vllm", vllm),
         report=lambda line: err.print(Text(line)),
     )
     if not is_main_process():
@@ -254,21 +253,3 @@ def train_rl(
         judged = ar if made.ar is None else f"{out}/ar"
         line = f"{out}: NLA('{out}/av', ar='{judged}') loads it."
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def _options(text: str) -> dict[str, Any]:
-    """Return the options in --vllm.
-
-    Raises:
-        NLAError: It is not a JSON object.
-    """
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise NLAError(
-            f"--vllm {shown(text)}: expected a JSON object, such as "
-            "'{\"gpu_memory_utilization\": 0.4}'."
-        )
-    return found

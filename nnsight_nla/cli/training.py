@@ -239,6 +239,9 @@ def evaluate(
         str | None, Option(metavar="NAME", help="The judge's name on that server.")
     ] = None,
     insist: options.Insist = False,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
@@ -251,13 +254,16 @@ def evaluate(
     asked = _judge(judge, judge_model, dtype, device_map) if judge or judge_model else None
     if asked is not None and not against_text:
         raise NLAError("--judge answers the questions of --grounded. Add --grounded.")
+    if url is not None and against is not None:
+        raise NLAError("--against with --url: a server runs one verbalizer. Leave one out.")
     with spinner("measuring"):
         from ..core.sampling import Sampling
         from ..training.measuring import measure
 
+        texts = options.engine_of(engine, vllm, url)
         pairs: dict[str, NLA] = {}
         for name in filter(None, (av, against)):
-            pairs[name] = load_nla(name, ar, dtype, device_map)
+            pairs[name] = load_nla(name, ar, dtype, device_map, texts=texts)
             pairs[name].sampling = Sampling(max_new_tokens=max_new_tokens)
         claims = "ignore" if insist else "check"
         figures = measure(

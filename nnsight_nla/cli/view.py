@@ -16,6 +16,9 @@ from .pages import open_address
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
 
+_NLAS_OWN = ("date", "remote", "engine", "vllm", "url")
+"""Options that the target does not take."""
+
 
 @command()
 def view(
@@ -51,6 +54,9 @@ def view(
         ),
     ] = None,
     remote: options.Remote = False,
+    engine: options.Engine = "fast",
+    vllm: options.Vllm = None,
+    url: options.Url = None,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = None,
     host: Annotated[
@@ -73,18 +79,21 @@ def view(
     avs, ars = av or [None], ar or []
     if ars and len(ars) != len(avs):
         raise NLAError(f"{len(ars)} --ar for {len(avs)} --av. Pass one for each, in their order.")
+    if url is not None and len(avs) > 1:
+        raise NLAError(f"{len(avs)} --av with --url: a server runs one verbalizer. Pass one --av.")
     with spinner("loading"):
+        texts = options.engine_of(engine, vllm, url)
         pairs = [(each, ars[i] if ars else None) for i, each in enumerate(avs)]
         (first, its_ar), *others = pairs
         target_model, nla = load(
-            first, its_ar, target, dtype, device_map, remote=remote, pair=model
+            first, its_ar, target, dtype, device_map, remote=remote, pair=model, texts=texts
         )
         nlas = [nla]
         for each, its_ar in others:
-            nlas.append(load_nla(str(each), its_ar, dtype, device_map, remote=remote))
+            nlas.append(load_nla(str(each), its_ar, dtype, device_map, remote=remote, texts=texts))
         if layer:
             nlas = [each.at_layer(block) for each in nlas for block in layer]
-        given = load_options(dtype, device_map, remote=remote)
+        given = {**load_options(dtype, device_map, remote=remote), **texts}
         setup = _setup(model, pairs, target_model, layer or [], given)
         session = Session(target_model, nlas, remote=remote, setup=setup)
         if text is not None:
@@ -118,19 +127,19 @@ def _setup(
         return f"{name}({', '.join([*map(repr, first), *named])})"
 
     (av, its_ar), *_ = models
-    if av is None:
+    if av is None and "url" not in options:
         loaded = call("pairs.load", pair, ar=its_ar, without=("date", "trust_remote_code"))
         lines = ["from nnsight_nla import pairs", f"model, nla = {loaded}"]
         made = ["nla"]
     else:
         own = {"task": "text-generation"}
-        loaded = call("TransformersModel", describe(target), without=("date", "remote"), **own)
+        loaded = call("TransformersModel", describe(target), without=_NLAS_OWN, **own)
         lines = [
             "from nnsight import TransformersModel",
             "from nnsight_nla import NLA",
             f"model = {loaded}",
         ]
-        made = [call("NLA", each, ar=ar) for each, ar in models]
+        made = [call("NLA", *filter(None, [each]), ar=ar) for each, ar in models]
     if layers:
         made = [f"{each}.at_layer({block})" for each in made for block in layers]
     if made != ["nla"]:

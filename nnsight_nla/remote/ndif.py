@@ -8,6 +8,7 @@ failures are retried a limited number of times; all others become a `HostError`.
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -90,9 +91,23 @@ def transient(error: BaseException) -> bool:
         )
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500
+    if isinstance(error, httpx.UnsupportedProtocol) or _speaks_no_tls(error):
+        return False
     return isinstance(
         error, ConnectionError | TimeoutError | httpx.TransportError | WebSocketException
     )
+
+
+def _speaks_no_tls(error: BaseException) -> bool:
+    """Return whether no secure connection can be made, such as one of https to a port of http."""
+    import httpx
+
+    seen: BaseException | None = error if isinstance(error, httpx.ConnectError) else None
+    while seen is not None:
+        if isinstance(seen, ssl.SSLError) and not isinstance(seen, ssl.SSLEOFError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 @dataclass(frozen=True)

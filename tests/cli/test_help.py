@@ -16,7 +16,7 @@ GROUP = get_group(app)
 VALUES = {
     "AR", "AV", "CHAR", "DATE", "DTYPE", "FIGURE", "FILE", "FOLDER", "I/N", "MAP", "MODEL",
     "MODULE:FUNCTION|FILE", "N", "NAME", "NAME=X,...", "ROWS", "TEXT", "URL|MODEL", "WHICH",
-    "WORDS", "X", "line|N",
+    "URL", "WORDS", "X", "line|N",
     "CHECKPOINT", "INPUT", "OUTPUT", "SHARDS...", "av|ar", "FIGURE>X", "FUNCTION=X", "OPTIONS...",
 }  # fmt: skip
 """What a value may be called."""

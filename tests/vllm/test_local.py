@@ -1,6 +1,7 @@
 """vLLM in this process says what the fast engine says, whatever its scheduler does."""
 
 import math
+import os
 
 import pandas
 import pytest
@@ -162,6 +163,47 @@ def test_an_interrupted_batch_leaves_nothing_running(crowded, nla, vectors):
         running.close()
     assert crowded.explain(vectors[41]).raw == nla.explain(vectors[41]).raw
     assert not engine._backend._llm.llm_engine.has_unfinished_requests()
+
+
+def test_an_option_that_vllm_refuses_is_quoted(crowded, on_vllm, vectors):
+    for options, said in (
+        ({"nonsense": 1}, "unexpected keyword argument 'nonsense'"),
+        ({"max_num_seqs": -1}, "greater than or equal to 1"),
+        ({"kv_cache_memory_bytes": 1000}, "No available memory for the cache"),
+    ):
+        other = on_vllm(vllm=options)
+        with pytest.raises(VerbalizationError, match=rf"(?s)did not start with .*{said}.*vllm={{"):
+            other.explain(vectors[0]).raw  # noqa: B018
+    assert crowded.explain(-vectors[0]).raw  # The one that runs is not disturbed.
+
+
+class Ended:
+    """An engine whose process has ended."""
+
+    def __init__(self):
+        self.llm_engine = self.engine_core = self.resources = self
+        self.engine_dead, self.closed = True, 0
+
+    def shutdown(self):
+        self.closed += 1
+
+
+def test_an_engine_that_has_ended_is_started_again(on_vllm):
+    backend = on_vllm(vllm={"nonsense": 1})._engine._backend
+    ended = backend._llm = Ended()
+    backend._process = os.getpid()
+    with pytest.raises(VerbalizationError, match="did not start"):
+        backend.start()
+    assert ended.closed == 1
+
+
+def test_a_forked_process_does_not_use_the_engine_of_its_parent(on_vllm):
+    backend = on_vllm()._engine._backend
+    backend._llm, backend._process = Ended(), os.getppid()
+    with pytest.raises(VerbalizationError, match=r"forked while vLLM ran.*'spawn'"):
+        backend.start()
+    backend.close()
+    assert backend._llm.closed == 0
 
 
 def _replies(handle):

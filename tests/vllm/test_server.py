@@ -102,7 +102,7 @@ def test_a_served_verbalizer_says_what_the_fast_engine_says(server, nla, vectors
 
 def test_a_server_of_another_injection_is_refused(server):
     other = NLA(AV, checkpoint=Injection("add", "block", 2), url=server.url, engine="vllm")
-    with pytest.raises(CheckpointError, match="writes vectors as"):
+    with pytest.raises(CheckpointError, match=r"another verbalizer than .*injection: "):
         other.resolve(other.explain(torch.randn(128)))
 
 

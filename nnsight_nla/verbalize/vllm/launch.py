@@ -29,6 +29,11 @@ ADAPTER = "nla"
 """The name of a verbalizer that is an adapter, in vLLM."""
 MIDDLEWARE = f"{__package__}.server.VerbalizerRoutes"
 _FIXED = ("model", "enable_prompt_embeds", "worker_extension_cls", "generation_config")
+_FIXED_TO_SERVE = (*_FIXED, "hf_overrides", "logits_processors", "lora_modules", "host", "port")
+_NOT_VLLMS = (
+    "quantization_config", "load_in_4bit", "load_in_8bit", "subfolder", "gguf_file", "variant",
+)  # fmt: skip
+"""Options of transformers that say which weights are loaded, and that vLLM does not have."""
 _DEFAULT_RANK = 16
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -61,18 +66,15 @@ def engine_options(
             served.
     """
     checkpoint, prompt, av = verbalizer.checkpoint, verbalizer.prompt, verbalizer.av
-    for name in _FIXED:
-        if name in given:
-            raise VerbalizationError(
-                f"vllm={{{name!r}: {shown(given[name])}}}: the injection of the vector needs this "
-                "option as it is set here. Leave it out."
-            )
+    _check(load, given)
     if checkpoint.d_model < rows.LEAST_WIDTH:
         raise CheckpointError(
             f"engine='vllm' needs a d_model of {rows.LEAST_WIDTH} or more, this verbalizer has "
             f"{checkpoint.d_model}. Use engine='fast'."
         )
-    settings = Settings.of(checkpoint, prompt)
+    settings = Settings.of(checkpoint, prompt, name_of(verbalizer))
+    if given.get("dtype") == "auto":  # vLLM's would be float16 where the weights are float32.
+        given = {name: value for name, value in given.items() if name != "dtype"}
     own = {
         "model": _source(verbalizer),
         "dtype": str(hosts.dtype_of(av)).removeprefix("torch."),
@@ -108,8 +110,16 @@ def serve_command(
         more: Options of ``vllm serve`` as they are.
 
     Raises:
-        VerbalizationError: The checkpoint cannot be served.
+        VerbalizationError: The checkpoint cannot be served, or one of `more` would break the
+            injection.
     """
+    for word in more:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name[2:].replace("-", "_") in _FIXED_TO_SERVE:
+            raise VerbalizationError(
+                f"{name} after two dashes: nnsight-nla serve sets this option of vLLM itself. "
+                "Leave it out; --host and --port go before the two dashes."
+            )
     options = engine_options(verbalizer, load, {})
     # What `vllm serve` runs, without its command line, which vLLM's CPU build has not.
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
@@ -127,10 +137,43 @@ def serve_command(
     return [*words, "--middleware", MIDDLEWARE, "--host", host, "--port", str(port), *more]
 
 
+def _check(load: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check what the caller gave.
+
+    Raises:
+        VerbalizationError: An option would break the injection, has another form than vLLM's, or
+            would be lost.
+    """
+    for name in _FIXED:
+        if name in given:
+            raise VerbalizationError(
+                f"vllm={{{name!r}: {shown(given[name])}}}: the injection of the vector needs this "
+                "option as it is set here. Leave it out."
+            )
+    for name, kind in (("hf_overrides", dict), ("logits_processors", list)):
+        if name in given and not isinstance(given[name], kind):
+            raise VerbalizationError(
+                f"vllm={{{name!r}: {shown(given[name])}}}: expected a {kind.__name__}, to which "
+                "what the injection needs is added."
+            )
+    lost = sorted(name for name in _NOT_VLLMS if load.get(name))
+    if lost:
+        raise VerbalizationError(
+            f"{lost[0]}={shown(load[lost[0]])}: with engine='vllm', vLLM loads the verbalizer, and "
+            "has no such option. Pass its own, such as vllm={'quantization': 'fp8'}; for the "
+            f"reconstructor alone, ar_options={{{lost[0]!r}: ...}}."
+        )
+
+
 def adapter_of(verbalizer: Verbalizer) -> str | None:
     """Return the folder or the id of the verbalizer's adapter; ``None`` if it has none."""
     adapter = getattr(verbalizer.av, "peft", None)
-    return None if adapter is None else str(adapter)
+    return None if adapter is None else _located(str(adapter))
+
+
+def name_of(verbalizer: Verbalizer) -> str:
+    """Return what `nnsight-nla serve` is to be given: the adapter, or else the model."""
+    return adapter_of(verbalizer) or _source(verbalizer)
 
 
 def lora_options(rank: int) -> dict[str, Any]:
@@ -150,11 +193,17 @@ def architecture(verbalizer: Verbalizer) -> str:
 
 
 def _source(verbalizer: Verbalizer) -> str:
-    return str(cast("Any", verbalizer.av).repo_id)
+    return _located(str(cast("Any", verbalizer.av).repo_id))
 
 
 def _tokenizer(verbalizer: Verbalizer) -> str | None:
-    return str(getattr(verbalizer.tokenizer, "name_or_path", "") or "") or None
+    name = str(getattr(verbalizer.tokenizer, "name_or_path", "") or "")
+    return _located(name) if name else None
+
+
+def _located(name: str) -> str:
+    """Return a folder's path from the root, for clients and processes in other folders."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def _rank(adapter: str) -> int:

@@ -81,7 +81,8 @@ def encoded(
         wide = vectors.detach().float().cpu()
         marker = VECTOR * (wide / wide.abs().amax(dim=-1, keepdim=True))
     rows[list(sites)] = marker
-    return rows.to(dtype)
+    # A sparse tensor has no negative zeros, and the names of vectors are of their bytes.
+    return rows.to(dtype) + 0.0
 
 
 def named(ids: Int[Tensor, " rows"], d_model: int, dtype: torch.dtype) -> Tensor:

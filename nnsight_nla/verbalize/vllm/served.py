@@ -13,16 +13,20 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...errors import CheckpointError, HostError, VerbalizationError, shown
+from ...core.locks import Lock
+from ...core.numeric import is_int
+from ...errors import CheckpointError, HostError, NLAWarning, VerbalizationError, shown
 from ...remote.ndif import ATTEMPTS, retries, transient
 from . import receipts
+from .launch import name_of
 from .requests import Output
 from .server import RECEIPTS, VERBALIZER
 from .settings import Settings
@@ -35,8 +39,8 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 64
 """Requests under way at a time, unless ``vllm={"concurrency": n}`` says otherwise."""
-_CHUNK = 8
-"""A call has this many times as many requests as are under way at a time."""
+KEY = "VLLM_API_KEY"
+"""The environment variable with the key that a server asks for."""
 _TIMEOUT = 600.0
 _BUSY = 429
 
@@ -53,7 +57,7 @@ class ServedEngine:
             given: ``concurrency`` is the only option.
 
         Raises:
-            VerbalizationError: There is another option.
+            VerbalizationError: It is no address, or there is another option.
         """
         others = sorted(set(given) - {"concurrency"})
         if others:
@@ -61,10 +65,18 @@ class ServedEngine:
                 f"vllm={shown(dict(given))}: options of vLLM itself belong to the server's command "
                 "(nnsight-nla serve AV -- --max-num-seqs 512). Here only 'concurrency' is one."
             )
-        self._url, self._verbalizer = url.rstrip("/"), verbalizer
-        self._concurrency = int(given.get("concurrency", CONCURRENCY))
+        self._url, self._verbalizer = address(url), verbalizer
+        self._concurrency = given.get("concurrency", CONCURRENCY)
+        if not is_int(self._concurrency, 1):
+            raise VerbalizationError(
+                f"vllm={{'concurrency': {shown(self._concurrency)}}}: expected the number of "
+                "requests under way at a time, from 1."
+            )
         self._name: str | None = None
+        self._said, self._context = "", 0
         self._dtype: torch.dtype | None = None
+        self._guard = Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,9 +87,9 @@ class ServedEngine:
         return self._dtype
 
     @property
-    def rows(self) -> int:
-        """How many requests one call of `run` should have."""
-        return _CHUNK * self._concurrency
+    def context(self) -> int:
+        """The most tokens that a prompt and its reply may have."""
+        return self._context
 
     def start(self) -> None:
         """Check, once, that the server runs this verbalizer with this injection.
@@ -85,41 +97,73 @@ class ServedEngine:
         Raises:
             CheckpointError: It runs another one.
             HostError: It does not answer, or serves no verbalizer.
+
+        Warns:
+            NLAWarning: The server's sidecar is another file.
         """
         if self._name is not None:
             return
         with _client(self._url) as client:
-            said, self._name = _get(client, VERBALIZER), _served(client)["id"]
-        expected = Settings.of(self._verbalizer.checkpoint, self._verbalizer.prompt).text
-        if said["settings"] != expected:
-            self._name = None
-            raise CheckpointError(
-                f"The server at {self._url} writes vectors as {said['settings']}, this verbalizer "
-                f"needs {expected}. Start one of its own: nnsight-nla serve "
-                f"{self._verbalizer.runtime.name}."
-            )
-        self._dtype = getattr(torch, said["dtype"])
+            said, model = _described(client), _served(client)
+        self._check_same(Settings.read(said["settings"]))
+        self._said, self._dtype = said["settings"], getattr(torch, said["dtype"])
+        self._context, self._name = model["max_model_len"], model["id"]
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
-        """Yield a request's number and its output, in the order in which they finish."""
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="nnsight-nla-vllm")
+    def _check_same(self, served: Settings) -> None:
+        mine = name_of(self._verbalizer)
+        expected = Settings.of(self._verbalizer.checkpoint, self._verbalizer.prompt, mine)
+        different = expected.different(served)
+        if different:
+            listed = "; ".join(f"{field}: {b}, not {a}" for field, (a, b) in different.items())
+            raise CheckpointError(
+                f"The server at {self._url} runs {served.name}, which is another verbalizer than "
+                f"{mine} ({listed}). Start one of its own: nnsight-nla serve {mine}."
+            )
+        if len({expected.sidecar_hash, served.sidecar_hash} - {None}) > 1:
+            warnings.warn(
+                f"The sidecar of {served.name}, which the server at {self._url} runs, is another "
+                f"file than that of {mine}. Check that both are the same verbalizer; without a "
+                "path, NLA(url=...) reads the server's own.",
+                NLAWarning,
+                stacklevel=2,
+            )
+
+    def run(
+        self, rows: Sequence[int], request: Callable[[int], Request]
+    ) -> Generator[tuple[int, Output], None, None]:
+        """Yield each row's number and its output, in the order in which they finish."""
         with _client(self._url, self._concurrency) as client:
-            futures = {
-                pool.submit(self._complete, client, each): number
-                for number, each in enumerate(requests)
-            }
+
+            def completed(row: int) -> Output:
+                return self._complete(client, request(row))
+
+            pool = self._threads()
+            futures = {pool.submit(completed, row): row for row in rows}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             finally:
+                for future in futures:
+                    future.cancel()
                 # Closing the connections aborts on the server what is still under way.
                 client.close()
-                pool.shutdown(wait=False, cancel_futures=True)
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
-        """Return what was written for each of these vectors, as far as that is known."""
+        """Return what was written for each of these vectors, as far as that is known.
+
+        Raises:
+            CheckpointError: The server now runs another verbalizer.
+        """
         with _client(self._url) as client:
-            return receipts.merged(_post(client, RECEIPTS, {"keys": list(keys)})["receipts"])
+            answer = _post(client, RECEIPTS, {"keys": list(keys)})
+        if answer["settings"] != self._said:
+            self.close()
+            raise CheckpointError(
+                f"The server at {self._url} was restarted with another verbalizer while it had "
+                "requests; their texts were thrown away. Start it again as it was, or make a new "
+                "NLA(url=...)."
+            )
+        return receipts.merged(answer["receipts"])
 
     def use_adapter(self, folder: Path) -> None:
         """Refuse: the server keeps the adapter that it was started with.
@@ -139,6 +183,22 @@ class ServedEngine:
     def close(self) -> None:
         """Forget what the server said; it goes on running."""
         self._name = self._dtype = None
+        with self._guard.held():
+            if self._pool is not None:
+                self._pool[1].shutdown(wait=False)
+            self._pool = None
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Return the threads that all calls share, each with one request under way.
+
+        Their queue is first in, first out, so the requests of an earlier call come first.
+        """
+        with self._guard.held():
+            process = os.getpid()  # A forked process has none of the threads.
+            if self._pool is None or self._pool[0] != process:
+                name = "nnsight-nla-vllm"
+                self._pool = process, ThreadPoolExecutor(self._concurrency, thread_name_prefix=name)
+            return self._pool[1]
 
     def _complete(self, client: httpx.Client, request: Request) -> Output:
         body = {
@@ -164,15 +224,53 @@ class ServedEngine:
         )
 
 
+def address(url: object) -> str:
+    """Return a server's address without the path of vLLM's API, which is often pasted with it.
+
+    Raises:
+        VerbalizationError: It is no address.
+
+    >>> address("http://localhost:8000/v1/")
+    'http://localhost:8000'
+    """
+    import httpx
+
+    text = str(url).rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        parsed = httpx.URL(text)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
+    if not isinstance(url, str) or parsed.scheme not in ("http", "https") or not parsed.host:
+        raise VerbalizationError(
+            f"url={shown(url)}: expected the address that nnsight-nla serve prints, such as "
+            "url='http://localhost:8000'."
+        )
+    return text
+
+
 def source_at(url: str) -> str:
     """Return the path or id of the verbalizer that a server runs: its adapter, if it is one.
 
     Raises:
+        CheckpointError: It is a folder that this machine does not have.
         HostError: The server does not answer, or serves no verbalizer.
     """
-    with _client(url.rstrip("/")) as client:
-        _get(client, VERBALIZER)
-        return str(_served(client)["root"])
+    with _client(address(url)) as client:
+        _described(client)
+        root = str(_served(client)["root"])
+    if Path(root).is_absolute() and not Path(root).is_dir():
+        raise CheckpointError(
+            f"The server at {address(url)} runs {root}, a folder that is not on this machine. Pass "
+            "what has the verbalizer's sidecar and tokenizer here: NLA('path or id', url=...)."
+        )
+    return root
+
+
+def _described(client: httpx.Client) -> dict[str, Any]:
+    said = _get(client, VERBALIZER)
+    if not isinstance(said, dict) or not said.get("settings"):
+        raise _serves_none(client)
+    return said
 
 
 def _served(client: httpx.Client) -> dict[str, Any]:
@@ -191,7 +289,7 @@ def _packed(rows: torch.Tensor) -> str:
 def _client(url: str, connections: int = 1) -> httpx.Client:
     import httpx
 
-    key = os.environ.get("VLLM_API_KEY")
+    key = os.environ.get(KEY)
     return httpx.Client(
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -227,20 +325,38 @@ def _sent(
     try:
         return retries(_may_help)(once)
     except httpx.HTTPStatusError as error:
-        if error.response.status_code == 404:
-            raise HostError(
-                f"{client.base_url} has no {path}: it was not started to serve a verbalizer. Start "
-                "it with: nnsight-nla serve AV"
-            ) from error
-        raise HostError(
-            f"{client.base_url} refused a request ({error.response.status_code}): "
-            f"{error.response.text[:300]}"
-        ) from error
+        raise _refusal(client, path, error.response) from error
+    except ValueError as error:  # No JSON.
+        raise _serves_none(client) from error
     except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed.
+        tries = f" ({ATTEMPTS} tries)" if _may_help(error) else ""
         raise HostError(
-            f"{client.base_url} did not answer ({ATTEMPTS} tries); last: {type(error).__name__}: "
-            f"{error}. Is the server running? nnsight-nla serve AV"
+            f"{client.base_url} did not answer{tries}; last: {type(error).__name__}: {error}. Is "
+            "the server running? nnsight-nla serve AV"
         ) from error
+
+
+def _serves_none(client: httpx.Client) -> HostError:
+    return HostError(
+        f"{client.base_url} answers, but not as a server of a verbalizer. Start one with: "
+        "nnsight-nla serve AV"
+    )
+
+
+def _refusal(client: httpx.Client, path: str, answer: httpx.Response) -> HostError:
+    where, status = client.base_url, answer.status_code
+    if status == 404 and path in (VERBALIZER, RECEIPTS):
+        return HostError(
+            f"{where} has no {path}: it was not started to serve a verbalizer. Start it with: "
+            "nnsight-nla serve AV"
+        )
+    if status in (401, 403):
+        key = "refused the API key in" if KEY in os.environ else "wants an API key, and has none in"
+        return HostError(
+            f"{where} {key} the environment variable {KEY} ({status}). Set it to the server's key: "
+            f"export {KEY}=..."
+        )
+    return HostError(f"{where} refused a request ({status}): {answer.text[:300]}")
 
 
 def _may_help(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 An ASGI middleware, added by vLLM's option ``--middleware``::
 
     GET  /nla/verbalizer   how vectors are written, and in which dtype
-    POST /nla/receipts     {"keys": [...]}: what was written for these vectors
+    POST /nla/receipts     {"keys": [...]}: what was written for these vectors, and all of the above
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ class VerbalizerRoutes:
         from starlette.responses import JSONResponse  # pyright: ignore
 
         client = scope["app"].state.engine_client
-        if path == VERBALIZER:
-            answer = _described(client.model_config)
-        else:
+        answer: dict[str, Any] = _described(client.model_config)
+        if path == RECEIPTS:
             keys = (await Request(scope, receive).json())["keys"]
-            answer = {"receipts": await _asked(client, [int(key) for key in keys])}
+            answer["receipts"] = await _asked(client, [int(key) for key in keys])
         await JSONResponse(answer)(scope, receive, send)
 
 

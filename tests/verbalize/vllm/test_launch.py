@@ -30,8 +30,11 @@ def test_the_injection_travels_in_the_configuration():
     assert overrides["architectures"] == ["NLAQwen3ForCausalLM"]
     assert overrides["rope_theta"] == 5
     nla = NLA(AV)
-    expected = Settings(nla.checkpoint.injection, nla.checkpoint.marker_id, 1)
-    assert Settings.read(overrides[FIELD]) == expected
+    checkpoint = nla.checkpoint
+    assert Settings.read(overrides[FIELD]) == Settings(
+        checkpoint.injection, checkpoint.marker_id, 1, AV, checkpoint.base_model, (3,),
+        checkpoint.sidecar_hash,
+    )  # fmt: skip
     assert (found["model"], found["dtype"], found["max_num_seqs"]) == (AV, "float32", 8)
     assert found["enable_prompt_embeds"] is True
 
@@ -47,6 +50,43 @@ def test_given_options_go_before_ours():
 def test_an_option_that_the_injection_needs_is_refused(name):
     with pytest.raises(VerbalizationError, match=rf"vllm=\{{'{name}': False\}}: the injection"):
         options({name: False})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"hf_overrides": 5}, "expected a dict"),
+        ({"logits_processors": "my.module:Mine"}, "expected a list"),
+    ],
+)
+def test_an_option_that_is_added_to_has_vllms_form(given, said):
+    with pytest.raises(VerbalizationError, match=said):
+        options(given)
+
+
+@pytest.mark.parametrize("vllm", [[1], "max_num_seqs=8", 512])
+def test_what_is_no_dict_of_options_is_refused(vllm):
+    with pytest.raises(VerbalizationError, match=r"expected a dict of vLLM's options"):
+        NLA(AV, engine="vllm", vllm=vllm)
+
+
+@pytest.mark.parametrize("name", ["quantization_config", "load_in_8bit", "subfolder"])
+def test_an_option_of_transformers_that_vllm_has_not_is_refused(name):
+    with pytest.raises(VerbalizationError, match=rf"^{name}=.*Pass its own.*ar_options"):
+        options(load={name: "given"})
+
+
+def test_the_dtype_auto_is_the_verbalizers_own():
+    assert options({"dtype": "auto"})["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    "word", ["--model", "--hf-overrides={}", "--port", "--enable-prompt-embeds"]
+)
+def test_an_option_that_serve_sets_is_refused_after_the_dashes(word):
+    done = CliRunner().invoke(app, ["serve", AV, "--dry-run", "--", word, "1"])
+    assert isinstance(done.exception, VerbalizationError)
+    assert "sets this option of vLLM itself" in str(done.exception)
 
 
 def test_an_operation_of_the_callers_own_is_refused_by_name(monkeypatch):
@@ -100,6 +140,15 @@ def test_serve_prints_a_command_that_says_everything():
     overrides = json.loads(words[words.index("--hf-overrides") + 1])
     assert overrides["architectures"] == ["NLAQwen3ForCausalLM"]
     assert "--enable-prompt-embeds" in words
+
+
+def test_a_folder_is_served_by_its_whole_path(monkeypatch):
+    monkeypatch.chdir(Path(AV).parent)
+    done = CliRunner().invoke(app, ["serve", Path(AV).name, "--dry-run"])
+    words = shlex.split(done.stdout)
+    assert words[words.index("--model") + 1] == words[words.index("--tokenizer") + 1] == AV
+    overrides = json.loads(words[words.index("--hf-overrides") + 1])
+    assert Settings.read(overrides[FIELD]).name == AV
 
 
 def test_the_entry_point_is_the_plug_ins_function():

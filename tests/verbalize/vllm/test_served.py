@@ -1,116 +1,51 @@
 """The client of a vLLM server, against a server that does what the test says."""
 
-import base64
-import io
 import json
 import math
 import threading
 import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from nnsight_nla import NLA, Checkpoint, CheckpointError, HostError, VerbalizationError, tiny
+from nnsight_nla import (
+    NLA,
+    Checkpoint,
+    CheckpointError,
+    HostError,
+    NLAWarning,
+    Sampling,
+    VerbalizationError,
+    bulk,
+    tiny,
+)
 from nnsight_nla.bulk.retry import host_is_away
 from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
 from nnsight_nla.remote import ndif
-from nnsight_nla.verbalize.vllm import rows, served
+from nnsight_nla.verbalize.vllm import served
 from nnsight_nla.verbalize.vllm.settings import Settings
+from tests.helpers.vllm_server import AV, FakeServer, Handler, serving
 
-AV = tiny.paths()["av"]
 VECTORS = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Answers as a server of the tiny verbalizer would; its text is the vector's key."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        nla = NLA(AV, dtype="float32")
-        tokenizer: Any = nla.av.tokenizer
-        self.settings = Settings.of(nla.checkpoint, nla.prompt).text
-        self.encode = tokenizer.encode
-        self.bodies, self.failures, self.delay = [], [], 0.0
-        self.running = self.most = 0
-        self.seen, self.guard, self.headers = set(), threading.Lock(), []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def answer(self, path, body):
-        if path == "/nla/verbalizer":
-            return {"settings": self.settings, "dtype": "float32"}
-        if path == "/v1/models":
-            return {"data": [{"id": "served", "root": str(AV), "parent": None}]}
-        if path == "/nla/receipts":
-            return {"receipts": [[[key, self.places(key)] for key in body["keys"]]]}
-        loaded = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
-        sent = loaded.to_dense()
-        kinds = rows.decoded(sent)
-        places = (kinds.vector | kinds.null).nonzero().flatten().tolist()
-        with self.guard:
-            self.bodies.append(body)
-            self.seen |= set(zip(rows.keys(sent[places]).tolist(), places, strict=True))
-        said: dict[str, Any] = {"token_ids": self.encode(str(places[0]), add_special_tokens=False)}
-        if compared := body.get("logprob_token_ids"):
-            shares = {f"token_id:{each}": -1.0 - n for n, each in enumerate(compared)}
-            said["logprobs"] = {"top_logprobs": [{"token_id:7": -9.0, **shares}]}
-        return {"choices": [said]}
-
-    def places(self, key):
-        return [[place, 1.0, 2.0, 1.0] for name, place in self.seen if name == key]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FakeServer
-
-    def do_GET(self):
-        self._do(None)
-
-    def do_POST(self):
-        self._do(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-
-    def _do(self, body):
-        server = self.server
-        with server.guard:
-            server.headers.append(self.headers.get("authorization"))
-            server.running += 1
-            server.most = max(server.most, server.running)
-            status = server.failures.pop(0) if body and server.failures else 200
-        time.sleep(server.delay)
-        said = server.answer(self.path, body) if status == 200 else {"error": "not now"}
-        with server.guard:
-            server.running -= 1
-        text = json.dumps(said).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(ndif, "_LONGEST_WAIT", 0.01)
-    running = FakeServer()
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serving() as running:
+        yield running
 
 
-def remote(server, **vllm) -> NLA:
+def wait_for(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+def remote(server: FakeServer, **vllm) -> NLA:
     return NLA(url=server.url, engine="vllm", vllm=vllm or None, dtype="float32")
 
 
@@ -131,7 +66,7 @@ def test_vectors_travel_and_texts_come_back(server):
 def test_choices_are_compared_by_the_server(server, monkeypatch):
     asking = replace(Checkpoint.load(AV), template=ORACLE_TEMPLATE, calibration=None)
     oracle = NLA(AV, checkpoint=asking, url=server.url, engine="vllm", dtype="float32")
-    server.settings = Settings.of(oracle.checkpoint, oracle.prompt).text
+    server.settings = Settings.of(oracle.checkpoint, oracle.prompt, str(AV)).text
     answers = oracle.ask(VECTORS[:3], "Is it a city?", choices=["Yes", "No"])
     assert answers.text == "Yes"
     reply = answers.capture.replies[0, 0]
@@ -150,6 +85,75 @@ def test_no_more_requests_are_under_way_than_asked_for(server):
     remote(server, concurrency=3).explain(VECTORS).raw  # noqa: B018
     assert server.most <= 3
     assert len(server.bodies) == len(VECTORS)
+
+
+def test_threads_share_what_is_under_way_and_the_earlier_comes_first(server):
+    server.delay = 0.02
+    nla = remote(server, concurrency=3)
+    nla.info()
+    handles = [nla.explain(VECTORS[:12]), nla.explain(VECTORS[12:])]
+    order = []
+
+    def read(handle):
+        nla.resolve(handle)
+        order.append(handle)
+
+    threads = [threading.Thread(target=read, args=(each,)) for each in handles]
+    for each in threads:
+        each.start()
+        wait_for(lambda: server.most == 3)
+    for each in threads:
+        each.join()
+    assert server.most == 3
+    assert order == handles
+    assert len(server.bodies) == len(VECTORS)
+
+
+def test_a_caller_that_stops_leaves_the_rest_pending_and_unsent(server):
+    server.delay = 0.02
+    nla = remote(server, concurrency=2)
+    many = torch.randn(200, 128, generator=torch.Generator().manual_seed(1))
+    handle = nla.explain(many)
+
+    def stop(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nla.resolve(handle, on_text=stop)
+    wait_for(lambda: server.running == 0)
+    assert len(server.bodies) < len(many) / 2
+    assert not handle.resolved
+    nla.resolve(handle)
+    assert handle.resolved
+
+
+def test_bulk_keeps_the_server_full_while_it_scores(server, monkeypatch, tmp_path):
+    save_file({"v": VECTORS}, tmp_path / "vectors.safetensors")
+    scored = []
+
+    def run(name, check):
+        nla = NLA(url=server.url, engine="vllm", ar=tiny.paths()["ar"], dtype="float32")
+        real = nla.reconstruct
+
+        def reconstruct(texts):
+            check()
+            scored.append(len(texts))
+            return real(texts)
+
+        monkeypatch.setattr(nla, "reconstruct", reconstruct)
+        output = tmp_path / name
+        report = bulk.run(nla, tmp_path / "vectors.safetensors", output, chunk=8, progress=False)
+        assert (report.rows, report.errors) == (len(VECTORS), 0)
+        return output.read_bytes()
+
+    def next_is_under_way():
+        wait_for(lambda: len(server.bodies) >= 16)  # Those of two chunks.
+
+    together = run("together.parquet", next_is_under_way)
+    assert scored == [8, 8, 8]
+    monkeypatch.setattr(NLA, "concurrent", False)
+    server.bodies.clear()
+    assert run("alone.parquet", lambda: None) == together
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -188,54 +192,113 @@ def test_a_plain_vllm_server_is_refused(server, monkeypatch):
     monkeypatch.setattr(server, "answer", lambda path, body: {})
     monkeypatch.setattr(served, "VERBALIZER", "/nla/elsewhere")
     server.failures = [404]
-    monkeypatch.setattr(_Handler, "do_GET", lambda self: self._do({"get": True}))
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self._do({"get": True}))
     with pytest.raises(HostError, match="was not started to serve a verbalizer"):
         NLA(url=server.url, engine="vllm")
 
 
-def test_a_server_of_another_injection_is_refused(server):
+@pytest.mark.parametrize(
+    ("ours", "theirs", "field"),
+    [
+        ('"layer": 1', '"layer": 2', "injection: Injection"),
+        ('"layers": [3]', '"layers": [2]', r"layers: \(2,\), not \(3,\)"),
+        ("tiny/weights/target", "another", "base_model: nnsight_nla/another, not "),
+    ],
+)
+def test_a_server_of_another_verbalizer_is_refused(server, ours, theirs, field):
     nla = remote(server)
-    server.settings = server.settings.replace('"layer": 1', '"layer": 2')
-    with pytest.raises(CheckpointError, match=r"writes vectors as .*this verbalizer needs"):
+    assert ours in server.settings
+    server.settings = server.settings.replace(ours, theirs)
+    with pytest.raises(CheckpointError, match=f"another verbalizer than .*{field}"):
+        nla.explain(VECTORS[0]).raw  # noqa: B018
+    assert not server.bodies
+
+
+def test_a_server_with_another_sidecar_is_named_in_a_warning(server):
+    nla = remote(server)
+    server.settings = server.settings.replace(str(nla.checkpoint.sidecar_hash), 64 * "0")
+    with pytest.warns(NLAWarning, match="is another file than that of"):
         nla.explain(VECTORS[0]).raw  # noqa: B018
 
 
-def test_a_vector_that_the_server_lost_is_an_error_of_its_row(server, monkeypatch):
+def test_a_server_that_comes_back_with_another_verbalizer_gives_no_text(server):
     nla = remote(server)
-    monkeypatch.setattr(server, "places", lambda key: [])
-    handle = nla.explain(VECTORS[:2])
-    nla.resolve(handle)
-    assert sorted(handle.errors) == [(0,), (1,)]
-    salts = [body.get("cache_salt") for body in server.bodies]
-    assert salts[:2] == [None, None]
-    assert len(set(salts[2:])) == 2
+    nla.explain(VECTORS[0]).raw  # noqa: B018
+    server.settings = server.settings.replace(str(AV), "another")
+    handle = nla.explain(VECTORS[1:])
+    with pytest.raises(CheckpointError, match="restarted with another verbalizer"):
+        nla.resolve(handle)
+    assert not handle.capture.replies
 
 
-def test_another_vector_than_ours_is_an_error_of_its_row(server, monkeypatch):
+def test_a_folder_of_the_servers_machine_alone_is_named(server):
+    server.root = "/models/of/the/server"
+    with pytest.raises(
+        CheckpointError, match=r"runs /models/of/the/server, .*NLA\('path or id', u"
+    ):
+        NLA(url=server.url, engine="vllm")
+    assert NLA(AV, url=server.url, engine="vllm").explain(VECTORS[0]).raw
+
+
+def test_entries_that_are_negative_zero_are_written(server):
+    vector = VECTORS[0].clone()
+    vector[::2] = -0.0
+    handle = remote(server).explain(vector)
+    assert handle.receipt.injection_cosine == 1.0
+    assert len(server.bodies) == 1
+
+
+def test_a_reply_that_the_server_would_cut_is_refused(server):
+    server.context = 256
     nla = remote(server)
-    place = nla.prompt.marker_position
-    monkeypatch.setattr(server, "places", lambda key: [[place, 1.0, 2.0, 0.1]])
-    handle = nla.explain(VECTORS[0])
-    nla.resolve(handle)
-    assert "the cosine between it and what was added is 0.100" in handle.errors[()]
+    with pytest.raises(VerbalizationError, match=r"exceed the 256 tokens .*max_model_len=\d+"):
+        nla.explain(VECTORS[0], sampling=Sampling(max_new_tokens=250)).raw  # noqa: B018
+    assert len(nla.explain(VECTORS[0], sampling=Sampling(max_new_tokens=20)).raw) > 0
 
 
-def test_the_key_of_the_server_is_sent(server, monkeypatch):
-    monkeypatch.setenv("VLLM_API_KEY", "secret")
-    remote(server)
-    assert set(server.headers) == {"Bearer secret"}
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_an_address_may_be_pasted_as_it_is(server, end):
+    assert served.address(f"http://gpu-box:8000{end}") == "http://gpu-box:8000"
+    assert NLA(url=server.url + end, engine="vllm").info()["engine"]["url"] == server.url
 
 
-def test_options_of_vllm_are_the_servers(server):
-    with pytest.raises(VerbalizationError, match="belong to the server's command"):
-        remote(server, max_num_seqs=4)
+@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://x", "http://", "http://x:port", 5])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(VerbalizationError, match="expected the address that nnsight-nla serve pr"):
+        NLA(url=url, engine="vllm")
+    with pytest.raises(VerbalizationError, match="expected the address that nnsight-nla serve pr"):
+        NLA(AV, url=url, engine="vllm")
 
 
-def test_an_nla_of_a_server_pickles_by_its_address(server):
-    import pickle
+def test_https_to_a_port_of_http_is_not_waited_for(server):
+    nla = NLA(AV, url=server.url.replace("http", "https"), engine="vllm")
+    with pytest.raises(HostError, match=r"did not answer; last: ConnectError: .*SSL") as raised:
+        nla.info()
+        nla.explain(VECTORS[0]).receipt  # noqa: B018
+    assert not host_is_away(raised.value)
 
+
+@pytest.mark.parametrize(("key", "said"), [("wrong", "refused the API key in"), (None, "wants an")])
+def test_a_key_that_is_wrong_or_missing_is_named(server, monkeypatch, key, said):
     nla = remote(server)
-    again = pickle.loads(pickle.dumps(nla))
-    assert again.url == server.url
-    assert nla.spec is not None
-    assert nla.spec["url"] == server.url
+    if key:
+        monkeypatch.setenv(served.KEY, key)
+    server.failures = [401] * 9
+    with pytest.raises(VerbalizationError, match=rf"{said} .*VLLM_API_KEY \(401\)"):
+        nla.explain(VECTORS[0]).raw  # noqa: B018
+    assert server.headers[-1] == (f"Bearer {key}" if key else None)
+
+
+@pytest.mark.parametrize("answer", [{}, [], "<html>", {"settings": ""}])
+def test_another_server_at_the_address_is_refused(server, monkeypatch, answer):
+    monkeypatch.setattr(server, "answer", lambda path, body: answer)
+    if answer == "<html>":
+        monkeypatch.setattr(json, "dumps", lambda said: said)
+    with pytest.raises(HostError, match="answers, but not as a server of a verbalizer"):
+        NLA(url=server.url, engine="vllm")
+
+
+@pytest.mark.parametrize("number", [0, -1, "many", 2.5, True, None])
+def test_a_wrong_concurrency_is_refused(number):
+    with pytest.raises(VerbalizationError, match=r"'concurrency': .*expected the number of"):
+        NLA(AV, url="http://gpu-box:8000", engine="vllm", vllm={"concurrency": number})
