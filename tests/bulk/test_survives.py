@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from nnsight_nla import NLA, NLAError, Sampling, bulk
 from nnsight_nla.bulk.chunk_store import ChunkStore
 from nnsight_nla.tiny.documents import sample
+from tests.helpers.processes import run, start
 
 SHORT = Sampling(max_new_tokens=3)
 DOCUMENTS, CHUNK = 24, 3
@@ -105,21 +105,19 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(pair, corpus, undisturbed,
 
 
 def test_the_command_itself_killed_and_typed_again(pair, corpus, tmp_path):
-    command = [sys.executable, "-c", "from nnsight_nla.cli import main; main()", "run", str(corpus)]
+    command = ("from nnsight_nla.cli import main; main()", "run", corpus)
     options = ["--positions", "last", "--max-new-tokens", "3", "--chunk", "2", "--batch-size", "8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    environment = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     output, other = tmp_path / "killed.parquet", tmp_path / "whole.parquet"
-    begun = subprocess.Popen([*command, str(output), *options], env=environment)
-    while len(ChunkStore(output).numbers()) < 3 and begun.poll() is None:
-        time.sleep(0.005)
-    begun.kill()
-    assert begun.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 120
+    with start(*command, output, *options, environment=environment) as begun:
+        while len(ChunkStore(output).numbers()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        begun.kill()
+    assert begun.returncode == -signal.SIGKILL
     before = kept(output)
     assert 3 <= len(before) < DOCUMENTS // 2
-    done = subprocess.run(
-        [*command, str(output), *options, "--json"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run(*command, output, *options, "--json", environment=environment)
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["resumed"], told["chunks"]) == (len(before), DOCUMENTS // 2 - len(before))

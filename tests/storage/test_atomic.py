@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from nnsight_nla.storage.atomic import (
     remove_leftovers,
     write_errors,
 )
+from tests.helpers.processes import run
 
 
 def names(folder: Path) -> list[str]:
@@ -64,7 +63,7 @@ def test_what_a_killed_writer_left_is_removed_by_name(tmp_path):
         "with atomic_file(Path(sys.argv[1])) as file:\n"
         "    file.write(b'some'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    killed = run(script, path)
     assert killed.returncode == -signal.SIGKILL
     assert len(names(tmp_path)) == 2
     assert not path.exists()
