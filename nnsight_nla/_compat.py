@@ -266,6 +266,11 @@ def depends_on_values(error: BaseException) -> bool:
     )
 
 
+def attention_of(config: Any) -> str | None:
+    """Return the implementation of attention that was chosen for a transformers configuration."""
+    return getattr(config, "_attn_implementation", None)
+
+
 def skeleton(module: nn.Module) -> nn.Module | None:
     """Build a transformers model like `module`, without weights; call it in `without_values`.
 

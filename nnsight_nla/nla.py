@@ -156,7 +156,8 @@ class NLA:
             CheckpointError: The checkpoint cannot be found or read, or does not fit the model.
 
         Warns:
-            NLAWarning: The chat template prints today's date, so texts may differ tomorrow.
+            NLAWarning: The chat template prints today's date, so texts may differ tomorrow; or
+                attention leaves out the soft cap of the configuration.
         """
         given = {**locals(), **load}
         from .evaluation.reconstructor import Reconstructor
@@ -364,6 +365,11 @@ class NLA:
             nla.queue.batch_size = batch_rows(rows)
 
     @property
+    def concurrent(self) -> bool:
+        """Whether several threads may verbalize at the same time, as on vLLM."""
+        return self._engine.concurrent
+
+    @property
     def ar(self) -> TransformersModel:
         """The reconstructor's nnsight model."""
         return self._need_reconstructor().ar
@@ -390,7 +396,8 @@ class NLA:
 
         Warns:
             NLAWarning: The name of `model` differs from that of the verbalizer's target; or the
-                running trace has prompts padded on the left, and `model` does not mask padding.
+                running trace has prompts padded on the left, and `model` does not mask padding; or
+                its attention leaves out the soft cap of its configuration.
         """
         self._for_layer(layer, claims)
         envoy = targets.residual(model, self.checkpoint, layer)
@@ -1076,12 +1083,14 @@ class NLA:
 
     def info(self) -> dict[str, Any]:
         """Return the settings of this NLA as plain data; never loads weights."""
+        judge = self._need_reconstructor().runtime if self.has_reconstructor else None
         return {
             **self._verbalizer.info(),
             "layers": list(self.layers),
             "sampling": vars(self.sampling),
             "engine": self._engine.engine_info(),
-            "reconstructor": hosts.describe(self.ar) if self.has_reconstructor else None,
+            "reconstructor": judge.name if judge else None,
+            "reconstructor_base": judge.base if judge else None,
             "baseline": self.baseline.to_dict() if self.baseline else None,
             "source": dict(self.checkpoint.source),
         }
@@ -1097,7 +1106,8 @@ class NLA:
             return f"<NLA of another process, layer={self.checkpoint.layer}>"
         state = "remote" if self.remote else "loaded" if self.runtime.loaded else "not loaded"
         layer, d_model = self.checkpoint.layer, self.checkpoint.d_model
-        return f"<NLA {self.runtime.name!r} layer={layer} d_model={d_model} {state}>"
+        base = "" if self.runtime.base is None else f" on {self.runtime.base!r}"
+        return f"<NLA {self.runtime.name!r}{base} layer={layer} d_model={d_model} {state}>"
 
     def __copy__(self) -> NLA:
         return self

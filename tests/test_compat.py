@@ -219,6 +219,11 @@ class TestTransformers:
                 elsewhere = pool.submit(render).result()
         assert elsewhere == render() == str(datetime.date.today().year)
 
+    @pytest.mark.parametrize("chosen", [None, "eager", "sdpa"])
+    def test_attention_of(self, chosen):
+        config = Qwen3Config(num_hidden_layers=1, hidden_size=16, attn_implementation=chosen)
+        assert _compat.attention_of(config) == chosen
+
     def test_a_skeleton_has_shapes_and_no_values(self):
         config = Qwen3Config(
             num_hidden_layers=1, hidden_size=16, intermediate_size=16, vocab_size=9, head_dim=8,

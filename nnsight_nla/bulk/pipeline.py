@@ -5,6 +5,10 @@
 Where the two steps use two models, a thread reads one chunk ahead: nnsight runs one trace per model
 at a time, and here each model has a thread of its own. On an NDIF host this means at most one
 request in flight per model.
+
+On an engine that serves several threads (vLLM), two chunks are finished at a time, each in a
+thread: while the last replies of a chunk are generated, and while it is scored, the next keeps the
+engine full.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +36,9 @@ from .finished_file import read_note, refuse_other_file, write_finished
 from .manifest import check_same, parse_shard
 from .retry import retry_while_away
 from .sources import Item, Source
+
+_Found = tuple[int, int, Any]
+"""The number and the size of a chunk, and what was made of it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,10 @@ class Job:
     """The second step: from what was read to the chunk's rows, in one table or more."""
     prefetch: bool = False
     """Whether the two steps may run at the same time: they use two models."""
+    together: int = 1
+    """How many chunks are finished at a time."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when the job ends; a step that waits or runs in a thread then gives up."""
     remote: bool = False
     """Whether a step runs on a host or a server, and is retried while that is away."""
     strict: bool = False
@@ -163,23 +176,71 @@ def _tables(
     job: Job, chunks: Generator[tuple[int, list[Item]], None, None], note: Callable[[str], None]
 ) -> Generator[tuple[int, int, Iterable[pa.Table]], None, None]:
     """Yield the number, the size and the rows of each chunk, in parts."""
-    stop = threading.Event()
 
     def attempt(step: Callable[[], Any]) -> Any:
-        return retry_while_away(step, note, stop) if job.remote else step()
+        return retry_while_away(step, note, job.stop) if job.remote else step()
+
+    def finish(found: Any) -> Any:
+        return attempt(partial(job.finish, found))
 
     read = ((number, len(items), attempt(partial(job.read, items))) for number, items in chunks)
+    found = _prefetched(read) if job.prefetch else read
+    made = _together(found, finish, job) if job.together > 1 else _in_turn(found, finish)
     # An error's traceback would keep the input's file open.
-    with closing(chunks), closing(_prefetched(read, stop) if job.prefetch else read) as each:
-        for number, size, found in each:
-            made = attempt(partial(job.finish, found))
-            yield number, size, [made] if isinstance(made, pa.Table) else made
+    with closing(chunks), closing(found), closing(made):
+        try:
+            for number, size, rows in made:
+                yield number, size, [rows] if isinstance(rows, pa.Table) else rows
+        finally:
+            job.stop.set()
 
 
-def _prefetched(values: Iterator[Any], stop: threading.Event) -> Generator[Any, None, None]:
+def _in_turn(
+    found: Iterable[_Found], finish: Callable[[Any], Any]
+) -> Generator[_Found, None, None]:
+    for number, size, value in found:
+        yield number, size, finish(value)
+
+
+def _together(
+    found: Iterable[_Found], finish: Callable[[Any], Any], job: Job
+) -> Generator[_Found, None, None]:
+    """Finish chunks in threads, some at a time; yield them in their order."""
+    waiting: deque[tuple[int, int, Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(job.together, thread_name_prefix="nnsight-nla-finish")
+
+    def begun() -> Iterator[tuple[int, int, Future[Any]]]:
+        try:
+            for number, size, value in found:
+                yield number, size, pool.submit(finish, value)
+        except Exception as error:  # What was read before is finished first.
+            failed = Future[Any]()
+            failed.set_exception(error)
+            yield -1, 0, failed
+
+    try:
+        for each in begun():
+            waiting.append(each)
+            if len(waiting) == job.together:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    except BaseException:
+        job.stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(chunk: tuple[int, int, Future[Any]]) -> _Found:
+    number, size, future = chunk
+    return number, size, future.result()
+
+
+def _prefetched(values: Iterator[Any]) -> Generator[Any, None, None]:
     """Compute the next value in a thread while the caller uses the current one."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=1)
-    end = object()
+    end, stop = object(), threading.Event()
 
     def put(value: Any, error: BaseException | None = None) -> None:
         while not stop.is_set():

@@ -11,6 +11,7 @@ columns.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -46,7 +47,12 @@ if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..explanation.handle import Explanation
     from ..explanation.protocols import ExplainsAndReconstructs
+    from ..verbalize.streaming import TextSoFar
 
+_Begun = tuple[list[tuple[ItemResiduals, "Explanation | None"]], ChunkControls]
+"""The handle of each row of a chunk, if it has one, and the controls."""
+_TOGETHER = 2
+"""How many chunks are finished at a time, where the engine serves several threads."""
 CHUNKS = {"vectors": 1024, "last": 256, "texts": 32}
 """The default number of rows per chunk; with ``"texts"``, each document gives several vectors."""
 
@@ -161,7 +167,7 @@ def run(
     shape = (1, d_model) if slots == 1 else (1, slots, d_model)
     one = torch.ones(shape, dtype=torch.float32, device="cpu")
     verbalize(one, question=EXAMPLE if ask is None else ask["questions"] or EXAMPLE)
-    controlled = controls and ask is not None
+    controlled, stop = controls and ask is not None, threading.Event()
     columns = records.schema(
         d_model, vectors=vectors, asks=ask is not None, controls=controlled, slots=slots
     )
@@ -173,9 +179,18 @@ def run(
         origin.to_sidecar(nla.checkpoint, ignored),
         reader.read if reader else partial(_as_residuals, nla.checkpoint, claims, ask is not None),
         _Verbalize(
-            nla, verbalize, chosen, columns, scored, controlled, tuple(_notes(origin, ignored))
+            nla,
+            verbalize,
+            chosen,
+            columns,
+            scored,
+            controlled,
+            tuple(_notes(origin, ignored)),
+            stop,
         ),
         prefetch=reader is not None and _can_overlap(nla, model),
+        together=_TOGETHER if nla.concurrent else 1,
+        stop=stop,
         remote=remote or nla.remote or nla.url is not None,
         strict=strict,
         ignored=tuple(ignored),
@@ -185,7 +200,10 @@ def run(
 
 
 class _Verbalize:
-    """The second step: from a chunk's vectors to rows. A retry keeps the texts it already has."""
+    """The second step: from a chunk's vectors to rows. A retry keeps the texts it already has.
+
+    Chunks may be finished in several threads, each in one; setting `stop` ends them early.
+    """
 
     def __init__(
         self,
@@ -196,25 +214,24 @@ class _Verbalize:
         scored: bool,
         controlled: bool,
         notes: Sequence[str],
+        stop: threading.Event,
     ) -> None:
         self._nla, self._verbalize, self._sampling = nla, verbalize, sampling
         self._columns, self._scored, self._notes = columns, scored, notes
-        self._controlled = controlled
-        self._chunk: Sequence[ItemResiduals] = ()
-        self._made: list[tuple[ItemResiduals, Explanation | None]] = []
-        self._controls = ChunkControls([])
+        self._controlled, self._stop = controlled, stop
+        self._begun: dict[int, _Begun] = {}
 
     def __call__(self, chunk: Sequence[ItemResiduals]) -> pa.Table:
-        if self._chunk is not chunk:
-            self._chunk, self._made = chunk, [self._explain(each) for each in chunk]
-            answers = [each for _, each in self._made] if self._controlled else []
-            self._controls = ChunkControls(answers)
-        handles = [each for _, each in self._made if each is not None]
-        self._nla.resolve([*handles, *self._controls.handles])
-        said = self._controls.said()
+        if id(chunk) not in self._begun:
+            self._begun[id(chunk)] = self._begin(chunk)
+        explained, controls = self._begun[id(chunk)]
+        handles = [each for _, each in explained if each is not None]
+        watch = {"on_text": self._go_on} if self._nla.concurrent else {}
+        self._nla.resolve([*handles, *controls.handles], **watch)
+        said = controls.said()
         made = [
             record
-            for number, (found, explanations) in enumerate(self._made)
+            for number, (found, explanations) in enumerate(explained)
             for record in records.make_records(
                 found,
                 explanations,
@@ -225,7 +242,16 @@ class _Verbalize:
         ]
         if self._scored:
             records.add_scores(made, self._nla.reconstruct)
+        del self._begun[id(chunk)]
         return records.to_table(made, self._columns)
+
+    def _begin(self, chunk: Sequence[ItemResiduals]) -> _Begun:
+        explained = [self._explain(each) for each in chunk]
+        return explained, ChunkControls([each for _, each in explained] if self._controlled else [])
+
+    def _go_on(self, _: TextSoFar) -> None:
+        if self._stop.is_set():
+            raise VerbalizationError("The run has ended.")  # Another chunk's error is reported.
 
     def _explain(self, found: ItemResiduals) -> tuple[ItemResiduals, Explanation | None]:
         """Return a row and its handle; a question that cannot be asked is the row's error."""

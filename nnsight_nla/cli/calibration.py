@@ -97,8 +97,8 @@ def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
         title=f"{calibration.population}: {calibration.n:,} vectors",
         caption="\n".join(
             [
-                f"strong from a margin of {calibration.strong:.2f}, partial from "
-                f"{calibration.partial:.2f}",
+                f"strong from a margin of {calibration.strong:z.2f}, partial from "
+                f"{calibration.partial:z.2f}",
                 "noisy positions: "
                 + (
                     "not measured"
@@ -112,6 +112,7 @@ def _table(calibration: Calibration, curves: dict[str, Reliability]) -> Table:
         curve = curves.get(each.name)
         shown: list[Any] = ["", "", "", ""]
         if curve is not None:
-            shown = [f"{curve.rate:.3f}", f"{curve.predicted:.3f}", f"{curve.error:.3f}", curve.n]
+            figures = (curve.rate, curve.predicted, curve.error)
+            shown = [*(f"{figure:z.3f}" for figure in figures), curve.n]
         table.add_row(each.name, *map(str, shown))
     return table

@@ -67,11 +67,11 @@ def _add_judged(table: Table, judged: list[dict[str, Any] | None]) -> None:
         table.add_row(what, *(_shown((each.get("claims") or {}).get(name)) for each in known))
     for name, what in (("claims", "claims per text"), ("fabricated", "... not supported")):
         values = [(each.get("claims") or {}).get(name) for each in known]
-        table.add_row(what, *("" if value is None else f"{value:.2f}" for value in values))
+        table.add_row(what, *("" if value is None else f"{value:z.2f}" for value in values))
 
 
 def _shown(share: Mapping[str, Any] | None) -> str:
     if not share or share.get("value") is None:
         return ""
-    chance = "" if share.get("chance") is None else f", chance {share['chance']:.2f}"
-    return f"{share['value']:.3f} \\[{share['low']:.3f}, {share['high']:.3f}]{chance}"
+    chance = "" if share.get("chance") is None else f", chance {share['chance']:z.2f}"
+    return f"{share['value']:z.3f} \\[{share['low']:z.3f}, {share['high']:z.3f}]{chance}"

@@ -89,7 +89,7 @@ def _shown(field: str, value: Any) -> str | None:
         return f"{value.operation} at {value.site}{layer}{scale}"
     if field == "calibration":
         rates = [
-            f"{each.name} {each.rate:.2f}" for each in value.statements if each.rate is not None
+            f"{each.name} {each.rate:z.2f}" for each in value.statements if each.rate is not None
         ]
         right = f"; right: {', '.join(rates)}" if rates else ""
         return f"{value.n:,} vectors: {value.population}{right}"

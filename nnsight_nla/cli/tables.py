@@ -160,11 +160,11 @@ def _answer(record: dict[str, Any], notes: _Notes) -> list[Text]:
     """Return the cells of an answer: its text, or the probabilities of the choices."""
     said = one_line(record["text"] or f"no text: {record['error']}")
     if record.get("probabilities"):
-        said = Text(", ".join(f"{word} {p:.2f}" for word, p in record["probabilities"].items()))
+        said = Text(", ".join(f"{word} {p:z.2f}" for word, p in record["probabilities"].items()))
     numbers = notes.add(record["position"], record["warnings"])
     if numbers:
         said.append(f" ({notes.named(numbers)})", style="dim")
-    return [said, Text(f"{record['mass']:.2f}")] if "mass" in record else [said]
+    return [said, Text(f"{record['mass']:z.2f}")] if "mass" in record else [said]
 
 
 def _control(label: dict[str, Any], name: str) -> Text:
@@ -202,7 +202,7 @@ def _shorter(line: str, label: dict[str, Any], notes: _Notes) -> str:
 
 
 def _trust(grade: str | None, cosine: float | None) -> Text:
-    words = [*([grade] if grade else []), *([] if cosine is None else [f"{cosine:.2f}"])]
+    words = [*([grade] if grade else []), *([] if cosine is None else [f"{cosine:z.2f}"])]
     return Text(" ".join(words), _GRADES.get(grade or "", ""))
 
 

@@ -173,7 +173,7 @@ class Baseline:
         return f"{_LABELS[self.definition]}{of}"
 
     def __str__(self) -> str:
-        return f"{self.value:.4f}, the {self._measure}: {self.name}"
+        return f"{self.value:z.4f}, the {self._measure}: {self.name}"
 
 
 def check_baseline(given: object) -> Baseline | None:

@@ -151,13 +151,13 @@ class Calibration:
     def __str__(self) -> str:
         lines = [
             f"calibration, measured on {self.n:,} vectors: {self.population}",
-            f"  strong from a margin of {self.strong:.2f}, partial from {self.partial:.2f}",
+            f"  strong from a margin of {self.strong:z.2f}, partial from {self.partial:z.2f}",
         ]
         if self.noisy_positions:
             lines.append(f"  the first {self.noisy_positions} positions are noisy")
         for each in self.statements:
-            rate = "" if each.rate is None else f", right {each.rate:.2f}"
-            error = "" if each.error is None else f", calibration error {each.error:.3f}"
+            rate = "" if each.rate is None else f", right {each.rate:z.2f}"
+            error = "" if each.error is None else f", calibration error {each.error:z.3f}"
             lines.append(f"  statement {each.name!r}{rate}{error}")
         return "\n".join(lines)
 

@@ -173,16 +173,16 @@ class Trust:
         if self.cosine is None:
             return f"reconstruction: {self.grade} ({self.reason})"
         parts = [] if self.reason is None else [self.reason]
-        parts.append(f"cosine {self.cosine:.2f}")
+        parts.append(f"cosine {self.cosine:z.2f}")
         if self.fve is not None and self.baseline is not None:
             over = self.baseline.in_words(digits=3, short=True)
-            parts.append(f"FVE {self.fve:.2f} ({over})")
+            parts.append(f"FVE {self.fve:z.2f} ({over})")
         controls = {"other vectors": self.others, "null": self.null, "random": self.random}
-        against = [f"{name} {value:.2f}" for name, value in controls.items() if value is not None]
+        against = [f"{name} {value:z.2f}" for name, value in controls.items() if value is not None]
         alone = "" if self.others is not None else ", no other vectors"
         parts.append(f"against {', '.join(against) or 'nothing'}{alone}")
         if self.agreement is not None:
-            parts.append(f"samples agree {self.agreement:.2f}")
+            parts.append(f"samples agree {self.agreement:z.2f}")
         if self.warnings:
             plural = "" if len(self.warnings) == 1 else "s"
             parts.append(f"{len(self.warnings)} warning{plural}")
@@ -198,8 +198,8 @@ class Trust:
             "the text for no vector": self.null,
             "the texts for random directions": self.random,
         }
-        named = [f"{name} {value:.2f}" for name, value in controls.items() if value is not None]
-        return f"cosine {self.cosine:.2f}, against {', '.join(named) or 'nothing'}"
+        named = [f"{name} {value:z.2f}" for name, value in controls.items() if value is not None]
+        return f"cosine {self.cosine:z.2f}, against {', '.join(named) or 'nothing'}"
 
     @property
     def denominator(self) -> str | None:
@@ -213,7 +213,7 @@ class Trust:
         """The label in up to three lines: reconstruction, probabilities, grounded."""
         found = [self.line]
         if self.probabilities:
-            said = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
+            said = ", ".join(f"{name} {value:z.2f}" for name, value in self.probabilities.items())
             found.append(f"probability of being right: {said}")
         if self.grounded is not None:
             found.append(self.grounded.line)

@@ -190,7 +190,7 @@ class Diagnosis:
 
 def shown(value: float | None) -> str:
     """Format a figure for a table; ``None`` is a dash."""
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:z.2f}"
 
 
 def variant(value: str, figures: Figures | str, *, declared: bool = False) -> Variant:

@@ -6,7 +6,7 @@ does not support the part. `Claim.alone` is the cosine of the part by itself. On
 runs, on all these texts in one batch::
 
     for claim in nla.claims(thought).ranked:
-        print(f"{claim.carries:+.3f}  {claim.text}")
+        print(f"{claim.carries:+z.3f}  {claim.text}")
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Claims:
 
     @property
     def ranked(self) -> tuple[Claim, ...]:
-        """The parts, those that carry the most first."""
-        return tuple(sorted(self.parts, key=lambda claim: -claim.carries))
+        """The parts, those that carry the most first; parts equal to three decimals in order."""
+        return tuple(sorted(self.parts, key=lambda claim: -round(claim.carries, 3)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""
@@ -78,8 +78,8 @@ class Claims:
         return pd.DataFrame([asdict(claim) for claim in self.parts], columns=columns)
 
     def __str__(self) -> str:
-        lines = [f"{claim.carries:+.3f}  {claim.text}" for claim in self.parts]
-        return "\n".join([f"cosine {self.cosine:.3f}; without each part it changes by:", *lines])
+        lines = [f"{claim.carries:+z.3f}  {claim.text}" for claim in self.parts]
+        return "\n".join([f"cosine {self.cosine:z.3f}; without each part it changes by:", *lines])
 
     def _repr_html_(self) -> str:
         return view.claims(self.to_dict())

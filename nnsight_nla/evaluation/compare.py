@@ -228,7 +228,7 @@ def _figures(row: Difference) -> str:
     parts = [f"{row.change:.0%} of the words differ"]
     for name, value in (("cosine", row.cosine), ("text distance", row.text_distance)):
         if value is not None:
-            parts.append(f"{name} {value:.2f}")
+            parts.append(f"{name} {value:z.2f}")
     return ", ".join([*parts, *filter(None, [row.error])])
 
 
@@ -243,4 +243,4 @@ def _words(row: Difference) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "" if value is None else f"{value:z.3f}"

@@ -135,7 +135,7 @@ def label_directions(
         )
         for row, (name, label) in enumerate(zip(called, trust, strict=True))
     ]  # fmt: skip
-    labels.sort(key=lambda each: -_known(each.margin))
+    labels.sort(key=lambda each: -round(_known(each.margin), 2))
     return Labels(labels, thoughts, None if kind == "residual" else kind_note(kind))
 
 
@@ -148,7 +148,7 @@ def _figures(label: Label) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:z.2f}"
 
 
 def _said(label: Label) -> str:

@@ -73,8 +73,8 @@ class OverLength:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{name:>6} {point.tokens:7.1f} tokens  cosine {point.cosine:.3f}"
-            + ("" if point.fve is None else f"  FVE {point.fve:.3f}")
+            f"{name:>6} {point.tokens:7.1f} tokens  cosine {point.cosine:z.3f}"
+            + ("" if point.fve is None else f"  FVE {point.fve:z.3f}")
             for name, point in self.points.items()
         )
 

@@ -110,7 +110,7 @@ def plot_scores(
                 y=[mean, mean],
                 mode="lines",
                 line={"color": INK, "width": 2},
-                hovertemplate=f"mean {mean:.3f}<extra></extra>",
+                hovertemplate=f"mean {mean:z.3f}<extra></extra>",
             )
     below: list[str] = []
     for number, baseline in enumerate(_shown_baselines(scores, baselines)):
@@ -165,7 +165,7 @@ def plot_reliability(
             y=[each["rate"] for each in bins],
             customdata=[each["n"] for each in bins],
             mode="lines+markers",
-            name=f"{html(name)}: error {curve['error']:.3f}",
+            name=f"{html(name)}: error {curve['error']:z.3f}",
             hovertemplate="given %{x:.2f}, right %{y:.2f} of %{customdata}<extra></extra>",
         )
     figure.add_scatter(

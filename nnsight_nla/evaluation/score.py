@@ -114,9 +114,9 @@ class Score:
         if not bool(self.cosine.isfinite().any()):
             return counted
         mean = self.mean
-        parts = [f"cosine {mean['cosine']:.3f}", f"MSE {mean['mse']:.3f}"]
+        parts = [f"cosine {mean['cosine']:z.3f}", f"MSE {mean['mse']:z.3f}"]
         if self.baseline is not None:
-            parts.append(f"FVE {mean['fve']:.3f} ({self.baseline.in_words()})")
+            parts.append(f"FVE {mean['fve']:z.3f} ({self.baseline.in_words()})")
         return f"{', '.join(parts)}; {counted}"
 
     def __repr__(self) -> str:

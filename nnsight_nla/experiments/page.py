@@ -87,7 +87,8 @@ def _details(grid: Grid) -> dict[tuple[Html, Html], Html]:
     """Return what is said about each cell, of the largest values as far as there is room."""
     room = LARGEST - _BARE * len(grid.upwards) * len(grid.across)
     found: dict[tuple[Html, Html], Html] = {}
-    for where, point in sorted(grid.cells.items(), key=lambda item: -abs(item[1].value or 0.0)):
+    largest = sorted(grid.cells.items(), key=lambda item: -round(abs(item[1].value or 0.0), 3))
+    for where, point in largest:
         text = _said(point)
         room -= len(text.encode())
         if room < 0:
@@ -98,7 +99,7 @@ def _details(grid: Grid) -> dict[tuple[Html, Html], Html]:
 
 def _said(point: Point) -> Html:
     row, difference = point.row, point.difference
-    effect = "none" if row["effect"] is None else f"{row['effect']:.3f}"
+    effect = "none" if row["effect"] is None else f"{row['effect']:z.3f}"
     lines = [
         f"<b>{html(arrange.name(row))}</b>",
         f"effect {effect}, predicts {html(visible(row['answer']))}",
@@ -109,7 +110,7 @@ def _said(point: Point) -> Html:
         lines.append(str(html(row["error"])))
     else:
         if difference.cosine is not None and difference.change is not None:
-            lines.append(f"cosine {difference.cosine:.3f}, words changed {difference.change:.0%}")
+            lines.append(f"cosine {difference.cosine:z.3f}, words changed {difference.change:.0%}")
         lines.append(difference.to_html())
     return Html("<br>".join(lines))
 
@@ -130,7 +131,7 @@ def _dots(points: Sequence[Point]) -> list[Dot]:
             each.row["dose"],
             each.value,
             each.mark == CHANGED,
-            f"{arrange.name(each.row)}: {each.value:.3f}",
+            f"{arrange.name(each.row)}: {each.value:z.3f}",
         )
         for each in points
         if each.value is not None

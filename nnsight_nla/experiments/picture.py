@@ -223,7 +223,7 @@ def _hover(point: Point) -> str:
         text = (each for line in shown for each in wrap(line, 70))
         lines.append(f"<i>{name}</i><br>" + "<br>".join(map(html, text)))
     if difference.cosine is not None:
-        lines.append(f"cosine {difference.cosine:.3f}, words changed {difference.change:.0%}")
+        lines.append(f"cosine {difference.cosine:z.3f}, words changed {difference.change:.0%}")
     return "<br>".join(lines)
 
 
@@ -241,4 +241,4 @@ def _texts(texts: Texts, run: Outcome) -> Html:
 
 
 def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+    return "none" if value is None else f"{value:z.3f}"

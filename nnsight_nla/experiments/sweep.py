@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from ..explanation.protocols import ExplainsAndReconstructs
 
-_ROUNDING = 1e-4
-"""Effects below this share of the largest effect count as zero."""
+_DECIMALS = 4
+"""How precisely a share of the largest effect is known; the rest is rounding errors."""
 _SHOWN = 12
 
 Order = Literal["place", "text, not output", "output, not text"]
@@ -114,7 +114,7 @@ class Sweep:
                 output little. ``"output, not text"`` keeps the rows whose output changed, and sorts
                 in the reverse order. Both leave out rows whose text could not change, and rows
                 without a text. They sort by `change` minus ``|effect|``, each as a share of its
-                maximum.
+                maximum; what is equal to four decimals keeps the table's order.
             distances: Whether to add the distance between the reconstructions of the two texts.
 
         Returns:
@@ -153,12 +153,12 @@ class Sweep:
         widest = max((each["change"] for each in kept), default=0.0) or 1.0
 
         def beyond(each: Mapping[str, Any]) -> float:
-            return each["change"] / widest - abs(each["effect"]) / most
+            return round(each["change"] / widest - abs(each["effect"]) / most, _DECIMALS)
 
         if order == "text, not output":
             kept = sorted((each for each in kept if each["change"]), key=beyond, reverse=True)
         else:
-            moved = [each for each in kept if abs(each["effect"]) > _ROUNDING * most]
+            moved = [each for each in kept if abs(each["effect"]) > 10**-_DECIMALS * most]
             kept = sorted(moved, key=beyond)
         return _frame(kept)
 
@@ -327,7 +327,8 @@ class Sweep:
         return self._summary(self.rows())
 
     def _summary(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        top = sorted(rows, key=lambda row: -abs(row["effect"] or 0.0))[:_SHOWN]
+        # As precise as it is shown, so that rounding errors order nothing.
+        top = sorted(rows, key=lambda row: -round(abs(row["effect"] or 0.0), 3))[:_SHOWN]
         largest = list(zip(top, self.compared(top, distances=False), strict=True))
         done = f"{len(self.outcomes)} of {len(self.cells)} cells"
         return picture.summary(self.header, self.runs, self.texts, done, largest, len(rows))

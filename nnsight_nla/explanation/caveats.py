@@ -144,7 +144,9 @@ def atypical(capture: Capture) -> dict[int, str]:
         zip(look.typical(capture.vectors).tolist(), norms, strict=True)
     ):
         if near < look.least:
-            found[row] = f"cosine {near:.2f} with the mean residual, usual {look.least:.2f} or more"
+            found[row] = (
+                f"cosine {near:z.2f} with the mean residual, usual {look.least:z.2f} or more"
+            )
         elif not look.shortest * (1 - ROUNDING) <= norm <= look.longest * (1 + ROUNDING):
             found[row] = f"norm {norm:.4g}, usual {look.shortest:.4g} to {look.longest:.4g}"
     return found

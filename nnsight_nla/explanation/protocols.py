@@ -8,7 +8,7 @@ imports the facade.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 if TYPE_CHECKING:
@@ -134,8 +134,18 @@ class Explains(Protocol):
         """Return the null control: the verbalizer's text with nothing written at the marker."""
         ...
 
-    def resolve(self, handles: Explanation | Iterable[Explanation] | None = None) -> None:
+    def resolve(
+        self,
+        handles: Explanation | Iterable[Explanation] | None = None,
+        *,
+        on_text: Callable[[Any], Any] | None = None,
+    ) -> None:
         """Verbalize all pending handles, or only these."""
+        ...
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may verbalize at the same time, as on vLLM."""
         ...
 
     def on_date(self, date: Date) -> Self:

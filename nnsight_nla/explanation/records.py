@@ -120,7 +120,7 @@ class Receipt(HasFormer):
     """How an explanation was made, so that it can be checked and repeated."""
 
     verbalizer: str
-    """The verbalizer's name or path."""
+    """The verbalizer's name or path; of an adapter, the adapter's."""
     marker_position: int
     """The position in the prompt where the vector was injected, counted from the left."""
     site: str
@@ -148,11 +148,13 @@ class Receipt(HasFormer):
     injection_cosine: Nested[float] | None = None
     """The cosine between the vector and what was written: 1 up to rounding. It checks the
     injection, and says nothing about the text."""
+    verbalizer_base: str | None = None
+    """The name or path of the model that the adapter runs on; ``None`` without an adapter."""
     cosine = Former("injection_cosine")
 
     def __repr__(self) -> str:
         how = "nothing injected" if self.operation == "none" else f"{self.operation} at {self.site}"
-        return f"<Receipt of {_named(self.verbalizer)}: {how}, marker at {self.marker_position}>"
+        return f"<Receipt of {self._who()}: {how}, marker at {self.marker_position}>"
 
     def __str__(self) -> str:
         facts = self.facts()
@@ -172,7 +174,7 @@ class Receipt(HasFormer):
             how += f", top_p {chosen.top_p:g}, top_k {chosen.top_k}, seed {chosen.seed}"
         scale = "" if self.scale is None else f", scale {self.scale:g}"
         facts = {
-            "verbalizer": f"{_named(self.verbalizer)} ({self.dtype})",
+            "verbalizer": f"{self._who()} ({self.dtype})",
             "vector": self.layer_convention,
             "injection": f"{self.operation}, {self.site}, marker at position "
             f"{self.marker_position}{scale}",
@@ -185,6 +187,10 @@ class Receipt(HasFormer):
             "sidecar": _short(self.sidecar_hash),
         }
         return {name: value for name, value in facts.items() if value}
+
+    def _who(self) -> str:
+        base = "" if self.verbalizer_base is None else f" on {_named(self.verbalizer_base)}"
+        return _named(self.verbalizer) + base
 
 
 def _named(verbalizer: str) -> str:

@@ -131,7 +131,7 @@ class Run:
         about = {
             "label": self.label,
             "target": reading.short_name(self.target.model.name),
-            "verbalizer": reading.short_name(hosts.describe(self.nla.av)),
+            "verbalizer": reading.verbalizer_name(self.nla.av),
             "layer": self.layer,
         }
         patched = {"cell": self.edits[-1].position} if self.edits else {}

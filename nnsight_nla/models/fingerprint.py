@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import _compat
+from ..checkpoint import sidecar
 from ..errors import NLAError
 from . import hosts
-from .adapter import AdapterModel
+from .adapter import ADAPTER_CONFIG, AdapterModel
 from .loading import load_config
 
 if TYPE_CHECKING:
@@ -129,29 +130,47 @@ class UnchangedFiles:
 
 
 def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, Any]:
-    """Return a model's name, dtype and weights.
+    """Return a model's name, dtype and weights; of an adapter, also the name of its base.
 
     Weights are identified by the files of a local folder, by the Hub's commit, or, for a live
     module that has neither, by a sample of every parameter.
 
     Args:
         model: The nnsight model.
-        sources: What else it was made from, such as an adapter; only local folders count.
+        sources: What else it was made from; only local folders count.
     """
     base = model.target if isinstance(model, AdapterModel) else model
-    name = hosts.describe(base)
-    folders = [Path(name), *(Path(str(each)) for each in sources if each is not None)]
+    name, adapter = hosts.describe(base), hosts.adapter_of(model)
+    made_from = [each for each in (*sources, adapter) if each is not None]
+    folders = [Path(name), *(Path(str(each)) for each in made_from)]
     found = {path.resolve(): fingerprint_folder(path) for path in folders if path.is_dir()}
     weights = "+".join(found.values())
     if Path(name).resolve() not in found:
         module = hosts.module_of(base)
         commit = _compat.commit_hash(module)
         weights = "+".join(filter(None, [commit or _parameters(module), weights]))
+    if adapter is not None and not Path(adapter).is_dir() and sidecar.is_hub_id(adapter):
+        weights = "+".join(filter(None, [weights, _commit_of_adapter(adapter)]))
+    named = (
+        {"name": _short(name)}
+        if adapter is None
+        else {"name": _short(adapter), "base": _short(name)}
+    )
     return {
-        "name": Path(name).name if Path(name).is_dir() else name,
+        **named,
         "weights": weights or "not known",
         "dtype": str(hosts.dtype_of(model)).removeprefix("torch."),
     }
+
+
+def _short(name: str) -> str:
+    return Path(name).name if Path(name).is_dir() else name
+
+
+def _commit_of_adapter(adapter: str) -> str | None:
+    """Return the commit of an adapter on the Hub, which is in the path of its cached files."""
+    file = sidecar.stored(adapter, ADAPTER_CONFIG)
+    return None if file is None else file.parent.name
 
 
 def fingerprint_base(name: str | Path) -> str:

@@ -256,6 +256,12 @@ def describe(model: TransformersModel) -> str:
     return str(getattr(model, "repo_id", None) or named or type(module).__name__)
 
 
+def adapter_of(model: TransformersModel) -> str | None:
+    """Return the folder or Hub id of the adapter on `model`, ``None`` if it has none."""
+    adapter = getattr(model, "peft", None)
+    return None if adapter is None else str(adapter)
+
+
 def only_last(model: TransformersModel, count: int = 1) -> dict[str, int]:
     """Return the option for computing only the last tokens' logits, if `model` has one."""
     known = "logits_to_keep" in inspect.signature(module_of(model).forward).parameters

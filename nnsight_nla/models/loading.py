@@ -16,6 +16,7 @@ from ..checkpoint.checkpoint import DEPTH_SLOT, LAYER_SLOT, Checkpoint
 from ..core.numeric import is_int
 from ..errors import CheckpointError, shown
 from . import hosts
+from .attention import check_cap, with_cap
 
 if TYPE_CHECKING:
     from nnsight import TransformersModel
@@ -172,10 +173,15 @@ def load_model(
         tokenizer: Its tokenizer; ``None`` for the one in `source`.
         peft: An adapter on it.
         load: Keyword arguments of nnsight's `TransformersModel`. The task is text generation, and
-            no code of the repository runs, unless they say otherwise.
+            no code of the repository runs, unless they say otherwise. Attention has the soft cap
+            of the configuration, unless they choose an implementation.
 
     Raises:
-        CheckpointError: The configuration cannot be read, or `load` has no such dtype.
+        CheckpointError: The configuration cannot be read, `load` has no such dtype, or the model
+            no such attention.
+
+    Warns:
+        NLAWarning: Attention leaves out the soft cap of the configuration.
     """
     if not isinstance(source, str | Path):
         hosts.text_config(source)
@@ -186,6 +192,7 @@ def load_model(
                 "TransformersModel(..., peft=...), or pass its path instead. Options for the other "
                 "model only: NLA(..., av_options={...}) or ar_options={...}."
             )
+        check_cap(source, stacklevel=5)
         return source
     if peft is not None:
         need_peft(peft)
@@ -197,11 +204,15 @@ def load_model(
     name = expanded(source)
     ends = end_ids(name, options.get("revision"))
     try:
+        options = with_cap(options.get("config") or load_config(source, options), options)
         model = TransformersModel(
             name, tokenizer=tokenizer, peft=peft, **{"generation_config": ends, **options}
         )
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
         _check_code(source, error)
+        _check_attention(source, load, error)
+        if isinstance(error, ImportError):
+            raise
         if peft is not None and "arget modules" in str(error):
             raise CheckpointError(
                 f"The adapter {peft} does not fit {source} as task={options['task']!r}: "
@@ -212,6 +223,7 @@ def load_model(
             f"The configuration of {str(source)!r} could not be read: {_first_line(error)} "
             f"{_elsewhere(source)}"
         ) from error
+    check_cap(model, stacklevel=5)
     if ends is not None:  # For a model that runs on a host, whose weights are never loaded here.
         cast("Any", hosts.module_of(model)).generation_config = ends
     return model
@@ -297,6 +309,26 @@ def _check_code(source: str | Path, error: Exception) -> None:
             f"{str(source)!r} can only be loaded by running code from its repository, which is "
             "never done unasked. Read that code; if you trust it, pass trust_remote_code=True."
         ) from error
+
+
+def _check_attention(source: str | Path, load: dict[str, Any], error: Exception) -> None:
+    """Raise if `error` says that the model has no attention of the kind in `load`."""
+    from transformers import AutoModelForCausalLM
+
+    chosen = load.get("attn_implementation")
+    if chosen is None:
+        return
+    try:
+        config = load.get("config") or load_config(source, load)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except (ImportError, OSError, ValueError):  # Something else is wrong with it.
+        return
+    raise CheckpointError(
+        f"attn_implementation={shown(chosen)} does not work for {str(source)!r}: "
+        f"{_first_line(error)} Choose another, such as attn_implementation='eager', or leave it "
+        "out."
+    ) from error
 
 
 def check_dtype(load: dict[str, Any], *, quantized: bool = True) -> None:

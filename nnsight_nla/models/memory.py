@@ -444,4 +444,4 @@ def _free() -> None:
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:z.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -75,8 +75,13 @@ class Runtime:
 
     @property
     def name(self) -> str:
-        """The model's name or path."""
-        return hosts.describe(self.model)
+        """The model's name or path; of an adapter, the adapter's."""
+        return hosts.adapter_of(self.model) or hosts.describe(self.model)
+
+    @property
+    def base(self) -> str | None:
+        """The name or path of the model that the adapter runs on; ``None`` without an adapter."""
+        return None if hosts.adapter_of(self.model) is None else hosts.describe(self.model)
 
     @property
     def loaded(self) -> bool:

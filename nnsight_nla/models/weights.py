@@ -26,8 +26,9 @@ from .. import _compat
 from ..core.locks import Lock
 from ..errors import CheckpointError, NLAError
 from . import hosts
+from .attention import check_cap, with_cap
 from .blocks import find_blocks
-from .loading import from_pretrained, last_line
+from .loading import from_pretrained, last_line, load_config
 
 _SHOWN = 4
 # Weights of a multimodal model that no text runs: a checkpoint may lack them, or have more of them.
@@ -138,9 +139,15 @@ def check(model: Any, role: str = "target", unused: Callable[[str], bool] | None
 
     Raises:
         CheckpointError: Weights are missing, unexpected or of another shape.
+
+    Warns:
+        NLAWarning: Attention leaves out the soft cap of the configuration.
     """
-    # A TransformerLens bridge wraps the module that transformers loaded.
-    report = _REPORTS.get(getattr(model, "original_model", None) or hosts.module_of(model))
+    # A TransformerLens bridge wraps the module that transformers loaded; it caps scores itself.
+    wrapped = getattr(model, "original_model", None)
+    if wrapped is None:
+        check_cap(model, stacklevel=4)
+    report = _REPORTS.get(wrapped or hosts.module_of(model))
     if report:
         _refuse(report, hosts.describe(model), role, unused)
 
@@ -148,14 +155,18 @@ def check(model: Any, role: str = "target", unused: Callable[[str], bool] | None
 def load_module(auto: Any, source: str | Path, **options: Any) -> nn.Module:
     """Return ``auto.from_pretrained(source)``, a plain transformers model with all of its weights.
 
+    Attention has the soft cap of the configuration, unless `options` choose an implementation.
+
     Raises:
         CheckpointError: Weights are missing, unexpected or of another shape.
         OSError: The files cannot be read (or a ValueError).
     """
+    options = with_cap(options.get("config") or load_config(source, options), options)
     module, report = from_pretrained(
         auto, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
     _refuse(LoadReport.of(report), str(source), "model")
+    check_cap(module, stacklevel=5)
     return module
 
 

@@ -131,7 +131,7 @@ def read(
     asked = getattr(nla, "question", None) or {}
     made = {"positions": positions, "generate": generate, "layer": layer, "claims": claims}
     made |= {"question": asked.get("questions"), "choices": asked.get("choices")}
-    names = short_name(targets.describe(model)), short_name(hosts.describe(nla.av))
+    names = short_name(targets.describe(model)), verbalizer_name(nla.av)
     readings = [
         Reading(
             _records(model, text, handle, following),
@@ -408,6 +408,12 @@ def token_record(
         against=getattr(label, "against", None),
         denominator=getattr(label, "denominator", None),
     )
+
+
+def verbalizer_name(av: TransformersModel) -> str:
+    """Return a verbalizer's short name; of an adapter, with the name of the model below it."""
+    adapter, base = hosts.adapter_of(av), short_name(hosts.describe(av))
+    return base if adapter is None else f"{short_name(adapter)} on {base}"
 
 
 def short_name(model: str) -> str:

@@ -148,7 +148,7 @@ def check_attention(base: str | Path, attention: str | None) -> None:
     except (ImportError, ValueError) as error:
         raise TrainingError(
             f"attention={attention!r} does not work for {base}: {str(error).splitlines()[0]} "
-            "Choose another, such as attention='sdpa' or attention='eager', or leave it out."
+            "Choose another, such as attention='eager', or leave it out."
         ) from error
 
 

@@ -41,7 +41,7 @@ class Reporting(TrainerCallback):
         figures = figures_of(logs or {})
         if figures:
             held = "" if "loss" in figures else " held out:"
-            said = [f"{name.removeprefix('eval_')} {x:.4f}" for name, x in figures.items()]
+            said = [f"{name.removeprefix('eval_')} {x:z.4f}" for name, x in figures.items()]
             pace = [] if held else [self._pace(args, state)]
             self._say(state, f",{held} {', '.join([*said, *filter(None, pace)])}")
 

@@ -111,7 +111,7 @@ def train(
         save_dtype: The dtype to save what was trained in: ``"float32"``, ``"bfloat16"`` or
             ``"float16"``; by default float32 for adapters, else as `base` is stored.
         attention: The implementation of attention, such as ``"eager"`` or ``"sdpa"``; by default
-            transformers' choice.
+            transformers' choice, or ``"eager"`` for a base that caps its attention scores.
         report: Called with lines of progress.
 
     Raises:

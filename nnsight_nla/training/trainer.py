@@ -343,7 +343,7 @@ def _lines(history: list[dict[str, float]], kept: Best | None) -> Iterator[dict[
 def _said(best: str, kept: Best | None, steps: int) -> str:
     if kept is None:
         return f"kept step {steps}, the last: {best} was a number at no measurement"
-    return f"kept step {kept.step} of {steps}, the best by {best}: {kept.value:.4f}"
+    return f"kept step {kept.step} of {steps}, the best by {best}: {kept.value:z.4f}"
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

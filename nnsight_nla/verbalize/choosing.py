@@ -18,7 +18,7 @@ No choice may be the beginning of another: their probabilities would overlap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,9 @@ class Choices:
         return torch.stack(each, dim=-1)
 
 
-def choose(verbalizer: Verbalizer, batch: Batch, choices: Choices) -> Iterator[tuple[int, Reply]]:
+def choose(
+    verbalizer: Verbalizer, batch: Batch, choices: Choices
+) -> Generator[tuple[int, Reply], None, None]:
     """Return the probability of each choice, in one batch. Call it inside ``runtime.use()``.
 
     Args:

@@ -12,7 +12,7 @@ of engine is a function in `ENGINES`::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -42,6 +42,15 @@ class TextEngine(Protocol):
         """The dtype that the verbalizer computes in."""
         ...
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether it verbalizes for several threads at once, and is fuller then."""
+        ...
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Wait until no other thread verbalizes; where `concurrent`, this does not wait."""
+        ...
+
     def use(self) -> AbstractContextManager[Any]:
         """Make ready to verbalize: load weights, start what has to run."""
         ...
@@ -55,7 +64,7 @@ class TextEngine(Protocol):
         prompts: Sequence[Prompt] | None = None,
         *,
         watch: Watch | None = None,
-    ) -> Iterator[tuple[int, Reply | str]]:
+    ) -> Generator[tuple[int, Reply | str], None, None]:
         """Write one vector per row and generate; call it inside `use`.
 
         Args:
@@ -69,7 +78,7 @@ class TextEngine(Protocol):
 
         Yields:
             A row's number and its reply, in the order in which rows finish; or the reason why this
-            vector has no text, which becomes the row's error.
+            vector has no text, which becomes the row's error. Closing it ends the generation.
         """
         ...
 
@@ -79,7 +88,7 @@ class TextEngine(Protocol):
         given: Bool[Tensor, " rows"],
         prompts: Sequence[Prompt],
         choices: Choices,
-    ) -> Iterator[tuple[int, Reply | str]]:
+    ) -> Generator[tuple[int, Reply | str], None, None]:
         """Compare the choices of each row's question; the rest is as for `verbalize`."""
         ...
 

@@ -2,8 +2,8 @@
 
 The queue holds handles weakly: a handle without other references is never verbalized. Batches are
 settled one by one, so after an exception, an out-of-memory error or Ctrl-C the settled rows keep
-their text and the others stay pending with their vectors. One thread verbalizes at a time; other
-threads may add handles meanwhile.
+their text and the others stay pending with their vectors. Threads verbalize in turn, or at the same
+time where the engine can (vLLM); other threads may add handles meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import hashlib
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -113,7 +114,7 @@ class Queue:
         Raises:
             VerbalizationError: Generation failed; settled rows keep their text.
         """
-        with self._verbalizer.runtime.lock.held():
+        with self.engine.turn():
             jobs = _jobs([*first, *self.pending()])
             if implicit and len(jobs) >= _MANY:
                 warnings.warn(
@@ -133,7 +134,7 @@ class Queue:
             handles: The handles.
             on_text: Called with each text while it is generated; see `streaming`.
         """
-        with self._verbalizer.runtime.lock.held():
+        with self.engine.turn():
             self._run(_jobs(handles), on_text)
 
     def receipt(self, capture: Capture) -> Receipt:
@@ -160,6 +161,7 @@ class Queue:
                 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
             ),
             prompt_date=verbalizer.prompt.date,
+            verbalizer_base=verbalizer.runtime.base,
         )
 
     def _run(self, jobs: list[Job], on_text: OnText | None = None) -> None:
@@ -184,15 +186,11 @@ class Queue:
             stopped: set[int] = set()
             watch = None if on_text is None else _watching(batch, on_text, stopped)
             try:
-                for number, reply in self._replies([same[0] for same in batch], watch):
-                    for capture, row, sample in batch[number]:
-                        if isinstance(reply, str):
-                            capture.errors[row] = reply
-                        else:
-                            capture.replies[row, sample] = reply
-                            if on_text is not None:
-                                on_text(_finished(capture, row, sample, reply))
-                    bar.advance(len(batch[number]))
+                with closing(self._replies([same[0] for same in batch], watch)) as replies:
+                    for number, reply in replies:
+                        for job in batch[number]:
+                            _keep(job, reply, on_text)
+                        bar.advance(len(batch[number]))
             except (VerbalizationError, CheckpointError):
                 raise
             except Exception as error:
@@ -206,7 +204,9 @@ class Queue:
             if failed is not None:
                 self._halve(len(batch), failed)
 
-    def _replies(self, batch: list[Job], watch: Watch | None) -> Iterator[tuple[int, Reply | str]]:
+    def _replies(
+        self, batch: list[Job], watch: Watch | None
+    ) -> Generator[tuple[int, Reply | str], None, None]:
         first, *_ = batch[0]
         vectors = torch.stack([capture.row(row).float().cpu() for capture, row, _ in batch])
         given = torch.tensor([not capture.null for capture, _, _ in batch], device="cpu")
@@ -253,8 +253,17 @@ def _watching(batch: list[list[Job]], on_text: OnText, stopped: set[int]) -> Wat
     return watch
 
 
-def _finished(capture: Capture, row: int, sample: int, reply: Reply) -> TextSoFar:
-    return TextSoFar(capture, row, sample, True, lambda: reply.text)
+def _keep(job: Job, reply: Reply | str, on_text: OnText | None) -> None:
+    """Keep a reply, or why there is none, unless another thread was first."""
+    capture, row, sample = job
+    if not _settled(job):
+        if isinstance(reply, str):
+            capture.errors[row] = reply
+            return
+        capture.replies[row, sample] = reply
+    kept = capture.replies.get((row, sample))
+    if kept is not None and on_text is not None:
+        on_text(TextSoFar(capture, row, sample, True, lambda: kept.text))
 
 
 def _convention(capture: Capture, k: int) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -138,6 +138,15 @@ class Verbalizer:
         """The dtype that the AV computes in."""
         return hosts.dtype_of(self.av)
 
+    @property
+    def concurrent(self) -> bool:
+        """False: the model runs for one thread at a time."""
+        return False
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Wait until no other thread runs the model."""
+        return self.runtime.lock.held()
+
     def use(self) -> AbstractContextManager[Any]:
         """Make ready to verbalize; see `Runtime.use`."""
         return self.runtime.use()
@@ -154,7 +163,7 @@ class Verbalizer:
         prompts: Sequence[Prompt] | None = None,
         *,
         watch: Watch | None = None,
-    ) -> Iterator[tuple[int, Reply]]:
+    ) -> Generator[tuple[int, Reply], None, None]:
         """Write each row's vectors and generate, in one batch. Call it inside ``runtime.use()``.
 
         Args:
@@ -201,7 +210,7 @@ class Verbalizer:
         given: Bool[Tensor, " rows"],
         prompts: Sequence[Prompt],
         choices: Choices,
-    ) -> Iterator[tuple[int, Reply]]:
+    ) -> Generator[tuple[int, Reply], None, None]:
         """Compare the choices of each row's question, in one batch; see `choosing`."""
         return choose(self, Batch.of(prompts, vectors, given), choices)
 
@@ -239,6 +248,7 @@ class Verbalizer:
         checkpoint = self.checkpoint
         return {
             "verbalizer": self.runtime.name,
+            "verbalizer_base": self.runtime.base,
             "weights_loaded": self.runtime.loaded,
             "layer": checkpoint.layer,
             "d_model": checkpoint.d_model,

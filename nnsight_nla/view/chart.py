@@ -201,7 +201,7 @@ def _shades(name: str, colour: tuple[int, int, int]) -> str:
             round(zero + share * (full - zero)) for zero, full in zip(ZERO, colour, strict=True)
         )
         opacity = FAINT + share * (1 - FAINT)
-        rules.append(f"{name}{step}{{background:rgba({','.join(map(str, mixed))},{opacity:.2f})}}")
+        rules.append(f"{name}{step}{{background:rgba({','.join(map(str, mixed))},{opacity:z.2f})}}")
     return "".join(rules)
 
 

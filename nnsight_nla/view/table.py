@@ -61,9 +61,9 @@ def claims(record: Mapping[str, Any]) -> str:
     most = max([abs(part["carries"]) for part in parts], default=0.0) or 1.0
     rows: list[list[str]] = []
     for part in parts:
-        figures = f"{part['carries']:+.3f}", _bar(part["carries"], most), f"{part['alone']:.3f}"
+        figures = f"{part['carries']:+z.3f}", _bar(part["carries"], most), f"{part['alone']:z.3f}"
         rows.append([*figures, part["text"]])
-    caption = f"cosine {record['cosine']:.3f}; change without each part"
+    caption = f"cosine {record['cosine']:z.3f}; change without each part"
     head = ("carries", "", "alone", "part")
     return table(head, rows, caption=caption, heading=_CLAIM, cell=_CLAIM)
 
@@ -105,7 +105,7 @@ def chip(token: str | None) -> Html:
 
 
 def _bar(carries: float, most: float) -> Html:
-    colour = _CARRIES if carries > 0 else _HARMS
+    colour = _CARRIES if round(carries, 3) > 0 else _HARMS
     return Html(
         '<div style="width:8rem;background:#8883;height:.8em;margin-top:.35em">'
         f'<div style="width:{100 * abs(carries) / most:.0f}%;background:{colour};height:100%">'

@@ -355,9 +355,11 @@ def test_samples_are_drawn_and_what_they_agree_on_is_said(live):
     shown.page.get_by_role("button", name="3 samples").click()
     assert shown.sent == [{"type": "explain", "run": 0, "positions": [1], "samples": 3, "id": 1}]
     samples = ["About a cow.", "A cow.", "Cows."]
-    shown.read(1, samples[0], samples=samples, agree="2 of 3: cow", claims=[("About a cow.", 0.3)])
+    claims = [("About a cow.", 0.3), ("A horse.", -0.006), ("Grass.", -0.004)]
+    shown.read(1, samples[0], samples=samples, agree="2 of 3: cow", claims=claims)
     expect(shown.details).to_contain_text("They agree: 2 of 3: cow")
-    expect(shown.details).to_contain_text("About a cow.−0.30")
+    for figure in ("About a cow.−0.30", "A horse.+0.01", "Grass.0.00"):
+        expect(shown.details).to_contain_text(figure)
     shown.details.locator("summary", has_text="3 samples").click()
     assert shown.details.locator("ol li").all_inner_texts() == samples
 

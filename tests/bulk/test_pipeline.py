@@ -40,20 +40,22 @@ def values(path):
     return pq.read_table(path)["value"].to_pylist()
 
 
-def readers() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "nnsight-nla-read"]
+def threads() -> list[threading.Thread]:
+    names = ("nnsight-nla-read", "nnsight-nla-finish")
+    return [each for each in threading.enumerate() if each.name.startswith(names)]
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("count", [ROWS, None])
-def test_the_rows_have_the_order_of_the_input(tmp_path, prefetch, count):
+def test_the_rows_have_the_order_of_the_input(tmp_path, prefetch, count, together):
     output = tmp_path / "out.parquet"
-    report = run_job(job(prefetch=prefetch, count=count), output)
+    report = run_job(job(prefetch=prefetch, count=count, together=together), output)
     assert values(output) == [row * 10 for row in range(ROWS)]
     assert (report.rows, report.errors, report.chunks, report.resumed) == (10, 1, 4, 0)
     assert str(report).startswith(f"{output}: 10 rows, 1 with an error (")
     assert not ChunkStore(output).folder.exists()
-    assert readers() == []
+    assert threads() == []
     again = run_job(job(), output)
     assert (again.rows, again.errors, again.chunks, again.resumed) == (10, 1, 0, 4)
 
@@ -77,9 +79,50 @@ def test_reading_is_one_chunk_ahead_and_no_more(tmp_path):
     assert started == [0, 3, 6, 9]
 
 
+def test_two_chunks_are_finished_at_a_time_and_no_more(tmp_path):
+    begun, running, guard = [], set(), threading.Lock()
+    second = threading.Event()
+
+    def slow(items):
+        row = items[0].row
+        with guard:
+            begun.append(row)
+            running.add(row)
+            assert len(running) <= 2
+        if row == 3:
+            second.set()
+        assert row != 0 or second.wait(20), "the second chunk waited for the first"
+        with guard:
+            running.remove(row)
+        return finish(items)
+
+    output = tmp_path / "out.parquet"
+    run_job(job(finish=slow, together=2), output)
+    assert begun == [0, 3, 6, 9]
+    assert values(output) == [row * 10 for row in range(ROWS)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_the_end_of_a_job_stops_the_chunk_beside(tmp_path, error):
+    stop, beside = threading.Event(), threading.Event()
+
+    def slow(items):
+        if items[0].row == 0:
+            beside.wait(20)
+            raise error
+        beside.set()
+        assert stop.wait(20), "it was not told"
+        return finish(items)
+
+    with pytest.raises(type(error)):
+        run_job(job(finish=slow, together=2, stop=stop), tmp_path / "out.parquet")
+    assert threads() == []
+
+
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("step", ["read", "finish"])
-def test_a_failed_step_ends_the_loop_and_the_next_call_resumes(tmp_path, step, prefetch):
+def test_a_failed_step_ends_the_loop_and_the_next_call_resumes(tmp_path, step, prefetch, together):
     def broken(items):
         if items[0].row == 6:
             raise RuntimeError("out of memory")
@@ -87,8 +130,8 @@ def test_a_failed_step_ends_the_loop_and_the_next_call_resumes(tmp_path, step, p
 
     output = tmp_path / "out.parquet"
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_job(job(prefetch=prefetch, **{step: broken}), output)
-    assert readers() == []
+        run_job(job(prefetch=prefetch, together=together, **{step: broken}), output)
+    assert threads() == []
     assert ChunkStore(output).numbers() == [0, 1]
     assert run_job(job(), output).resumed == 2
     assert values(output) == [row * 10 for row in range(ROWS)]
@@ -98,7 +141,7 @@ def test_strict_ends_at_a_bad_row_and_leaves_no_thread(tmp_path):
     output = tmp_path / "out.parquet"
     with pytest.raises(NLAError, match="^Row 'd7': it is 7. .* pass strict=False to record"):  # noqa: RUF043
         run_job(job(strict=True, prefetch=True), output)
-    assert readers() == []
+    assert threads() == []
     assert ChunkStore(output).numbers() == [0, 1]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnsight_nla import ReconstructionError
-from nnsight_nla.evaluation.claims import _without, claims
+from nnsight_nla.evaluation.claims import Claim, Claims, _without, claims
 
 WORDS = {"north": (0.0, 1.0), "east": (1.0, 0.0), "south": (0.0, -1.0)}
 
@@ -29,6 +29,16 @@ def test_by_hand():
     assert [part.carries for part in found.parts] == pytest.approx([root, root - 1])
     assert [part.alone for part in found.parts] == pytest.approx([1, 0])
     assert [part.text for part in found.ranked] == ["Go north.", "Go east."]
+
+
+def test_rounding_errors_neither_order_claims_nor_have_a_sign():
+    carries = {"a": 0.0004, "b": -0.0004, "c": 0.2001, "d": 0.2002}
+    parts = tuple(Claim(text, value, 0.0) for text, value in carries.items())
+    found = Claims("abcd", 0.5, parts)
+    assert [part.text for part in found.ranked] == ["c", "d", "a", "b"]
+    assert str(found).splitlines()[1:3] == ["+0.000  a", "+0.000  b"]
+    (a, b) = (Claims(text, 0.5, (Claim("x", carries[text], 0.0),)) for text in "ab")
+    assert a._repr_html_() == b._repr_html_()
 
 
 def test_a_single_claim_is_compared_with_no_text():

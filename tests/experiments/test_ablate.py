@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nnsight_nla import NLAError
+from nnsight_nla import NLA, NLAError, Sampling, tiny
 from nnsight_nla.experiments import ExperimentError, ablate, kl, probability, steer
-from tests.experiments.test_patch import CLEAN, LAST, SUBJECT, K, Plain
+from tests.experiments.test_patch import CLEAN, CORRUPT, LAST, SUBJECT, K, Plain
 
 FRENCH = probability(" French")
 REFERENCE = ["What a lovely day! People in Madrid speak", "What a lovely day! People in Oslo speak"]
@@ -206,3 +206,31 @@ def test_another_vector_or_method_is_not_gone_on_with(model, nla):
         ablate(model, nla, CLEAN, method="mean", reference=REFERENCE, resume=zero, **options)
     with pytest.raises(ExperimentError, match="experiment was 'ablate' and is 'steer'"):
         steer(model, nla, CLEAN, vector=direction(), resume=zero, **options)
+
+
+def test_an_oracle_is_asked_about_the_ablated_residual(model, plain):
+    oracle = NLA.on(model, av=tiny.paths()["oracle"], sampling=Sampling(max_new_tokens=12))
+    asked = {"question": "What is the subject?", "positions": [LAST], "metric": FRENCH}
+    rome = plain.run(CORRUPT).residual[LAST]
+    mean = ablate(
+        model, oracle, CLEAN, layers=[0, K], method="mean", reference=[CORRUPT], **asked
+    )  # fmt: skip
+    assert [(row["before"], row["after"]) for row in mean.rows()] == [
+        ("Paris", "Paris"), ("Paris", "Rome"),
+    ]  # fmt: skip
+    assert oracle.ask(rome, asked["question"]).text == "Rome"
+    unit = plain.run(CLEAN).residual[LAST] - rome
+    unit = unit / unit.norm()
+    (row,) = ablate(
+        model, oracle, CLEAN, layers=[K], method="project", direction=unit,
+        choices=["Paris", "Rome", "Berlin"], **asked,
+    ).rows()  # fmt: skip
+    run = agrees(plain, row, "residual", K, None, at(LAST, lambda h: h - (h @ unit) * unit))
+    own = oracle.ask(run.residual[LAST], asked["question"], choices=["Paris", "Rome", "Berlin"])
+    assert (row["before"], row["after"]) == ("Paris", own.text) == ("Paris", "Rome")
+    assert row["text_changed"]
+    tone = ablate(
+        model, oracle, CLEAN, layers=[K], method="mean", reference=[CORRUPT],
+        **{**asked, "question": "What is the tone?"},
+    )  # fmt: skip
+    assert [(row["before"], row["after"]) for row in tone.rows()] == [("cheerful", "cheerful")]

@@ -16,6 +16,7 @@ from tests.experiments.test_sweep import (
     dosed,
     header,
     heads,
+    noisy,
     vector,
 )
 
@@ -37,6 +38,11 @@ def test_cells_have_their_texts_and_the_summary_is_below(tmp_path):
     assert by_hand()._repr_html_() in text
     assert "<svg" not in text
     assert "<h1>patch: logit(&#x27;a&#x27;)" in text
+
+
+def test_rounding_errors_change_no_page(tmp_path):
+    assert written(noisy(0), tmp_path) == written(noisy(1), tmp_path)
+    assert "-0.000" not in written(noisy(0), tmp_path)
 
 
 def test_it_runs_and_fetches_nothing_and_escapes(tmp_path):

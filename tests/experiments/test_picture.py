@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnsight_nla.experiments import ExperimentError, logit_difference, patch, steer
-from tests.experiments.test_sweep import by_hand, dosed, heads
+from tests.experiments.test_sweep import by_hand, dosed, heads, noisy
 
 CLEAN = "What a lovely day! People in Paris speak"
 CORRUPT = "What a lovely day! People in Rome speak"
@@ -31,6 +31,14 @@ def test_layers_upwards_positions_to_the_right_explanations_on_hover():
     assert (trace.zmin, trace.zmax) == (-1.0, 1.0)
     assert trace.colorscale[1][0] == 0.5, "the faint grey is at zero"
     assert trace.colorscale[1][1].endswith(",0.13)")
+
+
+def test_rounding_errors_neither_order_the_largest_effects_nor_have_a_sign():
+    said = [noisy(seed)._repr_html_() for seed in range(3)]
+    assert said[0] == said[1] == said[2]
+    assert "-0.000" not in said[0]
+    assert said[0].index("block 1, ␣c@2") < said[0].index("block 0, A@0")
+    assert said[0].index("block 0, A@0") < said[0].index("block 0, ␣b@1")
 
 
 def test_the_words_that_changed_as_colour():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from nnsight_nla import NLAWarning
+from nnsight_nla import NLA, NLAWarning, Sampling, tiny
 from nnsight_nla.experiments import ExperimentError, steer
 from tests.experiments.test_ablate import FRENCH, agrees, at, direction
-from tests.experiments.test_patch import CLEAN, LAST, K, Plain
+from tests.experiments.test_patch import CLEAN, CORRUPT, LAST, K, Plain
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +98,25 @@ def test_an_interrupted_steer_goes_on(model, nla):
         partial = steer(model, nla, CLEAN, batch_size=4, **options)
     handle.remove()
     assert len(steer(model, nla, CLEAN, batch_size=4, resume=partial, **options)) == 12
+
+
+def test_an_oracle_is_asked_about_the_steered_residual(model, plain):
+    oracle = NLA.on(model, av=tiny.paths()["oracle"], sampling=Sampling(max_new_tokens=12))
+    vector = plain.run(CORRUPT).residual[LAST] - plain.run(CLEAN).residual[LAST]
+    question = "What is the subject?"
+    sweep = steer(
+        model, oracle, CLEAN, layers=[1, K], positions=[LAST], metric=FRENCH, vector=vector,
+        question=question,
+    )  # fmt: skip
+    assert [(row["layer"], row["kind"], row["after"]) for row in sweep.rows()] == [
+        (1, "steer", "Rome"), (1, "random 0", "Paris"),
+        (K, "steer", "Rome"), (K, "random 0", "Paris"),
+    ]  # fmt: skip
+    assert {row["before"] for row in sweep.rows()} == {"Paris"}
+    run = agrees(plain, sweep.rows()[0], "residual", 1, None, at(LAST, lambda h: h + vector))
+    assert oracle.ask(run.residual[LAST], question).text == "Rome"
+    (chosen,) = steer(
+        model, oracle, CLEAN, layers=[K], positions=[LAST], metric=FRENCH, vector=vector,
+        controls=0, question=question, choices=["Rome", "Paris"],
+    ).rows()  # fmt: skip
+    assert (chosen["before"], chosen["after"]) == ("Paris", "Rome")

@@ -80,6 +80,21 @@ def by_hand(nla=None, known=None):
     return Sweep(header(), list(outcomes), runs, outcomes, nla or Recites(), known)
 
 
+def noisy(seed):
+    """Ten cells with effects that are equal but for rounding errors, and one that is larger."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = (1e-6 * torch.randn(12, generator=generator, dtype=torch.float64)).tolist()
+    outcomes = {
+        Cell("residual", layer, None, at, kind="zero"): Outcome(
+            (5.0 if (layer, at) == (1, 2) else 0.0) + noise.pop(), " b", {3: vector(1 + at % 2)}
+        )
+        for layer in (0, 1, 2)
+        for at in range(4)
+    }
+    runs = {"clean": Outcome(0.0, " a", {3: vector(1)})}
+    return Sweep(header("ablate"), list(outcomes), runs, outcomes, Recites())
+
+
 def dosed():
     """A vector in two doses, and three random directions; what they say is by hand."""
     effects = {
@@ -190,6 +205,13 @@ class TestDifferences:
         frame = by_hand().differences("output, not text")
         assert list(zip(frame["layer"], frame["position"], strict=True)) == [(1, 1), (0, 1)]
         assert 4 not in frame["layer"].tolist(), "its text could not change"
+
+    @pytest.mark.parametrize("order", ["text, not output", "output, not text"])
+    def test_rounding_errors_order_nothing(self, order):
+        frames = [noisy(seed).differences(order) for seed in range(3)]
+        places = [list(zip(each["layer"], each["position"], strict=True)) for each in frames]
+        assert places[0] == places[1] == places[2]
+        assert len(places[0]) == (5 if order == "text, not output" else 1)
 
     def test_without_a_reconstructor(self):
         nla = Recites()

@@ -21,9 +21,11 @@ class Plain:
     """Best minus second-best logit at each step."""
 
 
-def load(folder: str | Path):
+def load(folder: str | Path, attention: str | None = None):
     """The model, the tokenizer and the prompt's ids, straight from the folder."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     sidecar = yaml.safe_load((Path(folder) / "nla_meta.yaml").read_text("utf-8"))
     marker = sidecar["tokens"]["injection_char"]
@@ -32,18 +34,24 @@ def load(folder: str | Path):
     return model, tokenizer, tokenizer.encode(text, add_special_tokens=False)
 
 
-def residual(folder: str | Path, text: str, layer: int) -> Tensor:
+def residual(folder: str | Path, text: str, layer: int, attention: str | None = None) -> Tensor:
     """``[seq, d_model]``: the output of block `layer`, from ``output_hidden_states``."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, *_ = load(folder, attention)
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]
 
 
 @torch.no_grad()
-def verbalize(folder: str | Path, vectors: Tensor, new_tokens: int, layer: int = 1) -> list[Plain]:
+def verbalize(
+    folder: str | Path,
+    vectors: Tensor,
+    new_tokens: int,
+    layer: int = 1,
+    attention: str | None = None,
+) -> list[Plain]:
     """Norm-matched addition at the marker, one vector at a time, greedily."""
-    model, tokenizer, prompt = load(folder)
+    model, tokenizer, prompt = load(folder, attention)
     marker = tokenizer.convert_tokens_to_ids("㈎")
     position = prompt.index(marker)
     end = tokenizer.eos_token_id

@@ -79,13 +79,13 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.guard:
             server.headers.append(self.headers.get("authorization"))
-            server.running += 1
+            server.running += self.path == "/v1/completions"
             server.most = max(server.most, server.running)
             status = server.failures.pop(0) if body and server.failures else 200
         time.sleep(server.delay)
         said = server.answer(self.path, body) if status == 200 else {"error": "not now"}
         with server.guard:
-            server.running -= 1
+            server.running -= self.path == "/v1/completions"
         text = json.dumps(said).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(text)))

@@ -4,6 +4,7 @@ import ast
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -352,6 +353,30 @@ def test_the_reconstructor_may_be_a_separate_model(target, av, ar, vectors, alon
     assert isinstance(other.ar, AdapterModel)
     assert not isinstance(other.av, AdapterModel)
     assert other.explain(vectors).raw == own.explain(vectors).raw
+
+
+def test_what_names_a_model_names_the_adapter_and_its_base(target, av, ar, vectors, alone):
+    nla, base = NLA.on(target, av=av, ar=ar, sampling=SHORT), str(PATHS["target"])
+    assert repr(nla) == f"<NLA {str(av)!r} on {base!r} layer=3 d_model=128 not loaded>"
+    for each in (nla, alone, NLA(load(peft=str(av)), checkpoint=av, sampling=SHORT)):
+        info = each.info()
+        assert (info["verbalizer"], info["verbalizer_base"]) == (str(av), base)
+        receipt = each.explain(vectors).receipt
+        assert (receipt.verbalizer, receipt.verbalizer_base) == (str(av), base)
+        told = f"{av.parent.name}/{av.name} on weights/target"
+        assert receipt.facts()["verbalizer"] == f"{told} (float32)"
+        assert repr(receipt) == f"<Receipt of {told}: add at block 1, marker at 94>"
+    assert (info["reconstructor"], info["reconstructor_base"]) == (None, None)
+    assert nla.info()["reconstructor_base"] == base
+    assert Path(nla.info()["reconstructor"]).name != "target"
+    assert nla.read(target, PROMPT, positions=[-1]).verbalizer == f"{av.name} on target"
+
+
+def test_a_model_that_is_no_adapter_has_no_base(nla, vectors):
+    info = nla.info()
+    assert (info["verbalizer"], info["verbalizer_base"]) == (str(PATHS["av"]), None)
+    assert (info["reconstructor"], info["reconstructor_base"]) == (str(PATHS["ar"]), None)
+    assert nla.explain(vectors).receipt.verbalizer_base is None
 
 
 def test_on_a_host_the_adapter_runs_on_the_targets_deployment(av):

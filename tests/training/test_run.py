@@ -566,7 +566,7 @@ def test_a_dtype_or_an_attention_that_there_is_not(folder, tmp_path, monkeypatch
             trained(folder, "av", tmp_path / "av", attention=attention)
         assert str(caught.value).startswith(f"attention='{attention}' does not work for {folder}")
         assert str(caught.value).endswith(
-            "Choose another, such as attention='sdpa' or attention='eager', or leave it out."
+            "Choose another, such as attention='eager', or leave it out."
         )
     assert list(tmp_path.iterdir()) == []
 

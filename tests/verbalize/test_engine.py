@@ -1,6 +1,6 @@
 """The seam between the queue and what generates its texts."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -17,6 +17,10 @@ class Scripted:
         self.verbalizer, self.lost, self.calls = verbalizer, lost, []
 
     dtype = torch.bfloat16
+    concurrent = False
+
+    def turn(self):
+        return nullcontext()
 
     @contextmanager
     def use(self):

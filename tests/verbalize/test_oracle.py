@@ -36,7 +36,7 @@ SHAPE = {
 GEMMA = {**SHAPE, "sliding_window": 8, "query_pre_attn_scalar": 16}
 FAMILIES = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SHAPE)),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**GEMMA)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**GEMMA, attn_implementation="eager")),
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA)),
     "llama": (LlamaForCausalLM, LlamaConfig(**SHAPE)),
 }

@@ -122,7 +122,11 @@ def test_each_sampling_gets_its_own_batches(small, runs, residuals):
 def test_a_thousand_rows_behind_one_text_say_so(nla, residuals, monkeypatch):
     done = nla.explain(residuals[-1])
     reply = done.text and done._capture.replies[0, 0]
-    monkeypatch.setattr(nla._verbalizer, "verbalize", lambda v, *rest: enumerate([reply] * len(v)))
+
+    def verbalize(vectors, *rest):
+        yield from enumerate([reply] * len(vectors))
+
+    monkeypatch.setattr(nla._verbalizer, "verbalize", verbalize)
     many = nla.explain(residuals[-1].expand(1000, -1))
     with pytest.warns(NLAWarning, match="1,000 rows"):
         _ = many[0].text

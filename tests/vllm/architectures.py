@@ -92,9 +92,7 @@ def compare(folder: Path, site: str) -> Compared:
     )  # fmt: skip
     options = {"checkpoint": described, "dtype": "float32", "sampling": SAMPLING}
     drawn = torch.randn(COUNT, D_MODEL, generator=torch.Generator().manual_seed(0))
-    # Without it, transformers leaves out Gemma 2's soft cap of attention, which vLLM has.
-    eager = {"attn_implementation": "eager"}
-    expected = NLA(folder, **options, **eager).explain(drawn).raw
+    expected = NLA(folder, **options).explain(drawn).raw
     on_vllm = NLA(folder, engine="vllm", vllm=OPTIONS, **options)
     try:
         found = on_vllm.explain(drawn)

@@ -88,7 +88,7 @@ def _tiny(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
             if when in run:
                 each = run[when]
                 shown = (each["fve"], *(each[slot] for slot in _SLOTS), each["extraction"])
-                null = f"{each['null_reward']:.3f} ± {each['null_error']:.3f}"
+                null = f"{each['null_reward']:z.3f} ± {each['null_error']:z.3f}"
                 rows.append((_STARTS[name], when, *shown, null))
     times = "; ".join(
         f"{_STARTS[name]}, {run['steps']} steps in {run['minutes']:.0f} minutes"
@@ -119,7 +119,7 @@ def _smollm2(run: Mapping[str, Any]) -> list[str]:
     settings, log = run["settings"], run["log"]
     steps, first, last = int(log[-1]["step"]), log[0], log[-1]
     changes = ", ".join(
-        f"{said} {last[name] - first[name]:+.3f}"
+        f"{said} {last[name] - first[name]:+z.3f}"
         for name, said in _SMOLLM2.items()
         if "grounded" in name
     )
@@ -134,7 +134,7 @@ def _smollm2(run: Mapping[str, Any]) -> list[str]:
         "too; two standard errors of a share are up to .09.",
         _curve(log, _SMOLLM2),
         "From the first line to the last the FVE changes by "
-        f"**{last['eval_fve'] - first['eval_fve']:+.3f}**, and the measures of truth by: "
+        f"**{last['eval_fve'] - first['eval_fve']:+z.3f}**, and the measures of truth by: "
         f"{changes}.",
     ]
 
@@ -186,7 +186,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int | None
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in (head, *rows):
         cells = [
-            "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+            "" if cell is None else f"{cell:z.3f}" if isinstance(cell, float) else str(cell)
             for cell in row
         ]
         lines += [f"   {'* ' if i == 0 else '  '}- {cell}".rstrip() for i, cell in enumerate(cells)]

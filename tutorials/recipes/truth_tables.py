@@ -94,8 +94,8 @@ def _calibrated(name: str, tested: str, figures: Mapping[str, Any]) -> str:
     noisy = "no first positions are noisy" if early == 0 else f"noisy first positions: {early}"
     return (
         f"{name}: fitted on {figures['n']:,} vectors of held-out documents of the training "
-        f"sources. *Strong* starts at a margin of {figures['strong']:.2f}, *partial* at "
-        f"{figures['partial']:.2f}; {noisy}. Tested on {tested} that were never trained on:"
+        f"sources. *Strong* starts at a margin of {figures['strong']:z.2f}, *partial* at "
+        f"{figures['partial']:z.2f}; {noisy}. Tested on {tested} that were never trained on:"
     )
 
 
@@ -115,7 +115,7 @@ def _reliability(tested: Mapping[str, Any]) -> str:
         (
             str(number + 1),
             *(
-                f"{each['bins'][number]['predicted']:.2f}: {each['bins'][number]['rate']:.2f}"
+                f"{each['bins'][number]['predicted']:z.2f}: {each['bins'][number]['rate']:z.2f}"
                 for each in tested.values()
             ),
         )
@@ -188,7 +188,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int | None
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in (head, *rows):
         cells = [
-            "" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+            "" if cell is None else f"{cell:z.3f}" if isinstance(cell, float) else str(cell)
             for cell in row
         ]
         lines += [f"   {'* ' if i == 0 else '  '}- {cell}".rstrip() for i, cell in enumerate(cells)]

@@ -30,7 +30,7 @@ class Share:
 
     def __str__(self) -> str:
         chance = "" if self.chance is None else f", chance {self.chance:.3g}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n:,}{chance})"
+        return f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}] (n = {self.n:,}{chance})"
 
 
 def share(right: Sequence[bool], chance: float | None = None) -> Share | None:

@@ -40,7 +40,7 @@ class Estimate:
     """The price of all these tokens; ``None`` if the prices per token are not known."""
 
     def __str__(self) -> str:
-        price = "" if self.price is None else f", at most about {self.price:.2f} in all"
+        price = "" if self.price is None else f", at most about {self.price:z.2f} in all"
         return (
             f"{self.calls:,} calls, about {self.prompt_tokens:,} prompt tokens (estimated from "
             f"their characters), at most {self.most_completion_tokens:,} completion tokens{price}"

@@ -123,7 +123,7 @@ class Oversight:
                 loop.pair, self._rows, self.baseline, self.watching, loop.settings.max_new_tokens
             )
             if self._report is not None:
-                said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+                said = ", ".join(f"{name} {value:z.4f}" for name, value in figures.items())
                 self._report(f"step {step} of {loop.settings.steps}, held out: {said}")
         return {f"eval_{name}": value for name, value in loop.agreed(figures).items()}
 
@@ -142,7 +142,7 @@ class Oversight:
         self._due = now + max(_OFTEN, _SELDOM * (now - self._began))
         done, left = step - self._first + 1, self.loop.settings.steps - step
         pace = (now - self._began) / done
-        said = ", ".join(f"{name} {figures[name]:.4f}" for name in _SAID)
+        said = ", ".join(f"{name} {figures[name]:z.4f}" for name in _SAID)
         rest = f", about {duration(left * pace)} left" if left else ""
         self._report(f"step {step} of {self.loop.settings.steps}, {said}, {pace:.3g} s/step{rest}")
 

@@ -8,8 +8,8 @@ again past the prefix cache, and if that measures nothing either, the row has an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 _Made = TypeVar("_Made")
 _Receipt = tuple[float, float, float]
+_Ids = tuple[int, ...]
 
+_ROWS = 4096
+"""How many rows one call of `verbalize` may have; vLLM has only some of them under way."""
 _TOGETHER = 64
 """How many replies share one request for their receipts."""
 _COMPARED = 128
@@ -108,16 +111,24 @@ class VllmEngine:
         """The dtype that the verbalizer computes in."""
         return self._backend.dtype
 
+    @property
+    def concurrent(self) -> bool:
+        """True: threads share what vLLM has under way."""
+        return True
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Return at once."""
+        return nullcontext()
+
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Wait for other threads, and start vLLM if it does not run."""
-        with self._verbalizer.runtime.lock.held():
-            self._backend.start()
-            yield
+        """Start vLLM if it does not run."""
+        self._backend.start()
+        yield
 
     def rows_that_fit(self, new_tokens: int) -> int:  # noqa: ARG002
         """Return how many rows one call of `verbalize` may have; vLLM itself minds its memory."""
-        return self._backend.rows
+        return _ROWS
 
     def engine_info(self) -> dict[str, Any]:
         """Return where vLLM runs."""
@@ -136,8 +147,7 @@ class VllmEngine:
 
     def unload(self) -> None:
         """Stop vLLM, if it runs in this machine."""
-        with self._verbalizer.runtime.lock.held():
-            self._backend.close()
+        self._backend.close()
 
     def verbalize(
         self,
@@ -148,7 +158,7 @@ class VllmEngine:
         prompts: Sequence[Prompt] | None = None,
         *,
         watch: Watch | None = None,  # noqa: ARG002  (Texts come when they are finished.)
-    ) -> Iterator[tuple[int, Reply | str]]:
+    ) -> Generator[tuple[int, Reply | str], None, None]:
         """Yield a row's number and its reply, or why it has none; see `TextEngine`.
 
         Raises:
@@ -157,22 +167,21 @@ class VllmEngine:
         """
         batch = Batch.of(prompts or [self._verbalizer.prompt] * len(vectors), vectors, given)
         self._verbalizer.check_length(batch.ids.shape[1], sampling)
+        self._check_context(batch, sampling.max_new_tokens)
         seeds = [
             None if sampling.greedy else draw_seed(sampling.seed, vector, sample)
             for vector, sample in zip(vectors, samples, strict=True)
         ]
         ends = tuple(reply_ends(self._verbalizer.av, self._verbalizer.tokenizer))
-        requests = [
-            replace(each, ends=ends, draw=draws.arguments(sampling, seed))
-            for each, seed in zip(
-                self._requests(batch, sampling.max_new_tokens), seeds, strict=True
-            )
-        ]
+
+        def request(row: int) -> Request:
+            plain = self._request(batch, row, sampling.max_new_tokens)
+            return replace(plain, ends=ends, draw=draws.arguments(sampling, seeds[row]))
 
         def reply(output: Output, receipt: _Receipt) -> Reply:
             return self._verbalizer.reply(output.ids, receipt, sampling)
 
-        return self._replies(requests, batch, reply)
+        return self._replies(request, batch, reply)
 
     def choose(
         self,
@@ -180,14 +189,14 @@ class VllmEngine:
         given: Bool[Tensor, " rows"],
         prompts: Sequence[Prompt],
         choices: Choices,
-    ) -> Iterator[tuple[int, Reply | str]]:
+    ) -> Generator[tuple[int, Reply | str], None, None]:
         """Yield a row's number and the probabilities of its choices; see `TextEngine`.
 
         Raises:
             HostError: The server stayed away, or refused a request.
         """
         batch = Batch.of(prompts, vectors, given)
-        found: dict[int, dict[tuple[int, ...], Tensor]] = {}
+        found: dict[int, dict[_Ids, Tensor]] = {}
         receipts: dict[int, _Receipt] = {}
         failed: dict[int, str] = {}
         compared = [
@@ -197,8 +206,12 @@ class VllmEngine:
         ]
         for before, tokens in compared:
             longer = batch.followed_by(before)
-            requests = [replace(each, compared=tokens) for each in self._requests(longer, 1)]
-            for row, made in self._replies(requests, longer, lambda *each: each):
+            self._check_context(longer, 1)
+
+            def request(row: int, longer: Batch = longer, tokens: _Ids = tokens) -> Request:
+                return replace(self._request(longer, row, 1), compared=tokens)
+
+            for row, made in self._replies(request, longer, lambda *each: each):
                 if isinstance(made, str):
                     failed[row] = made
                     continue
@@ -211,11 +224,11 @@ class VllmEngine:
             if row not in failed:
                 yield row, chosen(choices, choices.logprobs(scores)[0], receipts[row])
 
-    def _requests(self, batch: Batch, new_tokens: int) -> Iterator[Request]:
-        """Make one request for each row.
+    def _check_context(self, batch: Batch, new_tokens: int) -> None:
+        """Check that vLLM will not cut the replies.
 
         Raises:
-            VerbalizationError: vLLM would cut the replies.
+            VerbalizationError: It would.
         """
         context, length = self._backend.context, batch.ids.shape[1]
         if length + new_tokens > context:
@@ -224,57 +237,63 @@ class VllmEngine:
                 f"{context} tokens that vLLM was started for. Start it with max_model_len="
                 f"{length + new_tokens} or more, or use a smaller Sampling(max_new_tokens=...)."
             )
-        for ids, vectors, sites, has in zip(
-            batch.ids, batch.vectors, batch.sites, batch.given.tolist(), strict=True
-        ):
-            places, width = sites.tolist(), vectors.shape[-1]
-            embeds = rows.encoded(
-                ids.tolist(), places, vectors if has else None, self._backend.dtype, width
-            )
-            yield Request(embeds, tuple(rows.keys(embeds[places]).tolist()), new_tokens)
+
+    def _request(self, batch: Batch, row: int, new_tokens: int) -> Request:
+        ids, vectors, places = batch.ids[row], batch.vectors[row], batch.sites[row].tolist()
+        written = vectors if batch.given[row] else None
+        width = vectors.shape[-1]
+        embeds = rows.encoded(ids.tolist(), places, written, self._backend.dtype, width)
+        return Request(embeds, tuple(rows.keys(embeds[places]).tolist()), new_tokens)
 
     def _replies(
         self,
-        requests: Sequence[Request],
+        request: Callable[[int], Request],
         batch: Batch,
         reply: Callable[[Output, _Receipt], _Made],
-    ) -> Iterator[tuple[int, _Made | str]]:
-        """Run requests; yield each row's number and its reply, or why it has none."""
+    ) -> Generator[tuple[int, _Made | str], None, None]:
+        """Run the request of each row; yield its number and its reply, or why it has none."""
         given, sites = batch.given.tolist(), batch.sites.tolist()
         unmeasured: list[int] = []
-        for row, output, found in self._finished(requests):
-            receipt = _receipt(requests[row], sites[row], found)
+        for row, output, receipt in self._finished(range(len(given)), request, sites):
             if receipt is None:
                 unmeasured.append(row)
             else:
                 yield row, _judged(output, receipt, reply, given[row])
+
+        def past_the_cache(row: int) -> Request:
+            return replace(request(row), salt=uuid4().hex)
+
         # Their markers came out of the prefix cache, and the process has forgotten the receipts.
-        again = [replace(requests[row], salt=uuid4().hex) for row in unmeasured]
-        for number, output, found in self._finished(again):
-            row = unmeasured[number]
-            receipt = _receipt(requests[row], sites[row], found)
+        for row, output, receipt in self._finished(unmeasured, past_the_cache, sites):
             yield row, LOST if receipt is None else _judged(output, receipt, reply, given[row])
 
     def _finished(
-        self, requests: Sequence[Request]
-    ) -> Iterator[tuple[int, Output, dict[int, Measured]]]:
-        """Run requests; yield number, output and measurements, in the order in which they end."""
+        self, wanted: Sequence[int], request: Callable[[int], Request], sites: list[list[int]]
+    ) -> Iterator[tuple[int, Output, _Receipt | None]]:
+        """Run the requests of these rows; yield row, output and receipt as they end."""
+        keys: dict[int, _Ids] = {}
+
+        def kept(row: int) -> Request:
+            made = request(row)
+            keys[row] = made.keys
+            return made
+
         done: list[tuple[int, Output]] = []
-        left = len(requests)
-        for each in self._backend.run(requests) if requests else ():
+        left = len(wanted)
+        for each in self._backend.run(wanted, kept) if wanted else ():
             done.append(each)
             left -= 1
             if len(done) < _TOGETHER and left:
                 continue
-            keys = {key for number, _ in done for key in requests[number].keys}
-            found = self._backend.receipts(sorted(keys))
-            yield from ((number, output, found) for number, output in done)
+            found = self._backend.receipts(sorted({key for row, _ in done for key in keys[row]}))
+            for row, output in done:
+                yield row, output, _receipt(keys.pop(row), sites[row], found)
             done.clear()
 
 
-def _receipt(request: Request, sites: list[int], found: dict[int, Measured]) -> _Receipt | None:
+def _receipt(keys: _Ids, sites: list[int], found: dict[int, Measured]) -> _Receipt | None:
     """Return the norms at the first marker and the least cosine, if every marker was measured."""
-    measured = [found.get(key, {}).get(at) for key, at in zip(request.keys, sites, strict=True)]
+    measured = [found.get(key, {}).get(at) for key, at in zip(keys, sites, strict=True)]
     known = [each for each in measured if each is not None]
     if len(known) < len(measured):
         return None

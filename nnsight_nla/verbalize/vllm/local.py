@@ -1,20 +1,24 @@
 """Run vLLM in this machine: its ``LLM``, started at the first text.
 
-Requests are added all at once and taken as they finish, so vLLM batches them continuously, and a
-caller that stops in the middle keeps what is done; the rest is aborted.
+Requests are added as others finish, so vLLM always has enough to batch, and a caller that stops in
+the middle keeps what is done; the rest is aborted. Of several threads, one at a time makes the
+engine take a step, and hands each output to the thread that waits for it.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.locks import Lock
 from ...errors import NLAError, VerbalizationError
 from ...models import hosts
-from . import receipts
+from . import liveness, receipts
 from .launch import ADAPTER, adapter_of, architecture, check_installed, engine_options
 from .requests import Output
 
@@ -24,7 +28,33 @@ if TYPE_CHECKING:
     from ..verbalizer import Verbalizer
     from .requests import Measured, Request
 
-_ROWS = 512
+_PLACES = 512
+_DYING = 5.0
+"""How long a process may take to end after a Ctrl-C, in seconds."""
+_STOPPED = (
+    "vLLM was stopped by unload() while it generated. The rows without a text are still pending; "
+    "call nla.resolve() to continue."
+)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A call of `LocalEngine.run`."""
+
+    request: Callable[[int], Request]
+    waiting: deque[int]
+    """Rows that vLLM does not have yet."""
+    lora: Any
+    found: deque[tuple[int, Output]] = field(default_factory=deque[tuple[int, "Output"]])
+    """Outputs that the caller has not taken yet."""
+    under_way: int = 0
+    error: Exception | None = None
+    """Why it cannot go on."""
+
+    def fail(self, error: Exception) -> None:
+        """Let the call raise this as soon as its thread looks."""
+        self.error = error
+        self.waiting.clear()
 
 
 class LocalEngine:
@@ -47,7 +77,10 @@ class LocalEngine:
         self._verbalizer, self._given = verbalizer, dict(given)
         self._options = engine_options(verbalizer, load, given)
         self._llm: Any = None
-        self._process = 0
+        self._process, self._interrupted = 0, False
+        self._turn = Lock()
+        self._runs: list[_Run] = []
+        self._under_way: dict[str, tuple[_Run, int, str]] = {}
         self._adapter, self._adapters = adapter_of(verbalizer), 1
 
     @property
@@ -64,11 +97,6 @@ class LocalEngine:
         return named
 
     @property
-    def rows(self) -> int:
-        """How many requests wait or run at a time: more than vLLM runs, so that it stays full."""
-        return max(_ROWS, 2 * int(self._given.get("max_num_seqs") or 0))
-
-    @property
     def context(self) -> int:
         """The most tokens that a prompt and its reply may have."""
         return self._llm.model_config.max_model_len
@@ -77,17 +105,24 @@ class LocalEngine:
         """Start the engine, if it does not run; again, if its process has ended.
 
         Raises:
-            VerbalizationError: vLLM does not have the architecture, or did not start.
+            VerbalizationError: vLLM does not have the architecture, or did not start; or this
+                process was forked from the one that started it.
         """
-        if self._llm is not None and self._process != os.getpid():
-            raise VerbalizationError(
-                "This process was forked while vLLM ran, whose connections it cannot use. Start "
-                "processes with multiprocessing.get_context('spawn'), or call nla.unload() first."
-            )
-        if self._llm is not None and self._ended:
-            self.close()
-        if self._llm is not None:
-            return
+        with self._turn.held():
+            if self._llm is not None and self._process != os.getpid():
+                raise VerbalizationError(
+                    "This process was forked while vLLM ran, whose connections it cannot use. "
+                    "Start processes with multiprocessing.get_context('spawn'), or call "
+                    "nla.unload() before the fork."
+                )
+            if self._llm is not None:
+                seconds, self._interrupted = _DYING if self._interrupted else 0.0, False
+                if liveness.ended(self._llm.llm_engine.engine_core, seconds):
+                    self.close()
+            if self._llm is None:
+                self._start()
+
+    def _start(self) -> None:
         from vllm import LLM, ModelRegistry  # pyright: ignore
 
         from .plugin import PREFIX, register
@@ -107,40 +142,46 @@ class LocalEngine:
                 "has it. Its options are NLA(..., engine='vllm', vllm={...})."
             ) from error
         self._process = os.getpid()
+        liveness.watch(self._llm.llm_engine.engine_core)
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
-        """Yield a request's number and its output, in the order in which they finish."""
-        from vllm import SamplingParams  # pyright: ignore
+    def run(
+        self, rows: Sequence[int], request: Callable[[int], Request]
+    ) -> Generator[tuple[int, Output], None, None]:
+        """Yield each row's number and its output, in the order in which they finish.
 
-        prompts = [
-            {"prompt_embeds": each.rows, **({"cache_salt": each.salt} if each.salt else {})}
-            for each in requests
-        ]
-        chosen = [
-            SamplingParams(
-                **each.parameters(),
-                extra_args=each.draw or None,
-                logprob_token_ids=list(each.compared) or None,
-            )
-            for each in requests
-        ]
-        names = self._llm.enqueue(prompts, chosen, lora_request=self._lora(), use_tqdm=False)
-        # vLLM adds random characters to the name of a request, and leaves them out of its outputs.
-        waiting = {name.partition("-")[0]: number for number, name in enumerate(names)}
-        engine = self._llm.llm_engine
+        Raises:
+            VerbalizationError: Another thread stopped the engine.
+        """
+        run = _Run(request, deque(rows), self._lora())
+        with self._turn.held():
+            self._runs.append(run)
         try:
-            while waiting:
-                for output in engine.step():
-                    # What was added as a Ctrl-C came has no place in `waiting`.
-                    if output.finished and output.request_id in waiting:
-                        yield waiting.pop(output.request_id), _output(output.outputs[0])
+            while run.waiting or run.under_way or run.found or run.error:
+                with self._turn.held():
+                    if not run.found and run.error is None:
+                        self._step()
+                if run.error is not None:
+                    raise run.error
+                while run.found:
+                    yield run.found.popleft()
+        except KeyboardInterrupt:
+            self._interrupted = True  # Ctrl-C reaches vLLM's processes as well.
+            raise
         finally:
-            if waiting:
-                engine.abort_request([names[number] for number in waiting.values()], internal=True)
+            with self._turn.held():
+                self._leave(run)
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
-        """Return what was written for each of these vectors, as far as that is known."""
-        return receipts.merged(self._llm.collective_rpc(receipts.METHOD, args=(list(keys),)))
+        """Return what was written for each of these vectors, as far as that is known.
+
+        Raises:
+            VerbalizationError: Another thread stopped the engine.
+        """
+        with self._turn.held():
+            if self._llm is None:
+                raise VerbalizationError(_STOPPED)
+            answers = self._llm.collective_rpc(receipts.METHOD, args=(list(keys),))
+        return receipts.merged(answers)
 
     def use_adapter(self, folder: Path) -> None:
         """Run requests with the adapter in this folder from now on."""
@@ -153,16 +194,66 @@ class LocalEngine:
 
     def close(self) -> None:
         """Stop the engine and its processes, if this process started them."""
-        if self._llm is not None and self._process == os.getpid():
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = None
-            gc.collect()
+        with self._turn.held():
+            if self._llm is not None and self._process == os.getpid():
+                for run in self._runs:
+                    run.fail(VerbalizationError(_STOPPED))
+                self._under_way.clear()
+                self._llm.llm_engine.engine_core.shutdown()
+                self._llm = None
+                gc.collect()
+
+    def _step(self) -> None:
+        """Add what there is room for, let the engine take a step, and hand out its outputs."""
+        for run in self._runs:
+            try:
+                while run.waiting and len(self._under_way) < self._places:
+                    self._add(run, run.waiting.popleft())
+            except Exception as error:  # Whichever thread is here, the error is that call's.
+                run.fail(error)
+        if not self._under_way:
+            return
+        try:
+            outputs = self._llm.llm_engine.step()
+        except Exception as error:  # The engine has ended, for every call.
+            for run in self._runs:
+                run.fail(error)
+            self._under_way.clear()
+            return
+        for output in outputs:
+            if output.finished and output.request_id in self._under_way:
+                run, row, _ = self._under_way.pop(output.request_id)
+                run.under_way -= 1
+                run.found.append((row, _output(output.outputs[0])))
+
+    def _add(self, run: _Run, row: int) -> None:
+        from vllm import SamplingParams  # pyright: ignore
+
+        made = run.request(row)
+        prompt = {"prompt_embeds": made.rows, **({"cache_salt": made.salt} if made.salt else {})}
+        chosen = SamplingParams(
+            **made.parameters(),
+            extra_args=made.draw or None,
+            logprob_token_ids=list(made.compared) or None,
+        )
+        (name,) = self._llm.enqueue([prompt], [chosen], lora_request=run.lora, use_tqdm=False)
+        # vLLM adds random characters to the name of a request, and leaves them out of its outputs.
+        self._under_way[name.partition("-")[0]] = run, row, name
+        run.under_way += 1
+
+    def _leave(self, run: _Run) -> None:
+        """Forget a call, and abort what vLLM still has of it."""
+        self._runs.remove(run)
+        left = {key: name for key, (each, _, name) in self._under_way.items() if each is run}
+        for key in left:
+            del self._under_way[key]
+        if left:
+            self._llm.llm_engine.abort_request(list(left.values()), internal=True)
 
     @property
-    def _ended(self) -> bool:
-        """Whether the engine's process has ended, as after a Ctrl-C, which reaches it as well."""
-        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
-        return bool(getattr(resources, "engine_dead", False))
+    def _places(self) -> int:
+        """How many requests vLLM has at a time: more than it runs, so that it stays full."""
+        return max(_PLACES, 2 * int(self._given.get("max_num_seqs") or 0))
 
     def _lora(self) -> Any:
         if self._adapter is None:

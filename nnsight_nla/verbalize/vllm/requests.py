@@ -1,12 +1,13 @@
 """What the client asks of vLLM, in this machine's engine or on a server.
 
 A `Request` is one reply to generate. A `Backend` runs requests, in any order, and afterwards says
-what was written for each vector.
+what was written for each vector. Several threads may run requests at the same time: they share
+what the backend has under way, and the requests of an earlier call come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,11 +72,6 @@ class Backend(Protocol):
         ...
 
     @property
-    def rows(self) -> int:
-        """How many requests one call of `run` should have."""
-        ...
-
-    @property
     def context(self) -> int:
         """The most tokens that a prompt and its reply may have, once it is started."""
         ...
@@ -84,8 +80,16 @@ class Backend(Protocol):
         """Start it, or check that it runs what the client expects; again, this does nothing."""
         ...
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
-        """Yield a request's number and its output, in the order in which they finish."""
+    def run(
+        self, rows: Sequence[int], request: Callable[[int], Request]
+    ) -> Generator[tuple[int, Output], None, None]:
+        """Yield each row's number and its output, in the order in which they finish.
+
+        Args:
+            rows: The numbers of the rows.
+            request: Makes the request of a row, in any thread; called shortly before it is sent,
+                because a prompt's rows are large.
+        """
         ...
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:

@@ -13,14 +13,17 @@ from __future__ import annotations
 import base64
 import io
 import os
+import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...core.locks import Lock
 from ...core.numeric import is_int
 from ...errors import CheckpointError, HostError, NLAWarning, VerbalizationError, shown
 from ...remote.ndif import ATTEMPTS, retries, transient
@@ -38,8 +41,6 @@ if TYPE_CHECKING:
 
 CONCURRENCY = 64
 """Requests under way at a time, unless ``vllm={"concurrency": n}`` says otherwise."""
-_CHUNK = 8
-"""A call has this many times as many requests as are under way at a time."""
 KEY = "VLLM_API_KEY"
 """The environment variable with the key that a server asks for."""
 _TIMEOUT = 600.0
@@ -76,6 +77,8 @@ class ServedEngine:
         self._name: str | None = None
         self._said, self._context = "", 0
         self._dtype: torch.dtype | None = None
+        self._guard = Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,11 +87,6 @@ class ServedEngine:
             self.start()
         assert self._dtype is not None
         return self._dtype
-
-    @property
-    def rows(self) -> int:
-        """How many requests one call of `run` should have."""
-        return _CHUNK * self._concurrency
 
     @property
     def context(self) -> int:
@@ -132,21 +130,27 @@ class ServedEngine:
                 stacklevel=2,
             )
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Output]]:
-        """Yield a request's number and its output, in the order in which they finish."""
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="nnsight-nla-vllm")
-        with _client(self._url, self._concurrency) as client:
-            futures = {
-                pool.submit(self._complete, client, each): number
-                for number, each in enumerate(requests)
-            }
+    def run(
+        self, rows: Sequence[int], request: Callable[[int], Request]
+    ) -> Generator[tuple[int, Output], None, None]:
+        """Yield each row's number and its output, in the order in which they finish."""
+        connections = _Connections()
+        with _client(self._url, self._concurrency, connections) as client:
+
+            def completed(row: int) -> Output:
+                return self._complete(client, request(row))
+
+            pool = self._threads()
+            futures = {pool.submit(completed, row): row for row in rows}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
             finally:
-                # Closing the connections aborts on the server what is still under way.
+                for future in futures:
+                    future.cancel()
+                # The server aborts what is still under way, and the threads are free again.
+                connections.cut()
                 client.close()
-                pool.shutdown(wait=False, cancel_futures=True)
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
         """Return what was written for each of these vectors, as far as that is known.
@@ -183,6 +187,22 @@ class ServedEngine:
     def close(self) -> None:
         """Forget what the server said; it goes on running."""
         self._name = self._dtype = None
+        with self._guard.held():
+            if self._pool is not None:
+                self._pool[1].shutdown(wait=False)
+            self._pool = None
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Return the threads that all calls share, each with one request under way.
+
+        Their queue is first in, first out, so the requests of an earlier call come first.
+        """
+        with self._guard.held():
+            process = os.getpid()  # A forked process has none of the threads.
+            if self._pool is None or self._pool[0] != process:
+                name = "nnsight-nla-vllm"
+                self._pool = process, ThreadPoolExecutor(self._concurrency, thread_name_prefix=name)
+            return self._pool[1]
 
     def _complete(self, client: httpx.Client, request: Request) -> Output:
         body = {
@@ -270,7 +290,31 @@ def _packed(rows: torch.Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _client(url: str, connections: int = 1) -> httpx.Client:
+class _Connections:
+    """The connections of a client, to cut them while threads wait for answers.
+
+    Closing a socket does not end the wait of a thread that reads from it, nor tell the server.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+
+    def note(self, request: httpx.Request) -> None:
+        """Note the connection that is made for a request; one of httpx's event hooks."""
+        request.extensions["trace"] = self._trace
+
+    def cut(self) -> None:
+        """Cut all of them."""
+        for stream in self._streams:
+            with suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._streams.append(info["return_value"])
+
+
+def _client(url: str, number: int = 1, connections: _Connections | None = None) -> httpx.Client:
     import httpx
 
     key = os.environ.get(KEY)
@@ -278,7 +322,8 @@ def _client(url: str, connections: int = 1) -> httpx.Client:
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(_TIMEOUT, connect=10.0),
-        limits=httpx.Limits(max_connections=connections),
+        limits=httpx.Limits(max_connections=number),
+        event_hooks={} if connections is None else {"request": [connections.note]},
         trust_env=False,
     )
 

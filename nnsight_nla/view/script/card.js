@@ -102,7 +102,13 @@ function figures(token, old) {
 function claims(token) {
   if (!token.claims || !token.claims.length) return null;
   const most = Math.max(...token.claims.map(([, lost]) => Math.abs(lost)), 1e-9);
-  return bars("what the vector loses without each part", token.claims, most, (lost) => (lost > 0 ? "−" : lost < 0 ? "+" : "") + Math.abs(lost).toFixed(2));
+  return bars("what the vector loses without each part", token.claims, most, loss);
+}
+
+/** Return what a part carries as the change without it, of two decimals; zero has no sign. */
+function loss(carries) {
+  const shown = Math.abs(carries).toFixed(2);
+  return (Number(shown) ? (carries > 0 ? "−" : "+") : "") + shown;
 }
 
 /** Return the target's likeliest next tokens. */

@@ -127,6 +127,23 @@ def test_an_adapter_is_vllms_lora(tmp_path, rank, allowed):
     assert launch.adapter_of(nla._verbalizer) == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("use_dora", True), ("bias", "lora_only"), ("modules_to_save", ["lm_head"]), ("r", 600)],
+)
+def test_an_adapter_that_vllms_lora_cannot_run_is_refused(tmp_path, field, value):
+    folder = lora(tmp_path / "av")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    sidecar = (tiny.paths()["av"] / "nla_meta.yaml").read_text("utf-8")
+    (folder / "nla_meta.yaml").write_text(sidecar, "utf-8")
+    nla = NLA(tiny.paths()["target"], peft=str(folder), dtype="float32")
+    (folder / "adapter_config.json").write_text(json.dumps({**config, field: value}), "utf-8")
+    with pytest.raises(
+        VerbalizationError, match=rf"has .*{value if field == 'r' else field}.*lacks"
+    ):
+        options(nla=nla)
+
+
 def test_serve_prints_a_command_that_says_everything():
     done = CliRunner().invoke(
         app, ["serve", AV, "--port", "8123", "--dry-run", "--", "--tensor-parallel-size", "2"]

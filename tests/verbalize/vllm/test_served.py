@@ -1,11 +1,15 @@
 """The client of a vLLM server, against a server that does what the test says."""
 
+import _thread
 import json
 import math
+import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nnsight_nla import (
     NLA,
@@ -15,6 +19,8 @@ from nnsight_nla import (
     NLAWarning,
     Sampling,
     VerbalizationError,
+    bulk,
+    tiny,
 )
 from nnsight_nla.bulk.retry import host_is_away
 from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
@@ -31,6 +37,13 @@ def server(monkeypatch):
     monkeypatch.setattr(ndif, "_LONGEST_WAIT", 0.01)
     with serving() as running:
         yield running
+
+
+def wait_for(true, seconds=20):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
 
 
 def remote(server: FakeServer, **vllm) -> NLA:
@@ -73,6 +86,75 @@ def test_no_more_requests_are_under_way_than_asked_for(server):
     remote(server, concurrency=3).explain(VECTORS).raw  # noqa: B018
     assert server.most <= 3
     assert len(server.bodies) == len(VECTORS)
+
+
+def test_threads_share_what_is_under_way_and_the_earlier_comes_first(server):
+    server.delay = 0.02
+    nla = remote(server, concurrency=3)
+    nla.info()
+    handles = [nla.explain(VECTORS[:12]), nla.explain(VECTORS[12:])]
+    order = []
+
+    def read(handle):
+        nla.resolve(handle)
+        order.append(handle)
+
+    threads = [threading.Thread(target=read, args=(each,)) for each in handles]
+    for each in threads:
+        each.start()
+        wait_for(lambda: server.most == 3)
+    for each in threads:
+        each.join()
+    assert server.most == 3
+    assert order == handles
+    assert len(server.bodies) == len(VECTORS)
+
+
+def test_a_caller_that_stops_leaves_the_rest_pending_and_unsent(server):
+    server.delay = 0.02
+    nla = remote(server, concurrency=2)
+    many = torch.randn(200, 128, generator=torch.Generator().manual_seed(1))
+    handle = nla.explain(many)
+
+    def stop(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nla.resolve(handle, on_text=stop)
+    wait_for(lambda: server.running == 0)
+    assert len(server.bodies) < len(many) / 2
+    assert not handle.resolved
+    nla.resolve(handle)
+    assert handle.resolved
+
+
+def test_bulk_keeps_the_server_full_while_it_scores(server, monkeypatch, tmp_path):
+    save_file({"v": VECTORS}, tmp_path / "vectors.safetensors")
+    scored = []
+
+    def run(name, check):
+        nla = NLA(url=server.url, engine="vllm", ar=tiny.paths()["ar"], dtype="float32")
+        real = nla.reconstruct
+
+        def reconstruct(texts):
+            check()
+            scored.append(len(texts))
+            return real(texts)
+
+        monkeypatch.setattr(nla, "reconstruct", reconstruct)
+        output = tmp_path / name
+        report = bulk.run(nla, tmp_path / "vectors.safetensors", output, chunk=8, progress=False)
+        assert (report.rows, report.errors) == (len(VECTORS), 0)
+        return output.read_bytes()
+
+    def next_is_under_way():
+        wait_for(lambda: len(server.bodies) >= 16)  # Those of two chunks.
+
+    together = run("together.parquet", next_is_under_way)
+    assert scored == [8, 8, 8]
+    monkeypatch.setattr(NLA, "concurrent", False)
+    server.bodies.clear()
+    assert run("alone.parquet", lambda: None) == together
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -157,6 +239,30 @@ def test_a_folder_of_the_servers_machine_alone_is_named(server):
     ):
         NLA(url=server.url, engine="vllm")
     assert NLA(AV, url=server.url, engine="vllm").explain(VECTORS[0]).raw
+
+
+def test_an_interrupted_call_does_not_hold_up_the_next(server, monkeypatch):
+    nla = remote(server, concurrency=1)
+    usual, asked, free = server.answer, threading.Event(), threading.Event()
+
+    def slow(path, body):
+        if path == "/v1/completions" and not asked.is_set():
+            asked.set()
+            free.wait(30)
+        return usual(path, body)
+
+    monkeypatch.setattr(server, "answer", slow)
+    handle = nla.explain(VECTORS[:3])
+    interrupt = threading.Thread(target=lambda: asked.wait(20) and _thread.interrupt_main())
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        nla.resolve(handle)
+    interrupt.join()
+    start = time.monotonic()
+    assert nla.explain(VECTORS[4]).raw
+    assert time.monotonic() - start < 10
+    free.set()
+    assert len(handle.raw) == 3
 
 
 def test_entries_that_are_negative_zero_are_written(server):

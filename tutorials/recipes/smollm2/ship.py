@@ -114,9 +114,9 @@ def _figures(role: str, figures: dict[str, Any] | None) -> str:
     about = f"{figures['rows']:,} vectors of sources that were not trained on."
     if role == "ar":
         label, told = figures["fve"]["label"], figures["fve"]["explanation"]
-        return f"{about} FVE of the labels {label:.3f}, of the verbalizer's texts {told:.3f}."
+        return f"{about} FVE of the labels {label:z.3f}, of the verbalizer's texts {told:z.3f}."
     own, other = figures["slots"]["true"], figures["slots"]["shuffled"]
-    lines = [f"| {name} | {own[name]:.3f} | {other[name]:.3f} |" for name in own]
+    lines = [f"| {name} | {own[name]:z.3f} | {other[name]:z.3f} |" for name in own]
     head = "| right | its vector | another row's vector |\n| --- | --- | --- |\n"
     return f"{about}\n\n{head}" + "\n".join(lines)
 

@@ -26,7 +26,7 @@ def page(figures: Mapping[str, Any]) -> str:
     slots, probe, moved = figures["slots"], figures["probe"], figures["interventions"]
     train, retrieval = figures["train"], figures["retrieval"]
     by_source = "; ".join(
-        f"{name}, {each['subject']:.3f} of {each['rows']} rows"
+        f"{name}, {each['subject']:z.3f} of {each['rows']} rows"
         for name, each in figures["subject_by_source"].items()
     )
     parts = (
@@ -40,12 +40,12 @@ def page(figures: Mapping[str, Any]) -> str:
             ("Read", *slots["true"]), [(name, *slots[key].values()) for key, name in _READ.items()]
         ),
         f"How often the subject is right: {by_source}. A linear probe on the same training rows "
-        f"names the subject in {probe['subject']:.3f}, and in {probe['subject, known ones']:.3f} "
+        f"names the subject in {probe['subject']:z.3f}, and in {probe['subject, known ones']:z.3f} "
         "of the rows whose subject it was trained on.",
         "How much of the subject can be decoded at all: a two-layer network that was trained on "
         "the same rows to name only the subject (``python -m tutorials.recipes.smollm2.probes``) "
         "is right in these shares of the rows: "
-        + "; ".join(f"{name}, {value:.3f}" for name, value in figures["network"].items())
+        + "; ".join(f"{name}, {value:z.3f}" for name, value in figures["network"].items())
         + ". On subjects in the training labels the verbalizer does about as well, and it also "
         "names some subjects that are in no label.",
         _table(
@@ -80,8 +80,8 @@ def page(figures: Mapping[str, Any]) -> str:
             [(name, *shares.values()) for name, shares in moved["steer"].items()],
         ),
         "Ablation: with the residual at the country's position replaced by a mean at block 0, "
-        f"{moved['ablate']['after']:.3f} of the explanations name the answer "
-        f"({moved['ablate']['before']:.3f} before).",
+        f"{moved['ablate']['after']:z.3f} of the explanations name the answer "
+        f"({moved['ablate']['before']:z.3f} before).",
     )
     return "\n\n".join(_wrapped(part) for part in parts) + "\n"
 
@@ -95,6 +95,6 @@ def _wrapped(part: str) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> str:
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in (head, *rows):
-        cells = [f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row]
+        cells = [f"{cell:z.3f}" if isinstance(cell, float) else str(cell) for cell in row]
         lines += [f"   {'* ' if i == 0 else '  '}- {cell}" for i, cell in enumerate(cells)]
     return "\n".join(lines)

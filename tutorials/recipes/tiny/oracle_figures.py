@@ -88,7 +88,7 @@ def table(figures: Mapping[str, Any]) -> str:
     head = ("question about", "the vectors", "no vectors", "random", "another row's")
     lines = [head, ["---"] * len(head)]
     for name, shares in figures["right"].items():
-        lines.append((name, *(f"{shares[source]:.2f}" for source in SOURCES)))
+        lines.append((name, *(f"{shares[source]:z.2f}" for source in SOURCES)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

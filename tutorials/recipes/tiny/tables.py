@@ -38,9 +38,9 @@ def markdown(figures: Mapping[str, Any]) -> str:
                 [(grade, *s.values()) for grade, s in figures["reliability"].items() if s["rows"]],
             ),
             f"A made-up line was added to {claims['rows']} explanations. In a share of "
-            f"{claims['ranked']:.3f}, `claims` ranks the line with the true subject above it (the "
-            f"true line carries {claims['true_carries']:.3f} of cosine, the made-up line "
-            f"{claims['made_up_carries']:.3f}).",
+            f"{claims['ranked']:z.3f}, `claims` ranks the line with the true subject above it (the "
+            f"true line carries {claims['true_carries']:z.3f} of cosine, the made-up line "
+            f"{claims['made_up_carries']:z.3f}).",
             _table(
                 (
                     "added at block K, last position",
@@ -57,13 +57,15 @@ def markdown(figures: Mapping[str, Any]) -> str:
             f"Patches of {figures['interventions']['pairs']} held-out pairs of texts: how often "
             "the answer and the explained subject become those of the other text. With the "
             "residual at the subject's position replaced by a mean at block 0, the explanation "
-            f"names the subject in {ablated['subject']:.3f} of the texts "
-            f"({ablated['before']:.3f} before).",
+            f"names the subject in {ablated['subject']:z.3f} of the texts "
+            f"({ablated['before']:z.3f} before).",
         )
     )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> str:
     lines = [head, ["---"] * len(head)]
-    lines += [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in r] for r in rows]
+    lines += [
+        [f"{cell:z.3f}" if isinstance(cell, float) else str(cell) for cell in r] for r in rows
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
