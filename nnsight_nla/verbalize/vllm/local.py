@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from .requests import Measured, Request
 
 _PLACES = 512
-_DYING = 5.0
+_DYING = 10.0
 """How long a process may take to end after a Ctrl-C, in seconds."""
+_ENDED = (
+    "vLLM's process ended while it generated; a Ctrl-C ends it as well, and otherwise its log, "
+    "above, has the cause. The rows without a text are still pending; call nla.resolve() to "
+    "continue, which starts it again."
+)
 _STOPPED = (
     "vLLM was stopped by unload() while it generated. The rows without a text are still pending; "
     "call nla.resolve() to continue."
@@ -215,9 +220,10 @@ class LocalEngine:
             return
         try:
             outputs = self._llm.llm_engine.step()
-        except Exception as error:  # The engine has ended, for every call.
+        except Exception as error:  # For every call that has something under way.
+            dead = liveness.ended(self._llm.llm_engine.engine_core)
             for run in self._runs:
-                run.fail(error)
+                run.fail(VerbalizationError(_ENDED) if dead else error)
             self._under_way.clear()
             return
         for output in outputs:

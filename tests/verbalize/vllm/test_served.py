@@ -1,8 +1,8 @@
 """The client of a vLLM server, against a server that does what the test says."""
 
-import _thread
 import json
 import math
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -253,7 +253,14 @@ def test_an_interrupted_call_does_not_hold_up_the_next(server, monkeypatch):
 
     monkeypatch.setattr(server, "answer", slow)
     handle = nla.explain(VECTORS[:3])
-    interrupt = threading.Thread(target=lambda: asked.wait(20) and _thread.interrupt_main())
+    main = threading.get_ident()
+
+    def press() -> None:
+        asked.wait(20)
+        time.sleep(0.5)  # Until the thread of the request waits for its answer.
+        signal.pthread_kill(main, signal.SIGINT)
+
+    interrupt = threading.Thread(target=press)
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         nla.resolve(handle)
