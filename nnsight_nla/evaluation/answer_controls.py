@@ -13,7 +13,7 @@ not depend on your vectors for later calls.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from ..core.answer_trust import AnswerTrust, same_answer
-from ..core.injection import unusable
 from ..core.locks import Lock
 from ..explanation.handle import Explanation
 from ..explanation.records import Capture
 from .controls import random_vectors
+from .other_rows import other_rows
 
 if TYPE_CHECKING:
+    from ..checkpoint.prompt import Prompt
     from ..explanation.asked import Asked
     from ..verbalize.pending import Queue
 
@@ -172,6 +173,11 @@ def _said(place: Place) -> str:
     return capture.replies[row, 0].text
 
 
+def _prompt(place: Place) -> Prompt:
+    capture, row = place
+    return _asked(capture).prompts[row]
+
+
 def _slots(place: Place) -> int:
     capture, row = place
     return _asked(capture).slots[row]
@@ -239,22 +245,13 @@ def _others(
     """
     own: dict[int, int] = {}
     missing: dict[int, Tensor] = {}
-    answered = set(rows)
-    prompts = list(_prompts(places))
-    for number, prompt in enumerate(prompts):
-        for offset, row in enumerate(prompt):
-            if row not in answered:
-                continue
-            others = _in_turn(prompts, number, offset)
-            other = next((each for each in others if _differs(places[row], places[each])), None)
-            if other is None:
-                continue
-            capture, place = places[row]
-            same = _asked(places[other][0]).prompts[places[other][1]]
-            if same == _asked(capture).prompts[place] and other in answered:
-                own[row] = other
-            else:
-                missing[row] = _vectors(places[other])
+    answered, vectors = set(rows), [_vectors(each) for each in places]
+    for row, other in other_rows(list(_prompts(places)), vectors, answered).items():
+        same = _prompt(places[other]) == _prompt(places[row])
+        if same and other in answered:
+            own[row] = other
+        else:
+            missing[row] = vectors[other]
     return own, missing
 
 
@@ -272,25 +269,6 @@ def _prompts(places: Sequence[Place]) -> Iterator[list[int]]:
 
     for _, group in itertools.groupby(range(len(places)), prompt):
         yield list(group)
-
-
-def _in_turn(prompts: Sequence[list[int]], number: int, offset: int) -> Iterable[int]:
-    """Return the rows of the next prompts from the same place on, then the others of this one."""
-    count = len(prompts)
-    for step in range(1, count):
-        prompt = prompts[(number + step) % count]
-        place = min(offset, len(prompt) - 1)
-        yield from (*prompt[place:], *prompt[:place])
-    prompt = prompts[number]
-    yield from (*prompt[offset + 1 :], *prompt[:offset])
-
-
-def _differs(one: Place, other: Place) -> bool:
-    """Return whether the other row has as many slots, and other vectors that can be written."""
-    if _slots(one) != _slots(other):
-        return False
-    vectors = _vectors(other)
-    return not torch.equal(_vectors(one), vectors) and not unusable(vectors)
 
 
 def _label(row: int, questions: Sequence[str], own: _Texts, said: dict[str, _Texts]) -> AnswerTrust:

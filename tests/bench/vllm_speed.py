@@ -6,6 +6,8 @@
 FOLDER is what `python -m tests.vllm.install` prints. The three run one after the other in each
 round, on one thread each, all processes on one core, and on the same 256 vectors; the best round
 counts. CPU seconds are those of all processes; on a busy machine they say more than texts a second.
+Then `bulk.run` explains the vectors in chunks, one or two at a time, and what vLLM has under way is
+counted at each of its steps.
 
 No engine is told how long a reply is: the weights themselves count down. The embedding of a token
 is a code in the second half of the residual, and the head reads from it the token before; block 2
@@ -17,17 +19,21 @@ are random and small: they cost what they always cost, and change nothing.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,14 +42,16 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import beartype  # noqa: F401  (Before nnsight.)
 import psutil
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from nnsight_nla import NLA, Checkpoint, Injection, Sampling, tiny
+from nnsight_nla import NLA, Checkpoint, Injection, Sampling, bulk, tiny
 from nnsight_nla.checkpoint.checkpoint import AV_TEMPLATE
 from tests.bench.speed_table import processor
 
 FIGURES = Path(__file__).parents[2] / "tutorials" / "numbers" / "vllm.txt"
 VECTORS, SHORTEST, LONGEST = 256, 40, 150
+CHUNK = 64
 VOCABULARY, END = 1496, 2
 SHAPES = {
     "6x128": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6,
@@ -162,6 +170,7 @@ def measure(size: str, rounds: int) -> list[str]:
                 texts[engine] = handle.raw
                 best[engine] = min(best.get(engine, took), took)
         replies = [handle.capture.replies[row, 0].new_tokens for row in range(VECTORS)]
+        filled = [chunked(ours["vllm"], vectors, folder, each, rounds) for each in (1, 2)]
         ours["vllm"].unload()
     equal = {
         name: sum(a == b for a, b in zip(said, texts["fast"], strict=True))
@@ -178,8 +187,43 @@ def measure(size: str, rounds: int) -> list[str]:
     ]
     seconds, _, receipts = best["vllm"]
     lines.append(f"receipts: {receipts / seconds:.1%} of vLLM's time")
+    lines.append(f"bulk.run, chunks of {CHUNK:<3}{'texts/s':>8}{'under way':>13}")
+    lines += [
+        f"{name:<22}{VECTORS / seconds:>8.1f}{under_way:>13.1f}"
+        for name, (seconds, under_way) in zip(("one", "two at a time"), filled, strict=True)
+    ]
     lines.append(f"load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores, these included")
     return lines
+
+
+def chunked(
+    nla: NLA, vectors: torch.Tensor, folder: Path, together: int, rounds: int
+) -> tuple[float, float]:
+    """Run a data set in chunks, `together` of which are finished at a time.
+
+    Returns:
+        The seconds of the best round, and the mean number of requests under way at a step.
+    """
+    source, output = folder / "vectors.safetensors", folder / "out.parquet"
+    save_file({"v": vectors}, source)
+    backend, counted = nla._engine._backend, list[int]()
+    real = backend._llm.llm_engine.step
+
+    def step():
+        counted.append(len(backend._under_way))
+        return real()
+
+    seconds = list[float]()
+    with ExitStack() as patched:
+        module = importlib.import_module("nnsight_nla.bulk.run")
+        patched.enter_context(patch.object(module, "_TOGETHER", together))
+        patched.enter_context(patch.object(backend._llm.llm_engine, "step", step))
+        for _ in range(rounds):
+            backend._llm.reset_prefix_cache()
+            output.unlink(missing_ok=True)
+            work = lambda: bulk.run(nla, source, output, chunk=CHUNK, progress=False)  # noqa: E731
+            seconds.append(timed(work)[0])
+    return min(seconds), statistics.mean(counted)
 
 
 def _started(nla: NLA) -> None:

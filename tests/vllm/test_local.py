@@ -2,6 +2,7 @@
 
 import math
 import os
+from multiprocessing import Pipe
 
 import pandas
 import pytest
@@ -158,7 +159,7 @@ def test_an_interrupted_batch_leaves_nothing_running(crowded, nla, vectors):
     with engine.use():
         given = torch.ones(40, dtype=torch.bool)
         batch = Batch.of([crowded.prompt] * 40, vectors[:40], given)
-        running = engine._backend.run(list(engine._requests(batch, 100)))
+        running = engine._backend.run(range(40), lambda row: engine._request(batch, row, 100))
         next(running)
         running.close()
     assert crowded.explain(vectors[41]).raw == nla.explain(vectors[41]).raw
@@ -181,8 +182,10 @@ class Ended:
     """An engine whose process has ended."""
 
     def __init__(self):
-        self.llm_engine = self.engine_core = self.resources = self
-        self.engine_dead, self.closed = True, 0
+        self.llm_engine = self.engine_core = self.resources = self.engine_manager = self
+        read, write = Pipe()
+        write.close()  # As that of a process that has ended, it is ready at once.
+        self.processes, self.sentinel, self.closed = [self], read, 0
 
     def shutdown(self):
         self.closed += 1

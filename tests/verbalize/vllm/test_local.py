@@ -1,5 +1,6 @@
 """vLLM in this machine, with an ``LLM`` that finishes what the test says."""
 
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -60,7 +61,11 @@ def engine(monkeypatch):
     monkeypatch.setattr(local, "check_installed", lambda: None)
     monkeypatch.setattr(local, "_PLACES", 4)
     made = local.LocalEngine(NLA(AV)._verbalizer, {}, {})
-    monkeypatch.setattr(made, "_start", lambda: setattr(made, "_llm", FakeLLM()))
+
+    def start():
+        made._llm, made._process = FakeLLM(), os.getpid()
+
+    monkeypatch.setattr(made, "_start", start)
     made.start()
     return made
 
