@@ -13,24 +13,26 @@ from typer.testing import CliRunner
 import nnsight_nla
 from nnsight_nla import Checkpoint, cli, tiny
 from nnsight_nla.checkpoint.checkpoint import PRESETS
+from tests.helpers import processes
 
-ROOT = Path(__file__).parents[2]
+COMMAND = "from nnsight_nla.cli import main; main()"
+PLAIN = {"NO_COLOR": "1", "BROWSER": "false"}
 
 
-def run(*arguments: str, columns: int = 200, cwd: Path | None = None):
+def run(*arguments: object, columns: int = 200, cwd: Path | None = None):
     """Run the command in a new process."""
-    command = [sys.executable, "-c", "from nnsight_nla.cli import main; main()", *arguments]
-    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "BROWSER": "false"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), environment.get("PYTHONPATH")])
-    )
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=300, check=False, cwd=cwd
-    )
+    environment = {**PLAIN, "COLUMNS": str(columns)}
+    return processes.run(COMMAND, *arguments, environment=environment, folder=cwd)
 
 
 def test_demo_fits_a_screen_and_says_where_the_page_is(tmp_path):
-    done = run("demo", columns=80, cwd=tmp_path)
+    """In a process that imports everything itself."""
+    home = str(Path(__file__).parents[2])
+    environment = {**os.environ, **PLAIN, "COLUMNS": "80", "PYTHONPATH": home}
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "demo"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()

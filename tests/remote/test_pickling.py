@@ -9,6 +9,7 @@ import torch
 
 from nnsight_nla import NLA, VerbalizationError, tiny
 from tests.helpers.checkpoints import copied, edit_sidecar
+from tests.helpers.processes import run
 
 ELSEWHERE = """
 import pickle, sys
@@ -28,8 +29,7 @@ def elsewhere(tmp_path, *values) -> list[str]:
     """Unpickle in a new process and show what is there."""
     file = tmp_path / "values.pkl"
     file.write_bytes(pickle.dumps(values))
-    command = [sys.executable, "-c", ELSEWHERE, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run(ELSEWHERE, file)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
 

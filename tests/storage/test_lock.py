@@ -10,6 +10,7 @@ import pytest
 
 from nnsight_nla.errors import NLAError, ReconstructionError
 from nnsight_nla.storage.lock import locked
+from tests.helpers.processes import start
 
 HOLD = """
 import sys
@@ -21,11 +22,8 @@ with locked(Path(sys.argv[1]), busy="busy"):
 """
 
 
-def holder(path: Path) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def holder(path: Path):
+    process = start(HOLD, path)
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -39,7 +37,8 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path, end):
                 pytest.fail("both hold the lock")
         if end == "killed":
             process.kill()
-        process.communicate("")
+        process.stdin.close()
+        process.wait()
         assert process.returncode == (-signal.SIGKILL if end == "killed" else 0)
     with locked(path, busy="busy"):
         pass

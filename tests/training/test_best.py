@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from nnsight_nla.training import (
 from nnsight_nla.training import run as run_module
 from nnsight_nla.training import trainer as trainer_module
 from nnsight_nla.training.best import Best, best_of, saved_steps
+from tests.helpers.processes import start
 from tests.helpers.published import base, publish, records, tokenizer
 from tests.training.test_run import same, weights
 
@@ -191,17 +191,11 @@ def test_a_training_that_was_killed_keeps_the_same_step(folder, undisturbed, tmp
     """Before the best step, or after it."""
     out, work = tmp_path / "first" / "av", tmp_path / "first" / "av.training"
     out.parent.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), str(out)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while Files(work, 2).steps() < at and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with start(SCRIPT, folder, out) as process:
+        deadline = time.monotonic() + 120
+        while Files(work, 2).steps() < at and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
     assert process.returncode == -signal.SIGKILL
     last = Files(work, 2).last()
     state = json.loads((last / "trainer_state.json").read_text("utf-8"))

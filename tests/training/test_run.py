@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -21,6 +20,7 @@ from nnsight_nla import NLA, Checkpoint, Sampling
 from nnsight_nla.errors import NLAError
 from nnsight_nla.training import Files, Lora, Published, Settings, TrainingError, Watching, train
 from nnsight_nla.training.published import is_held_out
+from tests.helpers.processes import run, run_together, start
 from tests.helpers.published import LAYER, WIDTH, base, publish, records
 
 # Five epochs of small batches, so that a run is resumed inside a later one.
@@ -152,20 +152,12 @@ trained(Path(sys.argv[1]), "av", Path(sys.argv[2]))
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(folder, undisturbed, tmp_path):
     out = tmp_path / "av"
-    # Sums depend on the number of threads, which is one where tests run in several processes.
-    threads = str(torch.get_num_threads())
-    home = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": threads}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), str(out)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
     state = out.with_name("av.training") / "checkpoint-8" / "trainer_state.json"
-    deadline = time.monotonic() + 120
-    while not readable(state) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with start(SCRIPT, folder, out) as process:
+        deadline = time.monotonic() + 120
+        while not readable(state) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     # And an incomplete checkpoint, as a kill in the middle of one leaves it.
@@ -425,16 +417,9 @@ def test_two_processes_train_what_one_does_with_all_of_the_rows(folder):
     """Each gets one of two rows, the gradients are averaged, and the first one reports."""
     rows = [{**row, "response": records(1)[0]["response"]} for row in records(8)]
     publish(folder / "even.parquet", rows)
-    script = folder / "several.py"
-    script.write_text(SEVERAL)
-    alone = [sys.executable, str(script), str(folder), "8", "one"]
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    several += ["--nproc-per-node", "2", str(script), str(folder), "4", "two"]
-    said = [
-        subprocess.run(each, check=True, capture_output=True, text=True).stdout
-        for each in (alone, several)
-    ]
-    for text in said:
+    alone = run(SEVERAL, folder, 8, "one")
+    assert alone.returncode == 0, alone.stderr
+    for text in (alone.stdout, run_together(SEVERAL, folder, 4, "two")):
         assert text.count("step 1 of 2, loss") == 2
     for role in ("av", "ar"):
         one, two = (weights(folder / name / role) for name in ("one", "two"))

@@ -1,11 +1,8 @@
 """One process and one set of options at a time, known by their contents; nothing is left behind."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,12 +16,12 @@ from nnsight_nla.storage import atomic
 from nnsight_nla.training import Files, Lora, Settings, TrainingError, Watching, train
 from nnsight_nla.training.measuring import _held_out_of
 from nnsight_nla.training.published import Published
+from tests.helpers.processes import run, start
 from tests.helpers.published import base, publish, records
 from tests.training.test_run import same, state, weights
 
 SETTINGS = Settings(steps=6, batch_size=8, learning_rate=1e-3, warmup=1, lora=Lora(rank=2))
 WATCHING = Watching(every=2, rows=0)
-HOME = str(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +93,9 @@ trained(Path(sys.argv[1]), Path(sys.argv[2]), report=report)
 """
 
 
-def started(*arguments):
-    environment = {**os.environ, "PYTHONPATH": HOME, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", *map(str, arguments)],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
 def test_a_second_process_is_refused_and_the_first_is_not_disturbed(folder, undisturbed, tmp_path):
     out = tmp_path / "av"
-    with started(HOLD, folder, out) as first:
+    with start(HOLD, folder, out) as first:
         assert first.stdout.readline() == "training\n"
         with pytest.raises(TrainingError) as caught:
             trained(folder, out)
@@ -116,8 +104,7 @@ def test_a_second_process_is_refused_and_the_first_is_not_disturbed(folder, undi
         )
         with pytest.raises(TrainingError, match="Another process is training"):
             trained(folder, out, "ar")  # Whatever its options are.
-        first.communicate("")
-        assert first.returncode == 0
+    assert first.returncode == 0
     if torch.get_num_threads() == 1:  # Sums depend on the number of threads.
         assert same(out, undisturbed.folder)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["av", "data"]
@@ -368,8 +355,7 @@ def killed(source, tmp_path_factory):
         if KILLS[each] == "empty":
             (folder / "av").mkdir()
         arguments += [WHERE.get(each, each), folder / "av"]
-    with started(KILL, source, *arguments) as process:
-        said, _ = process.communicate()
+    said = run(KILL, source, *arguments).stdout
     assert [int(line) for line in said.split()] == [-signal.SIGKILL] * len(KILLS)
     return folders
 

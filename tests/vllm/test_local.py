@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 from multiprocessing import Pipe
 
 import pandas
@@ -12,7 +13,6 @@ from safetensors.torch import save_file
 
 from nnsight_nla import NLA, Sampling, VerbalizationError, bulk, experiments, tiny
 from nnsight_nla.evaluation.evaluate import evaluate
-from nnsight_nla.verbalize.batch import Batch
 from nnsight_nla.verbalize.vllm import engine as vllm_engine
 from nnsight_nla.verbalize.vllm import rows
 
@@ -155,15 +155,31 @@ def test_a_forgotten_receipt_is_measured_anew(crowded, nla, vectors, monkeypatch
 
 
 def test_an_interrupted_batch_leaves_nothing_running(crowded, nla, vectors):
-    engine = crowded._engine
-    with engine.use():
-        given = torch.ones(40, dtype=torch.bool)
-        batch = Batch.of([crowded.prompt] * 40, vectors[:40], given)
-        running = engine._backend.run(range(40), lambda row: engine._request(batch, row, 100))
-        next(running)
-        running.close()
-    assert crowded.explain(vectors[41]).raw == nla.explain(vectors[41]).raw
-    assert not engine._backend._llm.llm_engine.has_unfinished_requests()
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    handle = crowded.explain(-vectors[:100])
+    with pytest.raises(KeyboardInterrupt):
+        crowded.resolve(handle, on_text=interrupt)
+    assert not handle.resolved
+    assert not crowded._engine._backend._llm.llm_engine.has_unfinished_requests()
+    assert handle.raw == nla.explain(-vectors[:100]).raw
+
+
+def test_threads_share_the_engine(crowded, nla, vectors):
+    parts = (2 * vectors).split(32)
+    found: dict[int, list[str]] = {}
+
+    def explain(number):
+        found[number] = crowded.explain(parts[number]).raw
+
+    threads = [threading.Thread(target=explain, args=(n,)) for n in range(len(parts))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    expected = nla.explain(2 * vectors).raw
+    assert [text for n in range(len(parts)) for text in found[n]] == expected
 
 
 def test_an_option_that_vllm_refuses_is_quoted(crowded, on_vllm, vectors):

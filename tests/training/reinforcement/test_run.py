@@ -1,10 +1,7 @@
 """Train the tiny pair for a few steps: what is written, resumed, kept, watched and stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +25,7 @@ from nnsight_nla.training import (
     train_verbalizer,
 )
 from nnsight_nla.training.published import Published
+from tests.helpers.processes import run_together, start
 from tests.training.reinforcement.conftest import AR, AV, HELD_OUT, WATCHING
 
 
@@ -59,8 +57,8 @@ def both(trained, tmp_path_factory):
 def test_what_is_trained_loads_and_both_have_moved(both):
     assert sorted(each.name for each in both.folder.iterdir()) == ["ar", "av", "log.json"]
     assert not both.folder.with_name("rl.training").exists()
-    for mine, start in ((both.av, AV), (both.ar, AR)):
-        now, before = weights(mine), weights(start)
+    for mine, first in ((both.av, AV), (both.ar, AR)):
+        now, before = weights(mine), weights(first)
         assert set(now) == set(before)
         moved = {name for name in now if not torch.equal(now[name], before[name])}
         assert len(moved) > len(now) / 2
@@ -143,22 +141,12 @@ rl(AV, Path(sys.argv[1]), ar=AR, out=Path(sys.argv[2]), settings=SETTINGS, watch
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(both, trained, rows, tmp_path):
     out = tmp_path / "rl"
-    # Sums depend on the number of threads, which is one where tests run in several processes.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(rows), str(out)],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
     work = out.with_name("rl.training")
-    deadline = time.monotonic() + 240
-    while not (work / "checkpoint-2").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with start(SCRIPT, rows, out) as process:
+        deadline = time.monotonic() + 240
+        while not (work / "checkpoint-2").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     # What a kill in the middle of writing a checkpoint leaves.
@@ -301,8 +289,8 @@ def adapters(rows, tmp_path_factory):
 def test_adapters_are_continued(adapters, trained, tmp_path):
     av, ar = adapters / "av", adapters / "ar"
     found = trained(tmp_path / "rl", av=av, ar=ar, steps=2)
-    for mine, start in ((found.av, av), (found.ar, ar)):
-        now, before = weights(mine), weights(start)
+    for mine, first in ((found.av, av), (found.ar, ar)):
+        now, before = weights(mine), weights(first)
         assert set(now) == set(before)
         assert all("lora" in name or "head" in name for name in now)
         assert any(not torch.equal(now[name], before[name]) for name in now)
@@ -357,16 +345,7 @@ rl(AV, Path(sys.argv[1]), ar=AR, out=Path(sys.argv[2]), settings=settings, watch
 
 def test_two_processes_share_the_vectors(trained, rows, tmp_path):
     """Each draws for half of the vectors; together they make the update that one makes."""
-    script = tmp_path / "script.py"
-    script.write_text(SEVERAL)
-    environment = {
-        **os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-         "29611", str(script), str(rows), str(tmp_path / "two")],
-        env=environment, check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+    run_together(SEVERAL, rows, tmp_path / "two")
     one = trained(tmp_path / "one", steps=2, reconstructor="freeze")
     log = json.loads((tmp_path / "two" / "log.json").read_text("utf-8"))
     for name in ("reward", "extraction", "length", "distinct", "gradient"):
