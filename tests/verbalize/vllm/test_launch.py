@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nnsight_nla import NLA, Injection, VerbalizationError, tiny
+from nnsight_nla import NLA, Injection, NLAError, VerbalizationError, tiny
 from nnsight_nla.cli import app
 from nnsight_nla.core.injection import OPERATIONS
 from nnsight_nla.verbalize.vllm import launch, plugin
@@ -157,6 +158,16 @@ def test_serve_prints_a_command_that_says_everything():
     overrides = json.loads(words[words.index("--hf-overrides") + 1])
     assert overrides["architectures"] == ["NLAQwen3ForCausalLM"]
     assert "--enable-prompt-embeds" in words
+
+
+def test_a_port_that_is_taken_is_named_before_anything_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(app, ["serve", AV, "--port", str(port)])
+    assert isinstance(done.exception, NLAError)
+    assert f"Cannot listen on 127.0.0.1, port {port}" in str(done.exception)
 
 
 def test_a_folder_is_served_by_its_whole_path(monkeypatch):
