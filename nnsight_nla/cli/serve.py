@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 from typing import Annotated
 
 from rich.text import Text
 from typer import Argument, Option
 
+from ..errors import NLAError
 from . import options
 from .app import command, err, open_av, spinner
 
@@ -41,6 +43,7 @@ def serve(
 
     with spinner("reading the verbalizer"):
         if not dry_run:
+            _check_free(host, port)  # vLLM would say so after it has loaded everything.
             check_installed()
         verbalizer, load = open_av(av, dtype)
         words = serve_command(verbalizer, load, host=host, port=port, more=more or [])
@@ -49,3 +52,21 @@ def serve(
         return
     err.print(Text(f"NLA(url='http://{host}:{port}', engine='vllm')", "green"))
     os.execv(words[0], words)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Check that a server may listen there.
+
+    Raises:
+        NLAError: Another program does, or there is no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise NLAError(
+                f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another port, "
+                f"such as --port {port + 1}, or another --host."
+            ) from error

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from multiprocessing import Pipe
 
 import pandas
 import pytest
@@ -197,8 +198,10 @@ class Ended:
     """An engine whose process has ended."""
 
     def __init__(self):
-        self.llm_engine = self.engine_core = self.resources = self
-        self.engine_dead, self.closed = True, 0
+        self.llm_engine = self.engine_core = self.resources = self.engine_manager = self
+        read, write = Pipe()
+        write.close()  # As that of a process that has ended, it is ready at once.
+        self.processes, self.sentinel, self.closed = [self], read, 0
 
     def shutdown(self):
         self.closed += 1

@@ -55,6 +55,23 @@ def test_choices_have_the_same_probabilities(pair_of_oracles, vectors):
     assert trust == theirs.ask(vectors[0], QUESTIONS[0]).trust
 
 
+def test_more_choices_than_one_request_may_compare(pair_of_oracles, vectors):
+    tokenizer = pair_of_oracles[1].av.tokenizer
+    words = {}
+    for token in range(tokenizer.vocab_size):
+        word = tokenizer.decode([token])
+        if word.isalpha() and tokenizer.encode(word, add_special_tokens=False) == [token]:
+            words[word] = None
+    choices = list(words)[:140]
+    assert len(choices) == 140
+    found, expected = (
+        each.ask(list(vectors[:3, None]), QUESTIONS[1], choices=choices) for each in pair_of_oracles
+    )
+    assert found.text == expected.text
+    for mine, other in zip(_replies(found), _replies(expected), strict=True):
+        assert mine.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
 def test_a_verbalizer_of_two_vectors_writes_each_at_its_marker(on_vllm, vectors):
     described = replace(Checkpoint.load(PATHS["av"]), template=BOTH, vectors=2, baseline=None)
     options = {"checkpoint": described, "sampling": SHORT, "dtype": "float32"}

@@ -225,7 +225,11 @@ class VllmEngine:
                 yield row, chosen(choices, choices.logprobs(scores)[0], receipts[row])
 
     def _check_context(self, batch: Batch, new_tokens: int) -> None:
-        """Raise if vLLM would cut the replies."""
+        """Check that vLLM will not cut the replies.
+
+        Raises:
+            VerbalizationError: It would.
+        """
         context, length = self._backend.context, batch.ids.shape[1]
         if length + new_tokens > context:
             raise VerbalizationError(

@@ -35,6 +35,8 @@ _NOT_VLLMS = (
 )  # fmt: skip
 """Options of transformers that say which weights are loaded, and that vLLM does not have."""
 _DEFAULT_RANK = 16
+_LACKING = {"use_dora": (False, None), "bias": ("none", None), "modules_to_save": ([], None)}
+"""Fields of an adapter's configuration of which vLLM's LoRA takes these values only."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -207,12 +209,31 @@ def _located(name: str) -> str:
 
 
 def _rank(adapter: str) -> int:
+    """Return the highest rank of an adapter.
+
+    Raises:
+        VerbalizationError: vLLM's LoRA cannot run it.
+    """
     file = Path(adapter) / "adapter_config.json"
     if not file.is_file():
         from huggingface_hub import hf_hub_download
 
         file = Path(hf_hub_download(adapter, file.name))
     said = json.loads(file.read_text("utf-8"))
-    return max(
+    rank = max(
         [int(said.get("r", _DEFAULT_RANK)), *map(int, said.get("rank_pattern", {}).values())]
     )
+    lacks = [
+        f"{name}={shown(said[name])}"
+        for name, taken in _LACKING.items()
+        if said.get(name) not in taken
+    ]
+    if rank > _RANKS[-1]:
+        lacks.append(f"a rank of {rank} (the highest is {_RANKS[-1]})")
+    if lacks:
+        raise VerbalizationError(
+            f"The adapter {adapter} has {' and '.join(lacks)}, which vLLM's LoRA lacks. Use "
+            "engine='fast', or merge the adapter into its base (PEFT's merge_and_unload) and save "
+            "that with the sidecar."
+        )
+    return rank

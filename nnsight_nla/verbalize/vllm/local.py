@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.locks import Lock
 from ...errors import NLAError, VerbalizationError
 from ...models import hosts
-from . import receipts
+from . import liveness, receipts
 from .launch import ADAPTER, adapter_of, architecture, check_installed, engine_options
 from .requests import Output
 
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from .requests import Measured, Request
 
 _PLACES = 512
+_DYING = 10.0
+"""How long a process may take to end after a Ctrl-C, in seconds."""
+_ENDED = (
+    "vLLM's process ended while it generated; a Ctrl-C ends it as well, and otherwise its log, "
+    "above, has the cause. The rows without a text are still pending; call nla.resolve() to "
+    "continue, which starts it again."
+)
 _STOPPED = (
     "vLLM was stopped by unload() while it generated. The rows without a text are still pending; "
     "call nla.resolve() to continue."
@@ -75,10 +82,10 @@ class LocalEngine:
         self._verbalizer, self._given = verbalizer, dict(given)
         self._options = engine_options(verbalizer, load, given)
         self._llm: Any = None
+        self._process, self._interrupted = 0, False
         self._turn = Lock()
         self._runs: list[_Run] = []
         self._under_way: dict[str, tuple[_Run, int, str]] = {}
-        self._process = 0
         self._adapter, self._adapters = adapter_of(verbalizer), 1
 
     @property
@@ -103,16 +110,20 @@ class LocalEngine:
         """Start the engine, if it does not run; again, if its process has ended.
 
         Raises:
-            VerbalizationError: vLLM does not have the architecture, or did not start.
+            VerbalizationError: vLLM does not have the architecture, or did not start; or this
+                process was forked from the one that started it.
         """
-        if self._llm is not None and self._process != os.getpid():
-            raise VerbalizationError(
-                "This process was forked while vLLM ran, whose connections it cannot use. Start "
-                "processes with multiprocessing.get_context('spawn'), or call nla.unload() first."
-            )
         with self._turn.held():
-            if self._llm is not None and self._ended:
-                self.close()
+            if self._llm is not None and self._process != os.getpid():
+                raise VerbalizationError(
+                    "This process was forked while vLLM ran, whose connections it cannot use. "
+                    "Start processes with multiprocessing.get_context('spawn'), or call "
+                    "nla.unload() before the fork."
+                )
+            if self._llm is not None:
+                seconds, self._interrupted = _DYING if self._interrupted else 0.0, False
+                if liveness.ended(self._llm.llm_engine.engine_core, seconds):
+                    self.close()
             if self._llm is None:
                 self._start()
 
@@ -136,6 +147,7 @@ class LocalEngine:
                 "has it. Its options are NLA(..., engine='vllm', vllm={...})."
             ) from error
         self._process = os.getpid()
+        liveness.watch(self._llm.llm_engine.engine_core)
 
     def run(
         self, rows: Sequence[int], request: Callable[[int], Request]
@@ -157,6 +169,9 @@ class LocalEngine:
                     raise run.error
                 while run.found:
                     yield run.found.popleft()
+        except KeyboardInterrupt:
+            self._interrupted = True  # Ctrl-C reaches vLLM's processes as well.
+            raise
         finally:
             with self._turn.held():
                 self._leave(run)
@@ -203,8 +218,15 @@ class LocalEngine:
                 run.fail(error)
         if not self._under_way:
             return
-        for output in self._llm.llm_engine.step():
-            # What was added as a Ctrl-C came is not known here.
+        try:
+            outputs = self._llm.llm_engine.step()
+        except Exception as error:  # For every call that has something under way.
+            dead = liveness.ended(self._llm.llm_engine.engine_core)
+            for run in self._runs:
+                run.fail(VerbalizationError(_ENDED) if dead else error)
+            self._under_way.clear()
+            return
+        for output in outputs:
             if output.finished and output.request_id in self._under_way:
                 run, row, _ = self._under_way.pop(output.request_id)
                 run.under_way -= 1
@@ -238,12 +260,6 @@ class LocalEngine:
     def _places(self) -> int:
         """How many requests vLLM has at a time: more than it runs, so that it stays full."""
         return max(_PLACES, 2 * int(self._given.get("max_num_seqs") or 0))
-
-    @property
-    def _ended(self) -> bool:
-        """Whether the engine's process has ended, as after a Ctrl-C, which reaches it as well."""
-        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
-        return bool(getattr(resources, "engine_dead", False))
 
     def _lora(self) -> Any:
         if self._adapter is None:

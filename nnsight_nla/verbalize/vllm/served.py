@@ -13,9 +13,11 @@ from __future__ import annotations
 import base64
 import io
 import os
+import socket
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +134,8 @@ class ServedEngine:
         self, rows: Sequence[int], request: Callable[[int], Request]
     ) -> Generator[tuple[int, Output], None, None]:
         """Yield each row's number and its output, in the order in which they finish."""
-        with _client(self._url, self._concurrency) as client:
+        connections = _Connections()
+        with _client(self._url, self._concurrency, connections) as client:
 
             def completed(row: int) -> Output:
                 return self._complete(client, request(row))
@@ -145,7 +148,8 @@ class ServedEngine:
             finally:
                 for future in futures:
                     future.cancel()
-                # Closing the connections aborts on the server what is still under way.
+                # The server aborts what is still under way, and the threads are free again.
+                connections.cut()
                 client.close()
 
     def receipts(self, keys: Sequence[int]) -> dict[int, Measured]:
@@ -286,7 +290,31 @@ def _packed(rows: torch.Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _client(url: str, connections: int = 1) -> httpx.Client:
+class _Connections:
+    """The connections of a client, to cut them while threads wait for answers.
+
+    Closing a socket does not end the wait of a thread that reads from it, nor tell the server.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+
+    def note(self, request: httpx.Request) -> None:
+        """Note the connection that is made for a request; one of httpx's event hooks."""
+        request.extensions["trace"] = self._trace
+
+    def cut(self) -> None:
+        """Cut all of them."""
+        for stream in self._streams:
+            with suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._streams.append(info["return_value"])
+
+
+def _client(url: str, number: int = 1, connections: _Connections | None = None) -> httpx.Client:
     import httpx
 
     key = os.environ.get(KEY)
@@ -294,7 +322,8 @@ def _client(url: str, connections: int = 1) -> httpx.Client:
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(_TIMEOUT, connect=10.0),
-        limits=httpx.Limits(max_connections=connections),
+        limits=httpx.Limits(max_connections=number),
+        event_hooks={} if connections is None else {"request": [connections.note]},
         trust_env=False,
     )
 

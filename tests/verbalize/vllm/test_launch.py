@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nnsight_nla import NLA, Injection, VerbalizationError, tiny
+from nnsight_nla import NLA, Injection, NLAError, VerbalizationError, tiny
 from nnsight_nla.cli import app
 from nnsight_nla.core.injection import OPERATIONS
 from nnsight_nla.verbalize.vllm import launch, plugin
@@ -127,6 +128,23 @@ def test_an_adapter_is_vllms_lora(tmp_path, rank, allowed):
     assert launch.adapter_of(nla._verbalizer) == str(folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("use_dora", True), ("bias", "lora_only"), ("modules_to_save", ["lm_head"]), ("r", 600)],
+)
+def test_an_adapter_that_vllms_lora_cannot_run_is_refused(tmp_path, field, value):
+    folder = lora(tmp_path / "av")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    sidecar = (tiny.paths()["av"] / "nla_meta.yaml").read_text("utf-8")
+    (folder / "nla_meta.yaml").write_text(sidecar, "utf-8")
+    nla = NLA(tiny.paths()["target"], peft=str(folder), dtype="float32")
+    (folder / "adapter_config.json").write_text(json.dumps({**config, field: value}), "utf-8")
+    with pytest.raises(
+        VerbalizationError, match=rf"has .*{value if field == 'r' else field}.*lacks"
+    ):
+        options(nla=nla)
+
+
 def test_serve_prints_a_command_that_says_everything():
     done = CliRunner().invoke(
         app, ["serve", AV, "--port", "8123", "--dry-run", "--", "--tensor-parallel-size", "2"]
@@ -140,6 +158,16 @@ def test_serve_prints_a_command_that_says_everything():
     overrides = json.loads(words[words.index("--hf-overrides") + 1])
     assert overrides["architectures"] == ["NLAQwen3ForCausalLM"]
     assert "--enable-prompt-embeds" in words
+
+
+def test_a_port_that_is_taken_is_named_before_anything_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(app, ["serve", AV, "--port", str(port)])
+    assert isinstance(done.exception, NLAError)
+    assert f"Cannot listen on 127.0.0.1, port {port}" in str(done.exception)
 
 
 def test_a_folder_is_served_by_its_whole_path(monkeypatch):

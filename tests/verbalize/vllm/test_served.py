@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -238,6 +239,37 @@ def test_a_folder_of_the_servers_machine_alone_is_named(server):
     ):
         NLA(url=server.url, engine="vllm")
     assert NLA(AV, url=server.url, engine="vllm").explain(VECTORS[0]).raw
+
+
+def test_an_interrupted_call_does_not_hold_up_the_next(server, monkeypatch):
+    nla = remote(server, concurrency=1)
+    usual, asked, free = server.answer, threading.Event(), threading.Event()
+
+    def slow(path, body):
+        if path == "/v1/completions" and not asked.is_set():
+            asked.set()
+            free.wait(30)
+        return usual(path, body)
+
+    monkeypatch.setattr(server, "answer", slow)
+    handle = nla.explain(VECTORS[:3])
+    main = threading.get_ident()
+
+    def press() -> None:
+        asked.wait(20)
+        time.sleep(0.5)  # Until the thread of the request waits for its answer.
+        signal.pthread_kill(main, signal.SIGINT)
+
+    interrupt = threading.Thread(target=press)
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        nla.resolve(handle)
+    interrupt.join()
+    start = time.monotonic()
+    assert nla.explain(VECTORS[4]).raw
+    assert time.monotonic() - start < 10
+    free.set()
+    assert len(handle.raw) == 3
 
 
 def test_entries_that_are_negative_zero_are_written(server):
