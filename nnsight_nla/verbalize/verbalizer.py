@@ -37,6 +37,7 @@ from ..models import hosts
 from ..models.generation import greedy, reply_ends
 from ..models.head import contiguous_head
 from ..models.packing import packed
+from ..models.rotary import length_of_change
 from ..remote.ndif import send
 from .batch import Batch
 from .cache import in_place
@@ -190,7 +191,9 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
-        if self.why_plain is None:
+        change = length_of_change(hosts.text_config(self.av))
+        # A longer prompt has other frequencies than its beginning, so that none can be shared.
+        if self.why_plain is None and (change is None or batch.ids.shape[1] <= change):
             with self.packed(len(vectors)):
                 replies = self._fast(batch, seeds, sampling, watch)
                 if replies is not None:
@@ -215,7 +218,7 @@ class Verbalizer:
         return choose(self, Batch.of(prompts, vectors, given), choices)
 
     def check_length(self, prompt: int, sampling: Sampling) -> None:
-        """Raise if a prompt and its longest reply do not fit in the context.
+        """Raise if a prompt and its longest reply do not fit in the context or its frequencies.
 
         Args:
             prompt: The number of its tokens.
@@ -226,6 +229,14 @@ class Verbalizer:
                 f"max_new_tokens={sampling.max_new_tokens} after a prompt of {prompt} tokens "
                 f"exceeds the verbalizer's context of {self.context}. "
                 f"Use Sampling(max_new_tokens={self.context - prompt}) or less."
+            )
+        change = length_of_change(hosts.text_config(self.av))
+        if change is not None and prompt <= change < prompt + sampling.max_new_tokens - 1:
+            raise VerbalizationError(
+                f"max_new_tokens={sampling.max_new_tokens} after a prompt of {prompt} tokens "
+                f"exceeds {change} tokens, after which {self.runtime.name} has other rotary "
+                "frequencies (longrope), also for the tokens before, so that the vector would be "
+                f"lost. Use Sampling(max_new_tokens={change - prompt + 1}) or less."
             )
 
     def packed(self, rows: int) -> AbstractContextManager[None]:
