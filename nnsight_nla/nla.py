@@ -176,7 +176,7 @@ class NLA:
         where = OpenOptions(target, remote, self._memory, load)
         av_options, ar_options = dict(av_options or {}), dict(ar_options or {})
         live = av is not None and not isinstance(av, str | Path)
-        chosen = EngineOptions({**load, **av_options}, vllm, url, live)
+        chosen = EngineOptions({**load, **av_options}, vllm, url, live, remote)
         self._maker, self.url = engine_maker(engine, chosen), url
         av = served_source(url) if av is None else av
         opened = open_verbalizer(

@@ -41,6 +41,8 @@ NAMES: tuple[str, ...] = get_args(Name)
 _QWEN = "Qwen/Qwen3-8B"
 _QWEN_AV = "ceselder/nanonla-l24-av-qwen3-8b"
 _ON_A_GPU = {"dtype": "bfloat16", "device_map": "auto"}
+_ENGINE = ("engine", "vllm", "url")
+"""Options of the `NLA` that the target does not have."""
 _DTYPES = {"tiny": ("float32",), "smollm2": ("float32", "bfloat16")}
 """The dtypes of the pairs that ship their NLA; the first is the default."""
 
@@ -60,7 +62,8 @@ def load(
             and directions. The others have theirs.
         remote: For ``"qwen3-8b"``: load no weights, and run the NLA on the configured NDIF host.
         options: For ``"qwen3-8b"``: passed to nnsight's `TransformersModel` for all models; by
-            default ``dtype="bfloat16", device_map="auto"``. The others take ``dtype`` only.
+            default ``dtype="bfloat16", device_map="auto"``. ``engine``, ``vllm`` and ``url`` go to
+            the `NLA` only. The other pairs take ``dtype`` only.
 
     Returns:
         An nnsight model and its NLA.
@@ -95,7 +98,8 @@ def _qwen(
     from ..nla import NLA
 
     load = options if remote else {**_ON_A_GPU, **options}
-    return load_model(_QWEN, None, None, load), NLA(_QWEN_AV, ar=ar, remote=remote, **load)
+    target = {name: value for name, value in load.items() if name not in _ENGINE}
+    return load_model(_QWEN, None, None, target), NLA(_QWEN_AV, ar=ar, remote=remote, **load)
 
 
 def _shipped(name: str, ar: object, options: dict[str, Any], *, remote: bool) -> Any:

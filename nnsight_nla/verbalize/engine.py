@@ -121,6 +121,8 @@ class EngineOptions:
     """The address of a running server."""
     live: bool = False
     """Whether the verbalizer is a model that the caller loaded."""
+    remote: bool = False
+    """Whether it is to run on an NDIF host."""
 
 
 def engine_maker(name: object, options: EngineOptions) -> Maker:

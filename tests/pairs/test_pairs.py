@@ -87,6 +87,13 @@ def test_qwen_passes_other_options_on(requested):
     assert load.items() <= requested["nla"][1].items()
 
 
+def test_the_engine_is_the_nlas_alone(requested):
+    pairs.load("qwen3-8b", engine="vllm", vllm={"max_num_seqs": 8})
+    assert not {"engine", "vllm"} & set(requested["target"][3])
+    given = {"engine": "vllm", "vllm": {"max_num_seqs": 8}}
+    assert given.items() <= requested["nla"][1].items()
+
+
 def test_qwen_on_a_host_places_nothing_here(requested):
     pairs.load("qwen3-8b", remote=True)
     assert requested["target"] == ("Qwen/Qwen3-8B", None, None, {})

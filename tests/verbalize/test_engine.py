@@ -87,6 +87,7 @@ def test_a_row_without_a_text_has_an_error_and_is_not_asked_for_again(scripted):
         ("quick", {}, "engine='quick': expected one of 'fast', 'generate', 'vllm'"),
         ("fast", {"vllm": {"max_num_seqs": 4}}, "vllm={'max_num_seqs': 4} is for engine='vllm'"),
         ("generate", {"url": "http://x"}, "url='http://x' is for engine='vllm', not for engine="),
+        ("vllm", {"remote": True}, "remote=True .* an NDIF host, engine='vllm' on vLLM. Leave one"),
     ],
 )
 def test_an_engine_or_an_option_that_does_not_fit_is_refused(name, options, said):

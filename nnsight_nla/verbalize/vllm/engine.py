@@ -67,12 +67,18 @@ def maker(options: EngineOptions) -> Maker:
     """Return the maker of engines that share one vLLM, made with the first of them.
 
     Raises:
-        VerbalizationError: The verbalizer is a model that the caller loaded.
+        VerbalizationError: The verbalizer is a model that the caller loaded or that is to run on
+            NDIF, or the options are no dictionary.
     """
     if options.live and options.url is None:
         raise VerbalizationError(
             "engine='vllm' loads the weights itself, so it cannot use a model that is already "
             "loaded. Pass its path or id: NLA('path or id', engine='vllm')."
+        )
+    if options.remote:
+        raise VerbalizationError(
+            "remote=True runs the verbalizer on an NDIF host, engine='vllm' on vLLM. Leave one "
+            "out. (The target's own trace may be remote: model.trace(..., remote=True).)"
         )
     if not isinstance(options.vllm, Mapping | None):
         raise VerbalizationError(
