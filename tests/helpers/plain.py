@@ -23,20 +23,23 @@ class Plain:
 
 def load(folder: str | Path, attention: str | None = None):
     """The model, the tokenizer and the prompt's ids, straight from the folder."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention
-    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     sidecar = yaml.safe_load((Path(folder) / "nla_meta.yaml").read_text("utf-8"))
     marker = sidecar["tokens"]["injection_char"]
     content = sidecar["prompt_templates"]["av"].replace("{injection_char}", marker)
     text = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
-    return model, tokenizer, tokenizer.encode(text, add_special_tokens=False)
+    return _model(folder, attention), tokenizer, tokenizer.encode(text, add_special_tokens=False)
+
+
+def _model(folder: str | Path, attention: str | None):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention
+    ).eval()
 
 
 def residual(folder: str | Path, text: str, layer: int, attention: str | None = None) -> Tensor:
     """``[seq, d_model]``: the output of block `layer`, from ``output_hidden_states``."""
-    model, *_ = load(folder, attention)
+    model = _model(folder, attention)
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0]

@@ -180,8 +180,9 @@ class TestBaseOfAnAdapter:
         folder = self.placed(tmp_path, lora, named)
         monkeypatch.chdir(tmp_path / cwd)
         found = opened(folder)
-        assert found.runtime.name == str((tmp_path / "models" / "base").resolve())
-        assert found.checkpoint.source["tokenizer"] == found.runtime.name
+        assert found.runtime.base == str((tmp_path / "models" / "base").resolve())
+        assert found.runtime.name == str(folder)
+        assert found.checkpoint.source["tokenizer"] == found.runtime.base
 
     def test_two_folders_that_it_may_be(self, tmp_path, lora, monkeypatch):
         folder = self.placed(tmp_path, lora, "models/base")
@@ -190,7 +191,7 @@ class TestBaseOfAnAdapter:
         with pytest.raises(CheckpointError, match=r"which may be .* or .*peft="):
             opened(folder)
         found = opened(tmp_path / "models" / "base", peft=str(folder), checkpoint=PATHS["av"])
-        assert found.runtime.name == str(tmp_path / "models" / "base")
+        assert found.runtime.base == str(tmp_path / "models" / "base")
 
     def test_no_folder_at_all(self, tmp_path, lora):
         folder = self.placed(tmp_path, lora, "/no/such/base")
@@ -216,7 +217,7 @@ class TestBaseOfAnAdapter:
             (PATHS["av"] / "nla_meta.yaml").read_bytes()
         )
         monkeypatch.chdir("/")
-        assert opened(tmp_path / "lora").runtime.name == str(tmp_path / "base")
+        assert opened(tmp_path / "lora").runtime.base == str(tmp_path / "base")
 
     def test_its_tokenizer_is_that_of_the_base(self, tmp_path, lora, pair):
         """The sidecar's base is a Hub id that cannot be reached; the adapter's is a folder."""

@@ -295,7 +295,7 @@ def test_adapters_are_continued(adapters, trained, tmp_path):
         assert all("lora" in name or "head" in name for name in now)
         assert any(not torch.equal(now[name], before[name]) for name in now)
         ours, theirs = (
-            json.loads((each / "adapter_config.json").read_text("utf-8")) for each in (mine, start)
+            json.loads((each / "adapter_config.json").read_text("utf-8")) for each in (mine, first)
         )
         assert {name for name in ours if ours[name] != theirs.get(name)} <= {"peft_version"}
     # The divergence is from the adapter of the warm start, not from the base.
