@@ -126,6 +126,7 @@ def test_stored_outputs_have_no_bars_paths_or_scripts():
         ("a    0.09881\nb  1.5", "a  0.0988\nb  1.5", False),  # a column is narrower
         (f"{'732beac53c81f7c12f7f' * 2}.parquet", f"{'684a802042a6833ad4c3' * 2}.parquet", False),
         ("0.24767139554023743", "0.91767139554023743", True),
+        ("now 2026-11-28, so", "now 2027-01-02, so", False),
     ],
 )
 def test_outputs_that_differ_in_more_than_a_last_digit_are_found(stored, fresh, wrong):

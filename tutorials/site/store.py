@@ -7,9 +7,9 @@
 
 Progress bars, timings, and where files are on this machine are left out. Figures and reading pages
 become pictures, since code hosts run no scripts. The check compares texts and tables: numbers may
-differ by one percent, or by 0.02 where they are small, as they do between processors; pictures and
-digests are not compared, and of a cell with the tag ``random``, which draws at a temperature or
-measures what was trained on such draws, only the kinds of its outputs are.
+differ by one percent, or by 0.02 where they are small, as they do between processors; pictures,
+dates and digests are not compared, and of a cell with the tag ``random``, which draws at a
+temperature or measures what was trained on such draws, only the kinds of its outputs are.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _TIMING = re.compile(r"\b\d+(?:\.\d+)? (s|ms|seconds)\b")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 _PLAIN = re.compile(r" at 0x[0-9a-f]+")
 _DIGEST = re.compile(r"\b(?=\d*[a-f])[0-9a-f]{20,64}\b")
+_DATE = re.compile(r"\b20\d\d-\d\d-\d\d\b")
 _SPACES = re.compile(r"[ \t]+")  # a column is as wide as its longest number
 _STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 RANDOM = "random"
@@ -138,7 +139,7 @@ def _texts(outputs: list[Any]) -> str:
             f"{kind}\n{_joined(text)}" for kind, text in bundle.items() if "image" not in kind
         ]
         parts += [kind for kind in bundle if "image" in kind]
-    return _SPACES.sub(" ", _DIGEST.sub("…", "\n".join(parts)))
+    return _SPACES.sub(" ", _DATE.sub("…", _DIGEST.sub("…", "\n".join(parts))))
 
 
 def _joined(text: str | list[str]) -> str:
