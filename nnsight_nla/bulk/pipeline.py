@@ -209,7 +209,7 @@ def _together(
     waiting: deque[tuple[int, int, Future[Any]]] = deque()
     pool = ThreadPoolExecutor(job.together, thread_name_prefix="nnsight-nla-finish")
 
-    def begun() -> Iterator[tuple[int, int, Future[Any]]]:
+    def submitted() -> Iterator[tuple[int, int, Future[Any]]]:
         try:
             for number, size, value in found:
                 yield number, size, pool.submit(finish, value)
@@ -219,7 +219,7 @@ def _together(
             yield -1, 0, failed
 
     try:
-        for each in begun():
+        for each in submitted():
             waiting.append(each)
             if len(waiting) == job.together:
                 yield _result(waiting.popleft())

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ..explanation.protocols import ExplainsAndReconstructs
     from ..verbalize.streaming import TextSoFar
 
-_Begun = tuple[list[tuple[ItemResiduals, "Explanation | None"]], ChunkControls]
+_Started = tuple[list[tuple[ItemResiduals, "Explanation | None"]], ChunkControls]
 """The handle of each row of a chunk, if it has one, and the controls."""
 _TOGETHER = 2
 """How many chunks are finished at a time, where the engine serves several threads."""
@@ -219,12 +219,12 @@ class _Verbalize:
         self._nla, self._verbalize, self._sampling = nla, verbalize, sampling
         self._columns, self._scored, self._notes = columns, scored, notes
         self._controlled, self._stop = controlled, stop
-        self._begun: dict[int, _Begun] = {}
+        self._started: dict[int, _Started] = {}
 
     def __call__(self, chunk: Sequence[ItemResiduals]) -> pa.Table:
-        if id(chunk) not in self._begun:
-            self._begun[id(chunk)] = self._begin(chunk)
-        explained, controls = self._begun[id(chunk)]
+        if id(chunk) not in self._started:
+            self._started[id(chunk)] = self._start(chunk)
+        explained, controls = self._started[id(chunk)]
         handles = [each for _, each in explained if each is not None]
         watch = {"on_text": self._go_on} if self._nla.concurrent else {}
         self._nla.resolve([*handles, *controls.handles], **watch)
@@ -242,10 +242,10 @@ class _Verbalize:
         ]
         if self._scored:
             records.add_scores(made, self._nla.reconstruct)
-        del self._begun[id(chunk)]
+        del self._started[id(chunk)]
         return records.to_table(made, self._columns)
 
-    def _begin(self, chunk: Sequence[ItemResiduals]) -> _Begun:
+    def _start(self, chunk: Sequence[ItemResiduals]) -> _Started:
         explained = [self._explain(each) for each in chunk]
         return explained, ChunkControls([each for _, each in explained] if self._controlled else [])
 

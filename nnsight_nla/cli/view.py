@@ -16,9 +16,6 @@ from .pages import open_address
 if TYPE_CHECKING:
     from nnsight.modeling.transformers import TransformersModel
 
-_NLAS_OWN = ("date", "remote", "engine", "vllm", "url")
-"""Options that the target does not take."""
-
 
 @command()
 def view(
@@ -120,6 +117,7 @@ def _setup(
 ) -> str:
     """Return the lines of code that load what this command loaded, for a card's code."""
     from ..models.hosts import describe
+    from ..verbalize.engine import ARGUMENTS
 
     def call(name: str, *first: object, without: tuple[str, ...] = (), **more: object) -> str:
         given = {**more, **{k: v for k, v in options.items() if k not in without}}
@@ -132,8 +130,8 @@ def _setup(
         lines = ["from nnsight_nla import pairs", f"model, nla = {loaded}"]
         made = ["nla"]
     else:
-        own = {"task": "text-generation"}
-        loaded = call("TransformersModel", describe(target), without=_NLAS_OWN, **own)
+        without, own = ("date", "remote", *ARGUMENTS), {"task": "text-generation"}
+        loaded = call("TransformersModel", describe(target), without=without, **own)
         lines = [
             "from nnsight import TransformersModel",
             "from nnsight_nla import NLA",

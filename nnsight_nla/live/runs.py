@@ -130,7 +130,7 @@ class Run:
         """Return what the page shows of this run."""
         about = {
             "label": self.label,
-            "target": reading.short_name(self.target.model.name),
+            "target": hosts.short_name(self.target.model.name),
             "verbalizer": reading.verbalizer_name(self.nla.av),
             "layer": self.layer,
         }

@@ -152,19 +152,15 @@ def fingerprint_model(model: TransformersModel, *sources: object) -> dict[str, A
     if adapter is not None and not Path(adapter).is_dir() and sidecar.is_hub_id(adapter):
         weights = "+".join(filter(None, [weights, _commit_of_adapter(adapter)]))
     named = (
-        {"name": _short(name)}
+        {"name": hosts.short_name(name)}
         if adapter is None
-        else {"name": _short(adapter), "base": _short(name)}
+        else {"name": hosts.short_name(adapter), "base": hosts.short_name(name)}
     )
     return {
         **named,
         "weights": weights or "not known",
         "dtype": str(hosts.dtype_of(model)).removeprefix("torch."),
     }
-
-
-def _short(name: str) -> str:
-    return Path(name).name if Path(name).is_dir() else name
 
 
 def _commit_of_adapter(adapter: str) -> str | None:

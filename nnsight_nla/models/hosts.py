@@ -18,6 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -254,6 +255,11 @@ def describe(model: TransformersModel) -> str:
     module = module_of(model)
     named = getattr(getattr(module, "config", None), "name_or_path", None)
     return str(getattr(model, "repo_id", None) or named or type(module).__name__)
+
+
+def short_name(name: str) -> str:
+    """Return a model's name; for a local folder, the folder's own name."""
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def adapter_of(model: TransformersModel) -> str | None:

@@ -130,6 +130,11 @@ def at_depth(
     return checkpoint.at_depth(config.get_text_config().num_hidden_layers)
 
 
+def config_of(source: str | Path, load: dict[str, Any]) -> Any:
+    """Return the configuration among the options, or else that of the folder or the Hub id."""
+    return load.get("config") or load_config(source, load)
+
+
 def load_config(source: str | Path, load: dict[str, Any]) -> Any:
     """Return the configuration of a folder or a Hub id, with the options that apply to it.
 
@@ -204,7 +209,7 @@ def load_model(
     name = expanded(source)
     ends = end_ids(name, options.get("revision"))
     try:
-        options = with_cap(options.get("config") or load_config(source, options), options)
+        options = with_cap(config_of(source, options), options)
         model = TransformersModel(
             name, tokenizer=tokenizer, peft=peft, **{"generation_config": ends, **options}
         )
@@ -319,7 +324,7 @@ def _check_attention(source: str | Path, load: dict[str, Any], error: Exception)
     if chosen is None:
         return
     try:
-        config = load.get("config") or load_config(source, load)
+        config = config_of(source, load)
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except (ImportError, OSError, ValueError):  # Something else is wrong with it.

@@ -28,7 +28,7 @@ from ..errors import CheckpointError, NLAError
 from . import hosts
 from .attention import check_cap, with_cap
 from .blocks import find_blocks
-from .loading import from_pretrained, last_line, load_config
+from .loading import config_of, from_pretrained, last_line
 
 _SHOWN = 4
 # Weights of a multimodal model that no text runs: a checkpoint may lack them, or have more of them.
@@ -161,7 +161,7 @@ def load_module(auto: Any, source: str | Path, **options: Any) -> nn.Module:
         CheckpointError: Weights are missing, unexpected or of another shape.
         OSError: The files cannot be read (or a ValueError).
     """
-    options = with_cap(options.get("config") or load_config(source, options), options)
+    options = with_cap(config_of(source, options), options)
     module, report = from_pretrained(
         auto, source, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )

@@ -41,8 +41,6 @@ NAMES: tuple[str, ...] = get_args(Name)
 _QWEN = "Qwen/Qwen3-8B"
 _QWEN_AV = "ceselder/nanonla-l24-av-qwen3-8b"
 _ON_A_GPU = {"dtype": "bfloat16", "device_map": "auto"}
-_ENGINE = ("engine", "vllm", "url")
-"""Options of the `NLA` that the target does not have."""
 _DTYPES = {"tiny": ("float32",), "smollm2": ("float32", "bfloat16")}
 """The dtypes of the pairs that ship their NLA; the first is the default."""
 
@@ -96,9 +94,10 @@ def _qwen(
     """Load the published pair; weights come at the first trace and the first text."""
     from ..models.loading import load_model
     from ..nla import NLA
+    from ..verbalize.engine import ARGUMENTS
 
     load = options if remote else {**_ON_A_GPU, **options}
-    target = {name: value for name, value in load.items() if name not in _ENGINE}
+    target = {name: value for name, value in load.items() if name not in ARGUMENTS}
     return load_model(_QWEN, None, None, target), NLA(_QWEN_AV, ar=ar, remote=remote, **load)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
@@ -131,7 +130,7 @@ def read(
     asked = getattr(nla, "question", None) or {}
     made = {"positions": positions, "generate": generate, "layer": layer, "claims": claims}
     made |= {"question": asked.get("questions"), "choices": asked.get("choices")}
-    names = short_name(targets.describe(model)), verbalizer_name(nla.av)
+    names = hosts.short_name(targets.describe(model)), verbalizer_name(nla.av)
     readings = [
         Reading(
             _records(model, text, handle, following),
@@ -412,10 +411,5 @@ def token_record(
 
 def verbalizer_name(av: TransformersModel) -> str:
     """Return a verbalizer's short name; of an adapter, with the name of the model below it."""
-    adapter, base = hosts.adapter_of(av), short_name(hosts.describe(av))
-    return base if adapter is None else f"{short_name(adapter)} on {base}"
-
-
-def short_name(model: str) -> str:
-    """Return a model's name; for a local folder, the folder's own name."""
-    return Path(model).name if Path(model).is_dir() else model
+    adapter, base = hosts.adapter_of(av), hosts.short_name(hosts.describe(av))
+    return base if adapter is None else f"{hosts.short_name(adapter)} on {base}"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .verbalizer import Verbalizer
 
 EngineName = Literal["fast", "generate", "vllm"]
+ARGUMENTS = ("engine", "vllm", "url")
+"""The arguments of `NLA` that choose the engine, which no model is loaded with."""
 
 
 class TextEngine(Protocol):

@@ -96,6 +96,7 @@ class Verbalizer:
         self.engine: Engine = check_engine(engine)
         self.tokenizer = tokenizer or runtime.model.tokenizer
         config, name = hosts.text_config(self.av), runtime.name
+        self._change = length_of_change(config)
         try:
             width, depth = hosts.width(self.av), hosts.depth(self.av)
         except InjectionError as error:
@@ -191,7 +192,7 @@ class Verbalizer:
                 for vector, sample in zip(vectors, samples, strict=True)
             ]
         )
-        change = length_of_change(hosts.text_config(self.av))
+        change = self._change
         # A longer prompt has other frequencies than its beginning, so that none can be shared.
         if self.why_plain is None and (change is None or batch.ids.shape[1] <= change):
             with self.packed(len(vectors)):
@@ -230,7 +231,7 @@ class Verbalizer:
                 f"exceeds the verbalizer's context of {self.context}. "
                 f"Use Sampling(max_new_tokens={self.context - prompt}) or less."
             )
-        change = length_of_change(hosts.text_config(self.av))
+        change = self._change
         if change is not None and prompt <= change < prompt + sampling.max_new_tokens - 1:
             raise VerbalizationError(
                 f"max_new_tokens={sampling.max_new_tokens} after a prompt of {prompt} tokens "

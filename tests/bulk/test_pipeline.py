@@ -80,13 +80,13 @@ def test_reading_is_one_chunk_ahead_and_no_more(tmp_path):
 
 
 def test_two_chunks_are_finished_at_a_time_and_no_more(tmp_path):
-    begun, running, guard = [], set(), threading.Lock()
+    started, running, guard = [], set(), threading.Lock()
     second = threading.Event()
 
     def slow(items):
         row = items[0].row
         with guard:
-            begun.append(row)
+            started.append(row)
             running.add(row)
             assert len(running) <= 2
         if row == 3:
@@ -98,19 +98,19 @@ def test_two_chunks_are_finished_at_a_time_and_no_more(tmp_path):
 
     output = tmp_path / "out.parquet"
     run_job(job(finish=slow, together=2), output)
-    assert begun == [0, 3, 6, 9]
+    assert started == [0, 3, 6, 9]
     assert values(output) == [row * 10 for row in range(ROWS)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_the_end_of_a_job_stops_the_chunk_beside(tmp_path, error):
-    stop, beside = threading.Event(), threading.Event()
+def test_the_end_of_a_job_stops_the_other_chunk(tmp_path, error):
+    stop, other = threading.Event(), threading.Event()
 
     def slow(items):
         if items[0].row == 0:
-            beside.wait(20)
+            other.wait(20)
             raise error
-        beside.set()
+        other.set()
         assert stop.wait(20), "it was not told"
         return finish(items)
 

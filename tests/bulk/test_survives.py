@@ -110,11 +110,11 @@ def test_the_command_itself_killed_and_typed_again(pair, corpus, tmp_path):
     environment = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     output, other = tmp_path / "killed.parquet", tmp_path / "whole.parquet"
     deadline = time.monotonic() + 120
-    with start(*command, output, *options, environment=environment) as begun:
+    with start(*command, output, *options, environment=environment) as process:
         while len(ChunkStore(output).numbers()) < 3 and time.monotonic() < deadline:
             time.sleep(0.005)
-        begun.kill()
-    assert begun.returncode == -signal.SIGKILL
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     before = kept(output)
     assert 3 <= len(before) < DOCUMENTS // 2
     done = run(*command, output, *options, "--json", environment=environment)

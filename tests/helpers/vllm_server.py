@@ -97,6 +97,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def wait_for(true, seconds: float = 20) -> None:
+    """Wait until a function returns something true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
 @contextmanager
 def serving() -> Iterator[FakeServer]:
     """Run one in a thread."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from nnsight_nla import NLA, CheckpointError, HostError, Injection, Sampling, bulk, tiny
 from nnsight_nla.verbalize.vllm.served import CONCURRENCY
+from tests.helpers import vllm_server
 
 from .conftest import OPTIONS
 
@@ -24,6 +26,7 @@ AV = str(tiny.paths()["av"])
 STARTS = 400
 """Seconds that a start may take."""
 LONG = 400
+wait_for = partial(vllm_server.wait_for, seconds=200)
 WARM = Sampling(temperature=1.0, seed=3, max_new_tokens=60)
 
 
@@ -125,13 +128,13 @@ def test_a_client_that_goes_away_leaves_nothing_running(server, nla, vectors, tm
         under_way.append(sum(map(server.metric, names)))
         return under_way[-1] > 4
 
-    _wait_for(busy)
+    wait_for(busy)
     busy()
     generated = server.metric("vllm:generation_tokens_total{")
     client.kill()
     client.wait()
     assert max(under_way) <= CONCURRENCY < len(vectors)
-    _wait_for(lambda: server.metric("vllm:num_requests_running{") == 0)
+    wait_for(lambda: server.metric("vllm:num_requests_running{") == 0)
     assert server.metric("vllm:num_requests_waiting{") == 0
     generated = server.metric("vllm:generation_tokens_total{") - generated
     assert generated < CONCURRENCY * LONG / 2, "they were generated to their end"
@@ -154,7 +157,7 @@ def test_a_run_survives_its_server_and_is_byte_identical(server, vectors, tmp_pa
 
     def disturb() -> None:
         folder = tmp_path / "disturbed.parquet.parts"
-        _wait_for(lambda: folder.is_dir() and len(list(folder.glob("*.parquet"))) >= 1)
+        wait_for(lambda: folder.is_dir() and len(list(folder.glob("*.parquet"))) >= 1)
         server.kill()
         server.start()
 
@@ -173,10 +176,3 @@ def test_without_a_server_the_rows_stay_pending(server, nla, vectors):
     with pytest.raises(HostError, match="did not answer"):
         served.resolve(handle)
     assert not handle.resolved
-
-
-def _wait_for(true, seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)

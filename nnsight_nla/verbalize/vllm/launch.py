@@ -169,8 +169,8 @@ def _check(load: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 def adapter_of(verbalizer: Verbalizer) -> str | None:
     """Return the folder or the id of the verbalizer's adapter; ``None`` if it has none."""
-    adapter = getattr(verbalizer.av, "peft", None)
-    return None if adapter is None else _located(str(adapter))
+    adapter = hosts.adapter_of(verbalizer.av)
+    return None if adapter is None else _located(adapter)
 
 
 def name_of(verbalizer: Verbalizer) -> str:

@@ -27,7 +27,7 @@ from nnsight_nla.checkpoint.checkpoint import ORACLE_TEMPLATE
 from nnsight_nla.remote import ndif
 from nnsight_nla.verbalize.vllm import served
 from nnsight_nla.verbalize.vllm.settings import Settings
-from tests.helpers.vllm_server import AV, FakeServer, Handler, serving
+from tests.helpers.vllm_server import AV, FakeServer, Handler, serving, wait_for
 
 VECTORS = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
 
@@ -37,13 +37,6 @@ def server(monkeypatch):
     monkeypatch.setattr(ndif, "_LONGEST_WAIT", 0.01)
     with serving() as running:
         yield running
-
-
-def wait_for(true, seconds=20):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def remote(server: FakeServer, **vllm) -> NLA:
